@@ -1,0 +1,1 @@
+"""Control branches and joint fusion: the TISynth model."""

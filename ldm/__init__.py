@@ -1,0 +1,1 @@
+"""Latent diffusion: networks, first stages, text encoders, sampling and data."""
