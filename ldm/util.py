@@ -90,13 +90,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}")
     os.close(handle)
+    temporary = Path(name)
     try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+            temporary.unlink()
 
 
 def _umask() -> int:
@@ -117,7 +118,8 @@ def check_writable(folder: str | os.PathLike[str], option: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"{option} {folder}: cannot write there ({error.strerror or error}); name another folder") from error
+        reason = error.strerror or error
+        raise InputError(f"{option} {folder}: cannot write there ({reason}); name another folder") from error
     return folder
 
 

@@ -28,9 +28,10 @@ def run(main: Callable[[], int | None], errors: tuple[type[Exception], ...] = ()
         main: the command; None or 0 is success.
         errors: exceptions, beside ``InputError``, whose message is meant for the user.
     """
+    expected: tuple[type[Exception], ...] = (InputError, *errors)
     try:
         code = main() or 0
-    except (InputError, *errors) as error:
+    except expected as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
