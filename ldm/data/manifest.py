@@ -1,0 +1,266 @@
+"""Lists of items as JSON lines, and everything that can be wrong with them, found before any work.
+
+A line is ``{"source": mask, "target": image, "prompt": text, "ref_image": reference}``; paths are relative to the data
+root. All faults of a list are reported at once, each with list file, line and field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ldm.data.classes import ClassTable
+from ldm.data.images import ImageError, read_image, read_mask
+from ldm.util import InputError
+
+_SHOWN = 50  # faults that a message lists
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a list.
+
+    Attributes:
+        mask: file of the semantic mask.
+        image: file of the image that belongs to the mask; None where it is not needed.
+        reference: file of the reference image; None where it is not needed.
+        prompt: text, may be empty.
+        name: stem of the mask's file name; outputs carry it.
+        line: line in the list, from 1.
+        size: (height, width) of the mask in pixels; None where files were not opened.
+    """
+
+    mask: Path
+    image: Path | None
+    reference: Path | None
+    prompt: str
+    name: str
+    line: int
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one field of one line; ``str()`` gives it in one line of text."""
+
+    list_file: Path
+    line: int
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"{self.list_file} line {self.line}" + (f", field {self.field}" if self.field else "")
+        return f"{where}: {self.reason}".replace("\r", "\\r").replace("\n", "\\n")
+
+
+@dataclass
+class _Line:
+    """A line as far as it could be read."""
+
+    number: int
+    prompt: str = ""
+    names: dict[str, str] = field(default_factory=dict)  # field -> path as written
+    paths: dict[str, Path] = field(default_factory=dict)  # field -> path below the data root
+    faults: list[tuple[str, str]] = field(default_factory=list)  # (field, reason)
+    size: tuple[int, int] | None = None
+
+    def item(self) -> Item:
+        mask = self.paths["source"]
+        image, reference = self.paths.get("target"), self.paths.get("ref_image")
+        return Item(mask, image, reference, self.prompt, mask.stem, self.number, self.size)
+
+
+def read_manifest(
+    list_file: str | os.PathLike[str],
+    data_root: str | os.PathLike[str],
+    *,
+    classes: ClassTable | None = None,
+    need_image: bool = True,
+    need_reference: bool = False,
+    skip_invalid: bool = False,
+    size: tuple[int, int] | None = None,
+    multiple_of: int = 64,
+    num_workers: int | None = None,
+    progress: bool = True,
+    check_files: bool = True,
+) -> tuple[list[Item], list[Fault]]:
+    """Reads a list and checks every line and every file it names.
+
+    Args:
+        list_file: JSON lines, UTF-8; a relative path is looked up as given, then below ``data_root``.
+        data_root: folder that all paths in the list are relative to and may not leave.
+        classes: if given, mask values must be ids of these classes or the ignore id.
+        need_image: lines must name an image (``target``); otherwise that field is not looked at.
+        need_reference: lines must name a reference image (``ref_image``); otherwise not looked at.
+        skip_invalid: leave faulty lines out instead of raising.
+        size: (height, width) that items will be resized to; None keeps each file's own size.
+        multiple_of: height and width must be multiples of this many pixels.
+        num_workers: threads that open files; None is one per CPU.
+        progress: show a bar with the time left.
+        check_files: open every file; False checks the lines alone.
+
+    Returns:
+        The valid items in the list's order, and all faults (none without ``skip_invalid``).
+
+    Raises:
+        InputError: faults (without ``skip_invalid``), no items, an unreadable list, or a size that is no multiple.
+    """
+    root, path = _resolve(list_file, data_root)
+    if size is not None and (min(size) <= 0 or any(side % multiple_of for side in size)):
+        raise InputError(f"size {size[0]} x {size[1]}: height and width must be multiples of {multiple_of} px")
+    fields = ["source", *(["target"] if need_image else []), *(["ref_image"] if need_reference else [])]
+    lines = [_parse(number, text, fields, root) for number, text in _read_lines(path)]
+    if not lines:
+        raise InputError(f"{path}: no items; write one JSON object a line")
+    _find_duplicates(lines, need_image=need_image)
+    if check_files:
+        multiple = multiple_of if size is None else 1
+        _open_all(lines, classes, multiple, num_workers or os.cpu_count() or 1, progress)
+
+    faults = [Fault(path, line.number, name, reason) for line in lines for name, reason in line.faults]
+    items = [line.item() for line in lines if not line.faults]
+    if faults and not (skip_invalid and items):
+        raise InputError(_message(path, faults, none_left=skip_invalid))
+    return items, faults
+
+
+def _resolve(list_file: str | os.PathLike[str], data_root: str | os.PathLike[str]) -> tuple[Path, Path]:
+    root, path = Path(data_root), Path(list_file)
+    if not root.is_dir():
+        raise InputError(f"data_root {root}: no such folder; name the folder that the list's paths are relative to")
+    if not path.is_file():
+        if not (root / path).is_file():
+            raise InputError(f"{path}: no such list file, neither here nor below {root}")
+        path = root / path
+    return root, path
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of each line that is not blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the list ({error}); it must be UTF-8 text") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _parse(number: int, text: str, fields: list[str], root: Path) -> _Line:
+    """One line to paths below ``root``; what is wrong is noted, not raised."""
+    line = _Line(number)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line.faults.append(("", f"no JSON object ({error}); write one JSON object a line"))
+        return line
+    if not isinstance(content, dict):
+        example = '{"source": "label/a.png", ...}'
+        line.faults.append(("", f"no JSON object but a {type(content).__name__}; write {example}"))
+        return line
+    for name in [*fields, "prompt"]:
+        value = content.get(name)
+        if name not in content:
+            line.faults.append((name, f"missing (fields of this line: {', '.join(content) or 'none'})"))
+        elif not isinstance(value, str):
+            line.faults.append((name, f"must be text in quotes, is {json.dumps(value)[:40]}"))
+        elif name == "prompt":
+            line.prompt = value
+        else:
+            line.names[name] = value
+            _locate(line, name, root)
+    return line
+
+
+def _locate(line: _Line, name: str, root: Path) -> None:
+    """Finds the file of a field; the path may not leave ``root``, by whatever way."""
+    written = line.names[name]
+    try:
+        path = root / written
+        inside = path.resolve().is_relative_to(root.resolve())
+        exists = inside and path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, a name too long, a loop of links
+        line.faults.append((name, f"no usable path: {written[:80]!r} ({error})"))
+        return
+    if not inside:
+        line.faults.append((name, f"path leaves the data root {root}: {written}; keep the file below the data root"))
+    elif not exists:
+        line.faults.append((name, f"file not found: {written} (below {root}); correct the list or the data root"))
+    else:
+        line.paths[name] = path
+
+
+def _find_duplicates(lines: list[_Line], need_image: bool) -> None:
+    """Pairs are one-to-one; where images are synthesised, no two items may write the same output file."""
+    used: dict[tuple[str, str], int] = {}
+    for line in lines:
+        for name in ("source", "target"):
+            if path := line.paths.get(name):
+                first = used.setdefault((name, str(path.resolve())), line.number)
+                if first != line.number:
+                    line.faults.append((name, f"{line.names[name]} is used by line {first} already; use each once"))
+                elif name == "source" and not need_image:
+                    first = used.setdefault(("stem", path.stem), line.number)
+                    if first != line.number:
+                        reason = f"{line.names[name]} has the file name of line {first}'s mask, so that their outputs"
+                        line.faults.append((name, f"{reason} would overwrite each other; rename one"))
+
+
+def _open_all(
+    lines: list[_Line], classes: ClassTable | None, multiple_of: int, num_workers: int, progress: bool
+) -> None:
+    """Decodes every file of every line, in threads (decoders work outside the interpreter's lock)."""
+    with ThreadPoolExecutor(num_workers) as pool:
+        try:
+            done = pool.map(lambda line: _open(line, classes, multiple_of), lines)
+            for _ in tqdm(done, total=len(lines), desc="checking files", unit="item", disable=not progress):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C ends now, not after the whole list
+            raise
+
+
+def _open(line: _Line, classes: ClassTable | None, multiple_of: int) -> None:
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, path in line.paths.items():
+        try:
+            pixels = read_mask(path) if name == "source" else read_image(path)
+        except ImageError as error:
+            line.faults.append((name, f"{line.names[name]}: {error}"))
+            continue
+        shapes[name] = (pixels.shape[0], pixels.shape[1])
+        if name == "source" and classes is not None and (wrong := _wrong_ids(pixels, classes)):
+            allowed = f"0..{len(classes) - 1} or {classes.ignore_index} (ignore)"
+            line.faults.append((name, f"{line.names[name]}: class ids {wrong} are not in {allowed}"))
+    if "source" not in shapes:
+        return
+    line.size = height, width = shapes["source"]
+    if shapes.get("target", line.size) != line.size:
+        other_height, other_width = shapes["target"]
+        reason = f"image is {other_width} x {other_height} px, its mask {width} x {height} (width x height)"
+        line.faults.append(("target", f"{line.names['target']}: {reason}; they must agree"))
+    if height % multiple_of or width % multiple_of:
+        reason = f"{width} x {height} px (width x height) are no multiples of {multiple_of}; use --size to resize"
+        line.faults.append(("source", f"{line.names['source']}: {reason}"))
+
+
+def _wrong_ids(mask: np.ndarray, classes: ClassTable) -> str:
+    """Ids in the mask that are no class, e.g. ``7, 9``; empty where all are."""
+    present = np.bincount(mask.ravel(), minlength=256) > 0
+    wrong = np.flatnonzero(present & ~classes.is_valid())
+    return ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
+
+
+def _message(path: Path, faults: list[Fault], none_left: bool) -> str:
+    if len(faults) == 1 and not none_left:
+        return str(faults[0])
+    head = f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}" + (", no valid items" if none_left else "")
+    more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+    return "\n".join([head, *map(str, faults[:_SHOWN]), *more])
