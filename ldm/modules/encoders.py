@@ -1,0 +1,314 @@
+"""Text encoders: CLIP ViT-L/14 (Stable Diffusion 1.x) and OpenCLIP ViT-H/14 (Stable Diffusion 2.x).
+
+Nothing is downloaded: an encoder's shape comes from its arguments, its weights from the checkpoint, and CLIP's
+vocabulary ships inside ``open_clip_torch``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import inspect
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ldm.util import InputError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+END_ID = 49407
+VOCAB_SIZE = 49408
+
+
+@lru_cache(maxsize=1)
+def _clip_bpe() -> CLIPTokenizer:
+    """CLIP's byte-pair encoding (Radford et al. 2021) from the list of merges inside ``open_clip_torch``."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise InputError("CLIP's vocabulary ships inside open_clip_torch: pip install open_clip_torch")
+    with gzip.open(Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz"), "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    letters = sorted(ByteLevel.alphabet())  # one printable letter a byte, in CLIP's order
+    count = VOCAB_SIZE - 2 * len(letters) - 2  # what the letters, the word-ending letters and two marks leave
+    merges = [tuple(line.split()) for line in lines[1 : 1 + count]]  # line 0 is a header
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges), START, END]
+    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
+
+
+class ClipTokenizer:
+    """OpenAI's CLIP tokenizer, with a fixed length.
+
+    Args:
+        max_length: tokens a text, start and end token included; a longer text is cut, its end token stays.
+        pad_token: id that fills up short texts: 49407, the end token (ViT-L/14 as published), or 0 (open_clip).
+    """
+
+    def __init__(self, max_length: int = 77, pad_token: int = END_ID) -> None:
+        self.max_length, self.pad_token = max_length, pad_token
+        self.bpe = _clip_bpe()
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Token ids, int64 (B, max_length)."""
+        ids = self.bpe(list(texts), truncation=True, max_length=self.max_length)["input_ids"] if len(texts) else []
+        tokens = torch.full((len(texts), self.max_length), self.pad_token, dtype=torch.int64)
+        for row, known in zip(tokens, ids, strict=True):
+            row[: len(known)] = torch.tensor(known)
+        return tokens
+
+
+class TextEncoder(nn.Module):
+    """A text encoder that remembers the embedding of each distinct prompt; always in eval mode.
+
+    Args:
+        tokenizer: texts -> token ids.
+        freeze: no parameter learns. With ``freeze=False``, nothing is remembered while gradients are on.
+        cache_size: how many prompts are remembered, the least recently used is dropped first; 0 turns it off.
+    """
+
+    def __init__(self, tokenizer: ClipTokenizer, freeze: bool, cache_size: int) -> None:
+        super().__init__()
+        self.tokenizer, self.freeze_weights, self.cache_size = tokenizer, freeze, cache_size
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._cached_under: tuple[object, ...] = ()
+
+    def freeze(self) -> None:
+        """Stops all parameters from learning."""
+        self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """Stays in eval mode whatever ``mode`` says: the published models condition on the encoder as it is."""
+        return super().train(False)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, L) -> embeddings (B, L, C)."""
+        raise NotImplementedError
+
+    def forward(self, texts: str | Sequence[str]) -> Tensor:
+        """The same as ``encode``."""
+        return self.encode(texts)
+
+    def encode(self, texts: str | Sequence[str]) -> Tensor:
+        """Embeds texts.
+
+        Args:
+            texts: B texts (one string is one text).
+
+        Returns:
+            (B, max_length, C) on the encoder's device.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            return self.encode("")[:0]
+        device = next(self.parameters()).device
+        learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+        if learning:
+            return self.embed(self.tokenizer(texts).to(device))
+        state = self._state(device)
+        if state != self._cached_under:
+            self._cache.clear()
+            self._cached_under = state
+        new = [text for text in dict.fromkeys(texts) if text not in self._cache]
+        found = {text: self._cache[text] for text in texts if text in self._cache}
+        if new:
+            with torch.no_grad():
+                found.update(zip(new, self.embed(self.tokenizer(new).to(device)), strict=True))
+        for text in dict.fromkeys(texts):
+            # a clone, since a view would keep its whole batch alive
+            self._cache[text] = found[text].clone() if text in new else found[text]
+            self._cache.move_to_end(text)
+        while len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+        return torch.stack([found[text] for text in texts])
+
+    def _state(self, device: torch.device) -> tuple[object, ...]:
+        """What remembered embeddings depend on: changes when weights are loaded, moved or cast, and under autocast."""
+        kind = device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        # a tensor's version counts in-place writes; inference tensors keep none
+        weights = (
+            (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
+            for weight in self.parameters()
+        )
+        return (device, autocast, *weights)
+
+
+class FrozenCLIPEmbedder(TextEncoder):
+    """CLIP's text transformer as Stable Diffusion 1.x uses it: the last hidden state, after the final layer norm.
+
+    Args:
+        version: a folder in Hugging Face layout, or a hub name, to take shape and weights from. None: the shape is
+            that of the arguments below, the weights come with the checkpoint.
+        device: accepted for published YAML files, unused: the encoder lives where its model does.
+        max_length: tokens a text.
+        freeze: no parameter learns.
+        layer: "last"; "hidden": the state after block ``layer_idx``, not normed; "pooled": one vector a text (L = 1).
+        layer_idx: for "hidden", 0 (embeddings) to ``num_layers``; negative values count from the end.
+        hidden_size: C.
+        num_layers: transformer blocks.
+        num_heads: attention heads.
+        intermediate_size: width of the feed-forward part.
+        vocab_size: size of the vocabulary.
+        hidden_act: "quick_gelu" (OpenAI's weights) or "gelu" (OpenCLIP's weights in Hugging Face layout, SD 2.x).
+        pad_token: id that fills up short texts: 49407 (SD 1.x), or 0 (SD 2.x).
+        cache_size: how many prompts' embeddings are remembered.
+
+    Raises:
+        InputError: impossible arguments, or no text model under ``version``.
+    """
+
+    def __init__(
+        self,
+        version: str | None = None,
+        device: str | None = None,
+        max_length: int = 77,
+        freeze: bool = True,
+        layer: str = "last",
+        layer_idx: int | None = None,
+        hidden_size: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        intermediate_size: int = 3072,
+        vocab_size: int = VOCAB_SIZE,
+        hidden_act: str = "quick_gelu",
+        pad_token: int = END_ID,
+        cache_size: int = 256,
+    ) -> None:
+        if vocab_size < VOCAB_SIZE:
+            raise InputError(f"vocab_size {vocab_size}: CLIP's vocabulary has {VOCAB_SIZE} tokens")
+        if hidden_size % num_heads:
+            raise InputError(f"hidden_size {hidden_size}: not a multiple of num_heads {num_heads}")
+        super().__init__(ClipTokenizer(max_length, pad_token), freeze, cache_size)
+        config = CLIPTextConfig(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            max_position_embeddings=max_length,
+            hidden_act=hidden_act,
+        )
+        text_model = CLIPTextModel(config) if version is None else _pretrained_clip(version)
+        # published keys read transformer.text_model.*, transformers no longer has that level
+        self.transformer = nn.ModuleDict({"text_model": text_model})
+        layers: int = text_model.config.num_hidden_layers
+        if layer not in ("last", "hidden", "pooled"):
+            raise InputError(f"layer {layer!r}: must be last, hidden or pooled")
+        if layer == "hidden" and (layer_idx is None or not -layers - 1 <= layer_idx <= layers):
+            raise InputError(f"layer_idx {layer_idx}: layer 'hidden' needs a value from {-layers - 1} to {layers}")
+        self.layer, self.layer_idx = layer, layer_idx
+        self.eval()
+        if freeze:
+            self.freeze()
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, L) -> (B, L, C); (B, 1, C) for ``layer="pooled"``."""
+        output = self.transformer["text_model"](input_ids=tokens, output_hidden_states=self.layer == "hidden")
+        if self.layer == "last":
+            return output.last_hidden_state
+        if self.layer == "pooled":
+            return output.pooler_output[:, None, :]
+        return output.hidden_states[self.layer_idx]
+
+
+def _pretrained_clip(version: str) -> CLIPTextModel:
+    try:
+        return CLIPTextModel.from_pretrained(version)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"version {version}: no CLIP text model in that folder or under that hub name; "
+            "leave version out when the checkpoint brings the text encoder's weights"
+        ) from error
+
+
+class FrozenOpenCLIPEmbedder(TextEncoder):
+    """OpenCLIP's text transformer as Stable Diffusion 2.x uses it: a late block's output after the final layer norm.
+
+    Args:
+        arch: name of an ``open_clip`` architecture.
+        version: an ``open_clip`` weights file or tag to load. None: the weights come with the checkpoint.
+        device: accepted for published YAML files, unused.
+        max_length: tokens a text.
+        freeze: no parameter learns.
+        layer: "last", or "penultimate" (published SD 2.x).
+        text_config: replaces ``arch``: ``embed_dim`` and the fields of an ``open_clip`` ``text_cfg`` (width, ...).
+        cache_size: how many prompts' embeddings are remembered.
+
+    Raises:
+        InputError: unknown ``arch`` or ``layer``, or no weights under ``version``.
+    """
+
+    def __init__(
+        self,
+        arch: str = "ViT-H-14",
+        version: str | None = None,
+        device: str | None = None,
+        max_length: int = 77,
+        freeze: bool = True,
+        layer: str = "last",
+        text_config: Mapping[str, Any] | None = None,
+        cache_size: int = 256,
+    ) -> None:
+        if layer not in ("last", "penultimate"):
+            raise InputError(f"layer {layer!r}: must be last or penultimate")
+        super().__init__(ClipTokenizer(max_length, pad_token=0), freeze, cache_size)
+        self.model = _open_clip_text(arch, text_config, max_length)
+        # SD 2.x checkpoints carry CLIP's temperature beside the text transformer (the image tower was deleted)
+        self.model.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        if version is not None:
+            self._load(arch, version)
+        self.block = self.model.transformer.layers - (1 if layer == "last" else 2)
+        self.eval()
+        if freeze:
+            self.freeze()
+
+    def _load(self, arch: str, version: str) -> None:
+        import open_clip
+
+        try:
+            weights = open_clip.create_model(arch, pretrained=version).state_dict()
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"version {version}: no open_clip weights for {arch} in that file or under that tag; "
+                "leave version out when the checkpoint brings the text encoder's weights"
+            ) from error
+        self.model.load_state_dict({key: weights[key] for key in self.model.state_dict()})
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, L) -> (B, L, C)."""
+        output = self.model.forward_intermediates(
+            tokens,
+            indices=[self.block],
+            stop_early=True,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+        )
+        return output["text_intermediates"][0]
+
+
+def _open_clip_text(arch: str, text_config: Mapping[str, Any] | None, max_length: int) -> Any:
+    """open_clip's text transformer alone; the image tower, twice its size, is never built."""
+    import open_clip
+    from open_clip.transformer import QuickGELU, TextTransformer
+
+    if text_config is not None:
+        fields = dict(text_config)
+    else:
+        config = open_clip.get_model_config(arch)
+        if config is None or "hf_model_name" in config["text_cfg"]:
+            raise InputError(f"arch {arch}: not an open_clip architecture with a CLIP text transformer")
+        fields = {**config["text_cfg"], "embed_dim": config["embed_dim"], "quick_gelu": config.get("quick_gelu", False)}
+    activation = QuickGELU if fields.pop("quick_gelu", False) else nn.GELU
+    fields |= {"context_length": max_length, "output_dim": fields.pop("embed_dim", None)}
+    unknown = fields.keys() - inspect.signature(TextTransformer).parameters.keys()
+    if unknown:
+        raise InputError(f"text_config: open_clip's text transformer has no {', '.join(sorted(unknown))}")
+    return TextTransformer(act_layer=activation, **fields)
