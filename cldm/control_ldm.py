@@ -1,0 +1,132 @@
+"""TISynth's model: latent diffusion steered by a mask, a reference image and a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cldm.control import ControlNet
+from ldm.models.diffusion import LatentDiffusion, text_of
+from ldm.util import InputError, instantiate_from_config, seed_from
+
+
+class ControlLDM(LatentDiffusion):
+    """Latent diffusion with two control branches and joint fusion.
+
+    Args:
+        control_stage_config: the mask branch.
+        ssl_stage_config: the reference branch.
+        control_key: batch field of the mask's encoding.
+        ssl_control_key: batch field of the reference image.
+        trainable: ``fusion`` (both branches and the new attention, as published) or ``all`` (the whole U-Net too, for
+            models that do not start from Stable Diffusion).
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        warmup_steps: steps of linear warm-up.
+        decay_steps: step at which a cosine decay to zero ends; None keeps the rate.
+        **latent_diffusion: see ``LatentDiffusion``.
+    """
+
+    def __init__(
+        self,
+        control_stage_config: Mapping[str, Any],
+        ssl_stage_config: Mapping[str, Any],
+        control_key: str = "hint",
+        ssl_control_key: str = "ssl",
+        trainable: str = "fusion",
+        learning_rate: float = 1e-5,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        decay_steps: int | None = None,
+        **latent_diffusion: Any,
+    ) -> None:
+        super().__init__(**latent_diffusion)
+        self.control_model: ControlNet = instantiate_from_config(control_stage_config)
+        self.ssl_stage_model: ControlNet = instantiate_from_config(ssl_stage_config)
+        self.control_key, self.ssl_control_key = control_key, ssl_control_key
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
+        if trainable not in ("fusion", "all"):
+            raise InputError(f"model: trainable: {trainable}: choose fusion or all")
+        self.model.requires_grad_(trainable == "all")
+        for _, parameter in self.new_parameters():
+            parameter.requires_grad_(True)
+        # Blocks without attention read no features: their zero convolutions cannot learn.
+        read = self.model.diffusion_model.fused_features()
+        for branch in (self.control_model, self.ssl_stage_model):
+            for i, conv in enumerate(branch.zero_convs):
+                conv.requires_grad_(i in read)
+
+    def new_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What TISynth adds to Stable Diffusion: both branches, and the attention to their features."""
+        for name, parameter in self.named_parameters():
+            branch = name.startswith(("control_model.", "ssl_stage_model."))
+            if branch or (name.startswith("model.diffusion_model.") and "trainable" in name):
+                yield name, parameter
+
+    def prepare(self, cond: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Computes both hints' features once; the text's keys and values on first use."""
+        return {
+            **super().prepare(cond),
+            "mask_hint": self.control_model.encode_hint(torch.cat(cond["c_concat"], 1)),
+            "reference_hint": self.ssl_stage_model.encode_hint(torch.cat(cond["c_ssl"], 1)),
+        }
+
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        """The network's prediction.
+
+        Args:
+            x_noisy: noisy latent (B, C, h, w).
+            t: time steps (B,).
+            cond: ``{c_concat: [hint (B, C', H, W)], c_crossattn: [text (B, L, D)], c_ssl: [latent (B, C, h, w)]}``,
+                or what ``prepare`` made of it.
+
+        Returns:
+            (B, C, h, w).
+        """
+        text = text_of(cond)
+        mask = None if "mask_hint" in cond else torch.cat(cond["c_concat"], 1)
+        reference = None if "reference_hint" in cond else torch.cat(cond["c_ssl"], 1)
+        mask_features = self.control_model(x_noisy, mask, t, text, cond.get("mask_hint"))
+        reference_features = self.ssl_stage_model(x_noisy, reference, t, text, cond.get("reference_hint"))
+        return self.model.diffusion_model(x_noisy, t, text, mask_features, reference_features)
+
+    # ---- training
+
+    def condition(self, batch: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+        """A batch's conditions: mask encoding, text, and the reference's latent."""
+        seeds = [seed_from(int(seed), "reference") for seed in batch["seed"]]
+        return {
+            **super().condition(batch),
+            "c_concat": [batch[self.control_key]],
+            "c_ssl": [self.image_latent(batch[self.ssl_control_key], seeds)],
+        }
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Mean loss of a batch."""
+        loss = self.batch_losses(batch).mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["seed"]))
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Mean loss at time steps and noise that are the same at every epoch."""
+        loss = self.batch_losses(batch).mean()
+        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["seed"]))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over what trains, warm-up and cosine decay as asked."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+
+        def rate(step: int) -> float:
+            warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+            if self.decay_steps is None:
+                return warm
+            done = min(1.0, step / self.decay_steps)
+            return warm * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

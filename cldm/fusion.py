@@ -1,0 +1,21 @@
+"""Joint reference-semantic fusion: the U-Net whose transformers attend to both control branches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ldm.modules.unet import UNetModel
+
+
+class ControlledUnetModel(UNetModel):
+    """U-Net with all-in-attention in its middle and output blocks (TISynth, joint reference-semantic fusion).
+
+    The branches' features enter by attention alone; unlike in ControlNet, nothing is added to the skip connections.
+
+    Args:
+        ssl_dim: of published YAML files, without effect: features have the channels of the skip they meet.
+        **unet: see ``UNetModel``.
+    """
+
+    def __init__(self, ssl_dim: int | None = None, **unet: Any) -> None:
+        super().__init__(joint_fusion=True, **unet)

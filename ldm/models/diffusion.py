@@ -1,0 +1,191 @@
+"""Latent diffusion (Rombach et al. 2022): schedule, first stage, text encoder and denoiser in one module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.models.schedule import PREDICTION_TYPES, make_betas, schedule_buffers
+from ldm.modules.attention import CachedContext
+from ldm.util import InputError, instantiate_from_config, item_noise, seed_from
+
+
+class DiffusionWrapper(nn.Module):
+    """Holds the denoiser under its published name."""
+
+    def __init__(self, unet_config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.diffusion_model = instantiate_from_config(unet_config)
+
+
+class LatentDiffusion(pl.LightningModule):
+    """Latent diffusion with frozen first stage and text encoder.
+
+    Args:
+        unet_config: the denoiser.
+        first_stage_config: pixel <-> latent conversion.
+        cond_stage_config: text encoder.
+        timesteps: length T of the noise process.
+        linear_start: variance of its first step.
+        linear_end: variance of its last step.
+        parameterization: what the network predicts: ``eps`` (noise) or ``v`` (velocity, Salimans & Ho 2022).
+        scale_factor: the latent's scale, so that it has about unit variance.
+        channels: of the latent.
+        first_stage_key: batch field of the image.
+        cond_stage_key: batch field of the prompt.
+        **published: fields of published YAML files without effect here (``num_timesteps_cond``, ``log_every_t``,
+            ``image_size``, ``cond_stage_trainable``, ``conditioning_key``, ``monitor``, ``use_ema``).
+
+    Raises:
+        InputError: an unknown field or parameterization.
+    """
+
+    PUBLISHED = frozenset(
+        ("num_timesteps_cond", "log_every_t", "image_size", "cond_stage_trainable", "conditioning_key", "monitor",
+         "use_ema", "only_mid_control", "sd_locked", "aug_pipe_config")
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        unet_config: Mapping[str, Any],
+        first_stage_config: Mapping[str, Any],
+        cond_stage_config: Mapping[str, Any],
+        timesteps: int = 1000,
+        linear_start: float = 0.00085,
+        linear_end: float = 0.012,
+        parameterization: str = "eps",
+        scale_factor: float = 0.18215,
+        channels: int = 4,
+        first_stage_key: str = "jpg",
+        cond_stage_key: str = "txt",
+        **published: Any,
+    ) -> None:
+        super().__init__()
+        unknown = set(published) - self.PUBLISHED
+        if unknown:
+            raise InputError(f"model: unknown fields {', '.join(sorted(unknown))}")
+        if parameterization not in PREDICTION_TYPES:
+            raise InputError(f"model: parameterization: {parameterization}: choose eps or v")
+        self.parameterization = parameterization
+        self.scale_factor = scale_factor
+        self.channels = channels
+        self.first_stage_key, self.cond_stage_key = first_stage_key, cond_stage_key
+        for name, table in schedule_buffers(make_betas(timesteps, linear_start, linear_end)).items():
+            self.register_buffer(name, table)
+        self.betas: Tensor
+        self.model = DiffusionWrapper(unet_config)
+        self.first_stage_model = instantiate_from_config(first_stage_config)
+        self.cond_stage_model = instantiate_from_config(cond_stage_config)
+        for part in (self.first_stage_model, self.cond_stage_model):
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def factor(self) -> int:
+        """Image pixels a latent pixel."""
+        return self.first_stage_model.factor
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        """Training mode for all but the frozen first stage and text encoder."""
+        super().train(mode)
+        for part in ("first_stage_model", "cond_stage_model"):
+            if hasattr(self, part):
+                getattr(self, part).eval()
+        return self
+
+    # ---- pixels, text <-> what the denoiser sees
+
+    @torch.no_grad()
+    def encode_first_stage(self, image: Tensor) -> Any:
+        """Image (B, 3, H, W) in [-1, 1] -> posterior of the unscaled latent: ``.parameters, .mode(), .sample()``."""
+        return self.first_stage_model.encode(image)
+
+    @torch.no_grad()
+    def decode_first_stage(self, latent: Tensor) -> Tensor:
+        """Scaled latent (B, C, h, w) -> image (B, 3, H, W), about [-1, 1]."""
+        return self.first_stage_model.decode(latent / self.scale_factor)
+
+    def image_latent(self, image: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """Scaled latent (B, C, h, w) of an image (B, 3, H, W) in [-1, 1].
+
+        Args:
+            image: the image.
+            seeds: one an image for a sample of the posterior; None takes its mode.
+        """
+        posterior = self.encode_first_stage(image)
+        mean = posterior.mode()
+        if seeds is None:
+            return self.scale_factor * mean
+        return self.scale_factor * posterior.sample(item_noise(seeds, mean.shape[1:]).to(mean))
+
+    def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
+        """Prompts -> text embedding (B, L, D)."""
+        encode = getattr(self.cond_stage_model, "encode", self.cond_stage_model)
+        return encode(prompts)
+
+    # ---- the denoiser
+
+    def prepare(self, cond: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Computes what no time step changes, once; ``apply_model`` takes the result in place of ``cond``."""
+        return {**cond, "c_crossattn": [CachedContext(torch.cat(cond["c_crossattn"], 1))]}
+
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        """The network's prediction.
+
+        Args:
+            x_noisy: noisy latent (B, C, h, w).
+            t: time steps (B,).
+            cond: ``{c_crossattn: [text (B, L, D)]}``, or what ``prepare`` made of it.
+
+        Returns:
+            (B, C, h, w).
+        """
+        return self.model.diffusion_model(x_noisy, t, text_of(cond))
+
+    # ---- training
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Forward process x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, equation 4)."""
+        signal, sigma = self._coefficients(t, x_start)
+        return signal * x_start + sigma * noise
+
+    def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alphas_cumprod = self.alphas_cumprod[t][:, None, None, None].to(like)  # type: ignore[index]
+        return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+
+    def p_losses(self, x_start: Tensor, cond: Mapping[str, Any], t: Tensor, noise: Tensor) -> Tensor:
+        """Squared error of the prediction, one number an image (B,) (Ho et al. 2020, equation 14).
+
+        Args:
+            x_start: scaled latent (B, C, h, w).
+            cond: conditions of ``apply_model``.
+            t: time steps (B,).
+            noise: standard normal (B, C, h, w).
+        """
+        signal, sigma = self._coefficients(t, x_start)
+        target = noise if self.parameterization == "eps" else signal * noise - sigma * x_start
+        prediction = self.apply_model(signal * x_start + sigma * noise, t, cond)
+        return F.mse_loss(prediction.float(), target.float(), reduction="none").mean((1, 2, 3))
+
+    def condition(self, batch: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+        """A batch's conditions for ``apply_model``."""
+        return {"c_crossattn": [self.get_learned_conditioning(batch[self.cond_stage_key])]}
+
+    def batch_losses(self, batch: Mapping[str, Any]) -> Tensor:
+        """Losses (B,) of a batch; time step and noise of each image come from the batch's field ``seed`` alone."""
+        seeds = [int(seed) for seed in batch["seed"]]
+        x_start = self.image_latent(batch[self.first_stage_key], [seed_from(s, "posterior") for s in seeds])
+        draws = torch.tensor([seed_from(s, "t") for s in seeds], device=x_start.device)
+        noise = item_noise([seed_from(s, "noise") for s in seeds], x_start.shape[1:]).to(x_start)
+        return self.p_losses(x_start, self.condition(batch), draws % len(self.betas), noise)
+
+
+def text_of(cond: Mapping[str, Any]) -> Tensor | CachedContext:
+    """The text embedding of a condition: its tensors joined along the tokens, or the cached one."""
+    first = cond["c_crossattn"][0]
+    return first if isinstance(first, CachedContext) else torch.cat(cond["c_crossattn"], 1)

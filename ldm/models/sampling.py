@@ -1,0 +1,67 @@
+"""Sampling latents: a diffusers solver, a guided network, and noise that belongs to each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.models.guidance import Condition, Guidance
+from ldm.models.schedule import make_scheduler
+from ldm.util import InputError, item_noise, seed_from
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    cond: Condition,
+    uncond: Condition | None,
+    x_T: Tensor,
+    steps: int,
+    sampler: str = "ddim",
+    guidance_scale: float = 9.0,
+    eta: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    progress: bool = False,
+    **guidance: bool,
+) -> Tensor:
+    """Samples latents from noise.
+
+    Args:
+        model: LatentDiffusion or ControlLDM.
+        cond: ``{c_concat: [hint], c_crossattn: [text], c_ssl: [latent]}``.
+        uncond: alike, with the empty text; None for no guidance.
+        x_T: standard normal noise (B, C, h, w).
+        steps: denoising steps, 1 to 1000.
+        sampler: one of ``ldm.models.schedule.SAMPLERS``.
+        guidance_scale: 1 is no guidance.
+        eta: share of fresh noise a step, DDIM alone (Song et al. 2021, equation 16); 0 is deterministic.
+        seeds: one seed an image for that noise, so that an image does not depend on its batch.
+        progress: show a bar.
+        **guidance: ``split``, ``reuse``, ``share``, see ``Guidance``.
+
+    Returns:
+        latents (B, C, h, w), as ``decode_first_stage`` takes them.
+
+    Raises:
+        InputError: a sampler, number of steps or eta that cannot be.
+    """
+    scheduler = make_scheduler(sampler, model.betas, model.parameterization)
+    if not 1 <= steps <= len(model.betas):
+        raise InputError(f"--ddim_steps {steps}: must be 1 to {len(model.betas)}")
+    if eta and sampler != "ddim":
+        raise InputError(f"--ddim_eta {eta}: only the sampler ddim takes fresh noise; leave it at 0 for {sampler}")
+    scheduler.set_timesteps(steps, device=x_T.device)
+    predict = Guidance(model, cond, uncond, guidance_scale, **guidance)
+    x = x_T * scheduler.init_noise_sigma
+    for i, t in enumerate(tqdm(scheduler.timesteps, disable=not progress, desc=sampler, leave=False)):
+        prediction = predict(scheduler.scale_model_input(x, t).to(x_T.dtype), t.expand(x.shape[0]))
+        extra = {}
+        if eta:
+            fresh = [seed_from(seed, "eta", i) for seed in seeds or range(x.shape[0])]
+            extra = {"eta": eta, "variance_noise": item_noise(fresh, x.shape[1:]).to(x)}
+        x = scheduler.step(prediction.float(), t, x.float(), **extra).prev_sample
+    return x

@@ -1,0 +1,249 @@
+"""Attention, and the transformer block with its all-in-attention option.
+
+Names of submodules are those of published Stable Diffusion and TISynth checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ldm.modules.layers import group_norm, match_batch, zero_module
+
+
+class CachedContext:
+    """A text embedding whose keys and values are computed at the first denoising step and reused at all others.
+
+    They depend on the text alone, not on the time step. For inference only: nothing is recomputed when weights change.
+
+    Args:
+        tensor: text embedding (B, L, D).
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._key_value: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, L, D)."""
+        return self.tensor.shape
+
+    def key_value(self, attention: CrossAttention) -> tuple[Tensor, Tensor]:
+        """Keys and values of one attention layer, each (B, heads, L, dim_head)."""
+        key = id(attention)
+        if key not in self._key_value:
+            self._key_value[key] = attention.key_value(self.tensor)
+        return self._key_value[key]
+
+
+Context = Tensor | CachedContext
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2); self-attention where no context is given.
+
+    Args:
+        query_dim: channels of the queries' source and of the output.
+        context_dim: channels of the keys' and values' source; ``query_dim`` if None.
+        heads: number of heads.
+        dim_head: channels of a head.
+    """
+
+    def __init__(self, query_dim: int, context_dim: int | None = None, heads: int = 8, dim_head: int = 64) -> None:
+        super().__init__()
+        inner_dim = heads * dim_head
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, inner_dim, bias=False)
+        self.to_k = nn.Linear(context_dim or query_dim, inner_dim, bias=False)
+        self.to_v = nn.Linear(context_dim or query_dim, inner_dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner_dim, query_dim), nn.Dropout(0.0))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, heads*d) -> (B, heads, N, d)
+
+    def key_value(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, L, dim_head) of a context (B, L, D)."""
+        return self._split_heads(self.to_k(context)), self._split_heads(self.to_v(context))
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """x (B, N, C), context (B, L, D) -> (B, N, C)."""
+        query = self._split_heads(self.to_q(x))
+        if isinstance(context, CachedContext):
+            key, value = context.key_value(self)
+        else:
+            key, value = self.key_value(x if context is None else context)
+        # softmax(Q K^T / sqrt(d)) V
+        out = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, d)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class GEGLU(nn.Module):
+    """Gated linear unit with GELU (Shazeer 2020)."""
+
+    def __init__(self, dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, inner_dim * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., inner_dim)."""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Two-layer perceptron with a gated hidden layer four times as wide."""
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.net(x)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Transformer block; with ``fusion_dim``, the all-in-attention block of TISynth.
+
+    All-in-attention puts two attentions in front: to the reference features, then to the mask features, so that one
+    block sees the reference, the mask, the image itself and the text. Every part is pre-normed and residual.
+
+    Args:
+        dim: channels of the image tokens.
+        heads: heads of each attention.
+        dim_head: channels of a head.
+        context_dim: channels of the text embedding.
+        fusion_dim: channels of the reference and mask features; None leaves both attentions out.
+        dropout: of the feed-forward part.
+        use_checkpoint: recompute activations in the backward pass, to save memory.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        context_dim: int | None = None,
+        fusion_dim: int | None = None,
+        dropout: float = 0.0,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.use_checkpoint = use_checkpoint
+        self.joint_fusion = fusion_dim is not None
+        if fusion_dim is not None:
+            self.attn00_ls_trainable = CrossAttention(dim, fusion_dim, heads, dim_head)
+            self.attn01_ssl_trainable = CrossAttention(dim, fusion_dim, heads, dim_head)
+            self.norm00_trainable = nn.LayerNorm(dim)
+            self.norm01_trainable = nn.LayerNorm(dim)
+        self.attn1 = CrossAttention(dim, None, heads, dim_head)
+        self.ff = FeedForward(dim, dropout)
+        self.attn2 = CrossAttention(dim, context_dim, heads, dim_head)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Context | None = None,
+        mask_features: Tensor | None = None,
+        reference_features: Tensor | None = None,
+    ) -> Tensor:
+        """Image tokens to image tokens.
+
+        Args:
+            x: image tokens (B, N, C).
+            context: text embedding (B or k*B, L, D); the output has its batch.
+            mask_features: tokens of the mask branch (B, N, C'), for joint fusion.
+            reference_features: tokens of the reference branch (B, N, C'), for joint fusion.
+        """
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, context, mask_features, reference_features, use_reentrant=False)
+        return self._forward(x, context, mask_features, reference_features)
+
+    def _forward(
+        self, x: Tensor, context: Context | None, mask_features: Tensor | None, reference_features: Tensor | None
+    ) -> Tensor:
+        # TISynth, all-in-attention: reference -> mask -> self -> text -> feed-forward
+        if self.joint_fusion:
+            x = x + self.attn00_ls_trainable(self.norm00_trainable(x), reference_features)
+            x = x + self.attn01_ssl_trainable(self.norm01_trainable(x), mask_features)
+        x = x + self.attn1(self.norm1(x))
+        if context is not None:
+            x = match_batch(x, context.shape[0])
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks on a feature map, whose pixels are the tokens; residual around all of them.
+
+    Args:
+        channels: channels of the feature map.
+        heads: heads of each attention.
+        dim_head: channels of a head.
+        depth: number of blocks.
+        context_dim: channels of the text embedding.
+        fusion_dim: channels of the mask and reference features, see ``BasicTransformerBlock``.
+        use_linear: projections stored as linear layers (SD 2) or as 1 x 1 convolutions (SD 1).
+        dropout: of the feed-forward parts.
+        use_checkpoint: recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        dim_head: int,
+        depth: int = 1,
+        context_dim: int | None = None,
+        fusion_dim: int | None = None,
+        use_linear: bool = False,
+        dropout: float = 0.0,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        inner_dim = heads * dim_head
+        self.norm = group_norm(channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, inner_dim) if use_linear else nn.Conv2d(channels, inner_dim, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(inner_dim, heads, dim_head, context_dim, fusion_dim, dropout, use_checkpoint)
+            for _ in range(depth)
+        )
+        self.proj_out = zero_module(
+            nn.Linear(inner_dim, channels) if use_linear else nn.Conv2d(inner_dim, channels, 1)
+        )
+
+    @staticmethod
+    def _project(layer: nn.Module, tokens: Tensor) -> Tensor:
+        # A 1 x 1 convolution on tokens is a linear layer: no change of layout between it and the attention.
+        return F.linear(tokens, layer.weight.flatten(1), layer.bias)  # type: ignore[operator, arg-type]
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Context | None = None,
+        mask_features: Tensor | None = None,
+        reference_features: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, C, H, W) -> (B or k*B, C, H, W); features are maps (B or k*B, C', H, W)."""
+        height, width = x.shape[-2:]
+        tokens = to_tokens(self.norm(x))  # (B, HW, C)
+        tokens = self._project(self.proj_in, tokens)
+        if mask_features is not None and reference_features is not None:
+            mask_features = match_batch(to_tokens(mask_features), len(x))
+            reference_features = match_batch(to_tokens(reference_features), len(x))
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context, mask_features, reference_features)
+        tokens = self._project(self.proj_out, tokens)
+        out = tokens.transpose(1, 2).unflatten(-1, (height, width))  # (k*B, C, H, W)
+        return match_batch(x, out.shape[0]) + out
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, HW, C)."""
+    return x.flatten(2).transpose(1, 2)
