@@ -1,0 +1,251 @@
+"""The discrete VAE of DALL-E (Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021, section 2.1 and appendix A).
+
+Image (3, H, W) -> logits of 8,192 tokens (8192, H/8, W/8) -> image. Own implementation of the paper's structure with
+the published parameter names: the ``dall_e`` package has had no release since 2021, and unpickles code with its weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gss.errors import InputError
+from gss.weights import read_state_dict
+
+_EPSILON = 0.1  # appendix A.3: images are mapped to [0.1, 0.9]
+SCALE = 8  # image pixels a token's side
+
+
+class Conv2d(nn.Module):
+    """A "same" convolution whose parameters carry the published names ``w`` (out, in, k, k) and ``b`` (out)."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(n_out, n_in, kernel, kernel) / (n_in * kernel**2) ** 0.5)
+        self.b = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, n_in, H, W) to (B, n_out, H, W)."""
+        return F.conv2d(x, self.w, self.b, padding=self.w.shape[-1] // 2)
+
+
+class Block(nn.Module):
+    """Bottleneck residual block: ``id_path(x) + gain * res_path(x)``, gain 1 / (number of blocks)^2."""
+
+    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, ...], gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+        self.id_path = Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        widths = [n_in, *[n_out // 4] * (len(kernels) - 1), n_out]
+        layers: list[tuple[str, nn.Module]] = []
+        for i, kernel in enumerate(kernels, start=1):
+            layers += [(f"relu_{i}", nn.ReLU()), (f"conv_{i}", Conv2d(widths[i - 1], widths[i], kernel))]
+        self.res_path = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, n_in, H, W) to (B, n_out, H, W)."""
+        return self.id_path(x) + self.gain * self.res_path(x)
+
+
+def _trunk(
+    widths: list[int], n_blocks: int, kernels: tuple[int, ...], resample: nn.Module
+) -> list[tuple[str, nn.Module]]:
+    """The groups between input and output convolution; ``resample`` follows all groups but the last."""
+    n_groups = len(widths) - 1
+    gain = 1 / (n_groups * n_blocks) ** 2
+    groups: list[tuple[str, nn.Module]] = []
+    for g in range(1, n_groups + 1):
+        blocks: list[tuple[str, nn.Module]] = [
+            (f"block_{i}", Block(widths[g - 1] if i == 1 else widths[g], widths[g], kernels, gain))
+            for i in range(1, n_blocks + 1)
+        ]
+        if g < n_groups:
+            blocks.append(("resample", resample))
+        groups.append((f"group_{g}", nn.Sequential(OrderedDict(blocks))))
+    return groups
+
+
+class Encoder(nn.Module):
+    """Image in [0.1, 0.9] (B, 3, H, W) -> token logits (B, vocabulary, H/8, W/8)."""
+
+    def __init__(self, n_hid: int = 256, n_blk_per_group: int = 2, vocab_size: int = 8192) -> None:
+        super().__init__()
+        widths = [n_hid, n_hid, 2 * n_hid, 4 * n_hid, 8 * n_hid]
+        self.blocks = nn.Sequential(
+            OrderedDict(
+                [
+                    ("input", Conv2d(3, n_hid, 7)),
+                    *_trunk(widths, n_blk_per_group, (3, 3, 3, 1), nn.MaxPool2d(2)),
+                    (
+                        "output",
+                        nn.Sequential(OrderedDict([("relu", nn.ReLU()), ("conv", Conv2d(8 * n_hid, vocab_size, 1))])),
+                    ),
+                ]
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Token logits of an image in [0.1, 0.9]."""
+        return self.blocks(x)
+
+
+class Decoder(nn.Module):
+    """Tokens or their probabilities -> 6 channels (B, 6, H, W): location and log-scale of a logit-Laplace."""
+
+    def __init__(self, n_init: int = 128, n_hid: int = 256, n_blk_per_group: int = 2, vocab_size: int = 8192) -> None:
+        super().__init__()
+        widths = [n_init, 8 * n_hid, 4 * n_hid, 2 * n_hid, n_hid]
+        self.blocks = nn.Sequential(
+            OrderedDict(
+                [
+                    ("input", Conv2d(vocab_size, n_init, 1)),
+                    *_trunk(widths, n_blk_per_group, (1, 3, 3, 3), nn.Upsample(scale_factor=2, mode="nearest")),
+                    ("output", nn.Sequential(OrderedDict([("relu", nn.ReLU()), ("conv", Conv2d(n_hid, 6, 1))]))),
+                ]
+            )
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decodes token indices (B, h, w), or a distribution over them (B, vocabulary, h, w)."""
+        first, *rest = cast("tuple[Conv2d, *tuple[nn.Module, ...]]", tuple(self.blocks))
+        if z.dtype == torch.long:  # 1 x 1 convolution of a one-hot map = a row of its weights, without the map
+            x = F.embedding(z, first.w[:, :, 0, 0].T).movedim(-1, 1) + first.b.view(1, -1, 1, 1)
+        else:
+            x = first(z)
+        for layer in rest:
+            x = layer(x)
+        return x
+
+
+class DVAE(nn.Module):
+    """The discrete VAE, frozen and in eval mode whatever ``train()`` says, unless ``frozen`` is False.
+
+    Args:
+        weights: file with its weights (see ``load_weights``); None leaves it to the checkpoint of the whole model.
+        encoder: ``Encoder`` arguments; the defaults are DALL-E's.
+        decoder: ``Decoder`` arguments.
+        frozen: False to train it.
+
+    Raises:
+        InputError: weights missing or of another size.
+    """
+
+    def __init__(
+        self,
+        weights: str | None = None,
+        encoder: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
+        frozen: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Encoder(**(encoder or {})), Decoder(**(decoder or {}))
+        self.vocab_size: int = self.state_dict()["encoder.blocks.output.conv.b"].shape[0]
+        self.frozen = frozen
+        self.loaded = False
+        if weights is not None:
+            load_weights(self, weights)
+        if frozen:
+            self.requires_grad_(False)
+            self.eval()
+
+    def train(self, mode: bool = True) -> DVAE:
+        """Training mode, unless frozen."""
+        return super().train(mode and not self.frozen)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.loaded |= any(key.startswith(f"{prefix}encoder.") for key in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_loaded(self) -> None:
+        if self.frozen and not self.loaded:
+            raise InputError("d_vae: has no weights; set d_vae.weights in the config, or load a whole GSS checkpoint")
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Token logits of an image.
+
+        Args:
+            image: (B, 3, H, W), values 0..1, H and W multiples of 8.
+
+        Returns:
+            (B, vocabulary, H/8, W/8).
+
+        Raises:
+            InputError: H or W is no multiple of 8, or there are no weights.
+        """
+        self._check_loaded()
+        height, width = image.shape[-2:]
+        if height % SCALE or width % SCALE:
+            raise InputError(
+                f"image of {height} x {width} pixels: the dVAE takes multiples of {SCALE}; pad or resize it"
+            )
+        return self.encoder((1 - 2 * _EPSILON) * image + _EPSILON)
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """Most likely tokens (B, H/8, W/8), int64; image by image, since the logits are the largest array there is."""
+        return torch.cat([self.logits(one[None]).argmax(1) for one in image])
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Image (B, 3, 8h, 8w), values 0..1, of tokens (B, h, w), int64; image by image."""
+        self._check_loaded()
+        return torch.cat([unmap_pixels(torch.sigmoid(self.decoder(one[None])[:, :3])) for one in tokens])
+
+
+def unmap_pixels(x: Tensor) -> Tensor:
+    """Inverse of the mapping to [0.1, 0.9], clamped to 0..1."""
+    return ((x - _EPSILON) / (1 - 2 * _EPSILON)).clamp(0, 1)
+
+
+def load_weights(dvae: DVAE, path: str) -> None:
+    """Loads weights that belong to a dVAE alone or to a whole GSS checkpoint (``...d_vae.encoder...``).
+
+    Raises:
+        InputError: no such file, weights of another size, or entries missing.
+    """
+    expected = dvae.state_dict()
+    found = {}
+    for key, value in read_state_dict(path).items():
+        match = re.search(r"(?:^|d_vae\.)((?:encoder|decoder)\.blocks\..*)", key)
+        if match:
+            found[match.group(1)] = value
+    missing = [key for key in expected if key not in found]
+    if missing:
+        raise InputError(f"dVAE weights {path}: {len(missing)} of {len(expected)} entries missing, first {missing[0]}")
+    for key, value in expected.items():
+        if found[key].shape != value.shape:
+            raise InputError(
+                f"dVAE weights {path}: {key} has the shape {tuple(found[key].shape)}, the config's dVAE needs "
+                f"{tuple(value.shape)}; set encoder and decoder (n_hid, n_blk_per_group, n_init) to the weights' size"
+            )
+    extra = [key for key in found if key not in expected]
+    if extra:
+        raise InputError(f"dVAE weights {path}: {len(extra)} entries more than the config's dVAE has, first {extra[0]}")
+    dvae.load_state_dict({key: found[key] for key in expected})
+
+
+def infer_sizes(path: str) -> dict[str, dict[str, int]]:
+    """``encoder`` and ``decoder`` arguments that fit the weights in a file.
+
+    Raises:
+        InputError: the file holds no dVAE.
+    """
+    state = {re.sub(r"^.*d_vae\.", "", key): value for key, value in read_state_dict(Path(path)).items()}
+    try:
+        n_blocks = len({key.split(".")[3] for key in state if key.startswith("encoder.blocks.group_1.")})
+        vocab_size, n_hid = state["encoder.blocks.output.conv.b"].shape[0], state["encoder.blocks.input.b"].shape[0]
+        shared = {"n_blk_per_group": n_blocks, "vocab_size": vocab_size}
+        return {
+            "encoder": {"n_hid": n_hid, **shared},
+            "decoder": {
+                "n_init": state["decoder.blocks.input.b"].shape[0],
+                "n_hid": state["decoder.blocks.output.conv.w"].shape[1],
+                **shared,
+            },
+        }
+    except KeyError as error:
+        raise InputError(f"dVAE weights {path}: no entry {error.args[0]}; is it a dVAE or a GSS checkpoint?") from error

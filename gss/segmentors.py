@@ -1,0 +1,221 @@
+"""Segmentors around the GSS heads: a frozen backbone, several test domains, and the reconstruction check."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.structures import PixelData
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from gss.dvae import DVAE, SCALE
+from gss.errors import InputError
+from gss.maskige import Maskige, load_palette
+
+
+@MODELS.register_module()
+class GenerativeEncoderDecoder(EncoderDecoder):
+    """``EncoderDecoder`` whose backbone can be frozen whatever its type, as GSS-FT-W needs it.
+
+    Args:
+        freeze_backbone: whether the backbone stays in eval mode and gets no gradient.
+        **kwargs: ``EncoderDecoder`` arguments.
+    """
+
+    def __init__(self, *, freeze_backbone: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            self.backbone.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> GenerativeEncoderDecoder:
+        """Training mode, for all but a frozen backbone."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def extract_feat(self, inputs: Tensor) -> Any:
+        """Feature maps of images (B, 3, H, W)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+            return super().extract_feat(inputs)
+
+
+def read_taxonomy(path: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Reads a taxonomy: tab-separated, a row a universal class, the columns ``universal`` and one a test set.
+
+    A cell names the test set's class that the universal class belongs to; an empty cell, none. The table of MSeg
+    (``MSeg_master.tsv``) is such a file; its other columns do no harm.
+
+    Returns:
+        The universal names in order, ``unlabeled`` left out; and, by column, the cells in the same order.
+
+    Raises:
+        InputError: no such file, or no column ``universal``.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except OSError as error:
+        raise InputError(f"taxonomy {path}: {error.strerror}") from error
+    if not rows or "universal" not in rows[0]:
+        raise InputError(f"taxonomy {path}: needs tab-separated columns, one of them 'universal'")
+    rows = [row for row in rows if (row["universal"] or "").strip() not in ("", "unlabeled")]
+    columns = {name: [(row[name] or "").strip() for row in rows] for name in rows[0] if name}
+    return columns["universal"], columns
+
+
+@MODELS.register_module()
+class MultiDomainEncoderDecoder(GenerativeEncoderDecoder):
+    """A segmentor of universal classes, tested on data sets with classes of their own (MSeg).
+
+    A test set's class gets the sum of the probabilities of the universal classes that belong to it.
+
+    Args:
+        taxonomy: file, see ``read_taxonomy``; without it results are universal classes.
+        domains: class names, in order, of each test set by its column in the taxonomy.
+        domain: the test set of samples whose meta information has no field ``domain``; None for universal classes.
+        **kwargs: ``GenerativeEncoderDecoder`` arguments.
+
+    Raises:
+        InputError: the taxonomy is missing, or does not fit the head, a domain or a class.
+    """
+
+    def __init__(
+        self,
+        *,
+        taxonomy: str | None = None,
+        domains: dict[str, list[str]] | None = None,
+        domain: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.domain = domain
+        self.maps: dict[str, Tensor] = {}
+        if domain is not None and (taxonomy is None or domain not in (domains or {})):
+            raise InputError(f"domain: {domain} needs taxonomy, and its class names in domains")
+        if taxonomy is None:
+            return
+        universal, columns = read_taxonomy(taxonomy)
+        if len(universal) != self.num_classes:
+            raise InputError(f"taxonomy {taxonomy}: {len(universal)} universal classes, num_classes={self.num_classes}")
+        for name, classes in (domains or {}).items():
+            self.maps[name] = _class_map(columns, name, list(classes), taxonomy)
+
+    def inference(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
+        """Class scores (B, N, H, W): of the samples' domain where there is one, else the universal classes' scores."""
+        scores = super().inference(inputs, batch_img_metas)
+        names = {meta.get("domain", self.domain) for meta in batch_img_metas}
+        if len(names) > 1:
+            raise InputError(f"domain: a batch mixes {sorted(map(str, names))}; use one test set a batch")
+        name = names.pop()
+        if name is None:
+            return scores
+        if name not in self.maps:
+            raise InputError(f"domain: {name} is none of {', '.join(self.maps) or '(no taxonomy given)'}")
+        probabilities = (
+            self.decode_head.probabilities(scores) if hasattr(self.decode_head, "probabilities") else scores.softmax(1)
+        )
+        return torch.einsum("bnhw,nm->bmhw", probabilities, self.maps[name].to(probabilities))
+
+
+def _class_map(columns: dict[str, list[str]], name: str, classes: list[str], path: str) -> Tensor:
+    """0/1 matrix (universal classes, classes of a test set)."""
+    if name not in columns:
+        raise InputError(f"taxonomy {path}: no column {name}; it has {', '.join(columns)}")
+    matrix = torch.zeros(len(columns[name]), len(classes))
+    for row, cell in enumerate(columns[name]):
+        if cell in classes:
+            matrix[row, classes.index(cell)] = 1
+        elif cell.startswith("{"):
+            raise InputError(
+                f"taxonomy {path}: column {name}: {cell} stands for universal class {columns['universal'][row]!r}; "
+                "a test set's column names one class a row"
+            )
+    lost = [label for label, count in zip(classes, matrix.sum(0), strict=True) if count == 0]
+    if lost:
+        raise InputError(f"taxonomy {path}: column {name}: no universal class belongs to {', '.join(lost)}")
+    return matrix
+
+
+@MODELS.register_module()
+class NoneBackbone(nn.Module):
+    """No image model: passes its input on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x``."""
+        return x
+
+
+@MODELS.register_module()
+class ReconstructionHead(BaseModule):
+    """Mask -> maskige -> tokens -> maskige -> mask: the best that GSS-FF can reach with a palette and a dVAE.
+
+    Args:
+        palette: see ``load_palette``.
+        num_classes: N.
+        d_vae: ``DVAE`` arguments.
+        scale: whole number by which masks are enlarged first; 2 is what the heads do at stride 4.
+    """
+
+    align_corners = False
+
+    def __init__(self, palette: Any, num_classes: int, d_vae: dict[str, Any] | None = None, scale: int = 1) -> None:
+        super().__init__()
+        self.num_classes = self.out_channels = num_classes
+        self.maskige = Maskige(load_palette(palette, num_classes))
+        self.d_vae = DVAE(**(d_vae or {}))
+        self.scale = scale
+
+    @torch.no_grad()
+    def reconstruct(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and colours after the round trip.
+
+        Args:
+            labels: (B, H, W), any size: edges are repeated up to a multiple of 8 tokens' pixels, then cut off.
+
+        Returns:
+            labels (B, H, W), int64; decoded maskige (B, 3, scale H, scale W), 0..255.
+
+        Raises:
+            InputError: a label beyond the palette.
+        """
+        height, width = (self.scale * side for side in labels.shape[-2:])
+        colours = self.maskige.encode(labels).float()  # (B, 3, H, W)
+        colours = F.interpolate(colours, scale_factor=self.scale, mode="nearest")
+        colours = F.pad(colours, (0, -width % SCALE, 0, -height % SCALE), mode="replicate")
+        decoded = 255 * self.d_vae.decode(self.d_vae.tokens(colours / 255))[..., :height, :width]
+        start = self.scale // 2  # the middle pixel of each enlarged one
+        return self.maskige.decode(decoded[..., start :: self.scale, start :: self.scale]), decoded
+
+
+@MODELS.register_module()
+class MaskigeReconstruction(EncoderDecoder):
+    """Tests the round trip of the ground truth through palette and dVAE; no image is looked at."""
+
+    def predict(self, inputs: Tensor, data_samples: list[Any] | None = None) -> list[Any]:
+        """Puts the reconstructed mask into each sample's ``pred_sem_seg``.
+
+        Raises:
+            InputError: samples without ground truth.
+        """
+        for sample in data_samples or []:
+            if "gt_sem_seg" not in sample:
+                raise InputError("reconstruction: a sample has no mask; put LoadAnnotations into the test pipeline")
+            labels, _ = self.decode_head.reconstruct(sample.gt_sem_seg.data)
+            sample.set_data({"pred_sem_seg": PixelData(data=labels)})
+        return data_samples or []
+
+    def loss(self, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:
+        """There is nothing to train.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("reconstruction: nothing to train; use `test`, or scripts/train_dvae.py to train a dVAE")
