@@ -1,0 +1,251 @@
+"""Loaders for training and validation; a run that was stopped anywhere and resumed sees an unbroken run's batches."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ldm.data.pairs import PairedImages
+from ldm.util import ALIASES, InputError, get_obj_from_str, instantiate_from_config, seed_from
+
+# Parameters of the published data module that have no meaning here.
+_PUBLISHED = ("test", "predict", "shuffle_test_loader", "shuffle_val_dataloader", "use_worker_init_fn")
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """One rank's share of an epoch as (epoch, index) pairs.
+
+    The order is a permutation from (seed, epoch). Rank r takes places r, r + world_size, ... of it, so that batch b of
+    all ranks together holds the same items however many ranks share it. Where the length does not divide, the first
+    items fill up the last ranks.
+
+    Args:
+        length: number of items of the dataset.
+        seed: seed of the order.
+        rank: this process, 0..world_size - 1.
+        world_size: number of processes.
+        shuffle: False keeps the dataset's order.
+    """
+
+    def __init__(self, length: int, seed: int = 0, rank: int = 0, world_size: int = 1, shuffle: bool = True) -> None:
+        self.length = length
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.length // self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng = np.random.default_rng(seed_from(self.seed, self.epoch))
+        order = rng.permutation(self.length) if self.shuffle else np.arange(self.length)
+        filled = np.resize(order, len(self) * self.world_size)  # repeats from the start
+        return iter([(self.epoch, int(index)) for index in filled[self.rank :: self.world_size]])
+
+
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """An endless row of batches, epoch after epoch, of which one iteration yields an epoch's number.
+
+    It begins at the batch that ``position`` names at that moment. Lightning's own epoch counter is not used: it is one
+    ahead after a run that ``max_steps`` ended within an epoch, and it comes too late for workers that read ahead.
+
+    Args:
+        order: this rank's order of items. (Named so that Lightning does not find it and set its epoch.)
+        batch_size: items a batch and rank. The last, smaller batch of an epoch is dropped, unless it is the only one.
+        position: returns (epoch, batch within it) to begin at.
+    """
+
+    def __init__(self, order: EpochSampler, batch_size: int, position: Callable[[], tuple[int, int]]) -> None:
+        self.order = order
+        self.batch_size = batch_size
+        self.position = position
+
+    @property
+    def items_a_batch(self) -> int:
+        """Items in a full batch of all ranks together."""
+        return self.batch_size * self.order.world_size
+
+    def __len__(self) -> int:
+        return max(1, len(self.order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, first = self.position()
+        start = epoch * len(self) + first
+        items: list[tuple[int, int]] = []
+        for number in range(start, start + len(self)):
+            epoch, batch = divmod(number, len(self))
+            if number == start or batch == 0:
+                self.order.set_epoch(epoch)
+                items = list(self.order)
+            yield items[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+class TrainLoader(DataLoader[Any]):
+    """A loader whose iteration begins when its first batch is asked for.
+
+    Lightning makes the iterator before it has restored its counters; reading ahead from there would read the wrong
+    items. The state methods are empty: position is the data module's to keep, but Lightning warns about loaders
+    without them.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, so that nothing runs before next()
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: see ``DataModuleFromConfig.state_dict``."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing: see ``DataModuleFromConfig.load_state_dict``."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A place in the training data: ``items`` items of all ranks into ``epoch``, reached after ``batches`` batches."""
+
+    epoch: int = 0
+    items: int = 0
+    batches: int = 0
+
+
+class DataModuleFromConfig(LightningDataModule):
+    """Training and validation sets from configuration.
+
+    Use with ``Trainer(use_distributed_sampler=False)``; the loaders share items among ranks themselves. The place in
+    the training data is saved in Lightning checkpoints, counted in finished batches, and restored exactly: within an
+    epoch, at its end, with any number of workers.
+
+    Args:
+        batch_size: items a batch and device.
+        train: config of the training set (``target`` and ``params``).
+        validation: config of the validation set.
+        num_workers: processes that read items; None is one per CPU, at most 8 a device.
+        wrap: published parameter without effect.
+        seed: seed of the order, and of datasets whose ``params`` name none.
+        **published: other parameters of the published data module; a warning lists them.
+
+    Raises:
+        InputError: neither set is given, or a parameter is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        train: Mapping[str, Any] | None = None,
+        validation: Mapping[str, Any] | None = None,
+        num_workers: int | None = None,
+        wrap: bool = False,
+        seed: int = 0,
+        **published: Any,
+    ) -> None:
+        super().__init__()
+        if unknown := sorted(set(published) - set(_PUBLISHED)):
+            raise InputError(f"data: unknown parameters {', '.join(unknown)}")
+        if ignored := [name for name, value in {"wrap": wrap, **published}.items() if value]:
+            warnings.warn(f"data: published parameters without effect here: {', '.join(ignored)}")
+        if train is None and validation is None:
+            raise InputError("data: neither train nor validation is given; name at least one")
+        if batch_size < 1:
+            raise InputError(f"data: batch_size is {batch_size}; must be at least 1")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.configs = {name: c for name, c in (("train", train), ("validation", validation)) if c is not None}
+        self.datasets: dict[str, Dataset[Any]] = {}
+        self._batches: TrainBatches | None = None
+        self._start = _Place()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Builds the sets, once; all their checks happen here."""
+        for name, config in self.configs.items():
+            if name not in self.datasets:
+                self.datasets[name] = self._build(config)
+
+    def train_dataloader(self) -> TrainLoader:
+        """This rank's training batches, shuffled anew each epoch."""
+        dataset = self.datasets["train"]
+        if self._batches_done() < self._start.batches:  # a new training, after a resumed one, with the same data module
+            self._start = _Place()
+        self._batches = TrainBatches(self._order(dataset, shuffle=True), self.batch_size, self._position)
+        options = self._options()
+        return TrainLoader(
+            dataset, batch_sampler=self._batches, persistent_workers=options["num_workers"] > 0, **options
+        )
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """This rank's validation batches: the list's order, always epoch 0; none without a validation set."""
+        if "validation" not in self.datasets:
+            return []
+        dataset = self.datasets["validation"]
+        order = self._order(dataset, shuffle=False)
+        return DataLoader(dataset, batch_size=self.batch_size, sampler=order, **self._options())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the training data, for the checkpoint."""
+        if self._batches is None:
+            return {}
+        epoch, batch = self._position()
+        return asdict(_Place(epoch, batch * self._batches.items_a_batch, self._batches_done()))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the place; it holds for another batch size or number of devices, too."""
+        self._start = _Place(**state_dict)
+
+    def _build(self, config: Mapping[str, Any]) -> Dataset[Any]:
+        overrides = {}
+        if "target" in config and "seed" not in (config.get("params") or {}):
+            target = ALIASES.get(config["target"], (config["target"], {}))[0]
+            if "seed" in inspect.signature(get_obj_from_str(target)).parameters:
+                overrides["seed"] = self.seed
+        dataset = instantiate_from_config(config, **overrides)
+        if isinstance(dataset, PairedImages) and dataset.size is None and self.batch_size > 1:
+            sizes = sorted({item.size for item in dataset.items if item.size})
+            if len(sizes) > 1:
+                found = ", ".join(f"{height} x {width}" for height, width in sizes[:3])
+                raise InputError(
+                    f"data: images of different sizes ({found}) cannot share a batch; set size, or batch_size 1"
+                )
+        return dataset
+
+    def _order(self, dataset: Any, shuffle: bool) -> EpochSampler:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return EpochSampler(len(dataset), self.seed, rank, world_size, shuffle)
+
+    def _options(self) -> dict[str, Any]:
+        workers = self.num_workers
+        if workers is None:
+            workers = min(8, (os.cpu_count() or 1) // (self.trainer.num_devices if self.trainer else 1))
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {"num_workers": workers, "worker_init_fn": _one_thread, "pin_memory": on_gpu}
+
+    def _batches_done(self) -> int:
+        """Batches that the trainer has finished since the start of training, before it was resumed included."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+    def _position(self) -> tuple[int, int]:
+        """(epoch, batch) that comes next."""
+        assert self._batches is not None
+        first = self._start.epoch * len(self._batches) + self._start.items // self._batches.items_a_batch
+        return divmod(first + self._batches_done() - self._start.batches, len(self._batches))
+
+
+def _one_thread(_: int) -> None:
+    """Workers are processes already; threads of OpenCV would fight for the same CPUs."""
+    cv2.setNumThreads(0)

@@ -1,0 +1,83 @@
+"""Masks as pictures: what the mask branch reads, and what people look at."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ldm.data.classes import ClassTable, far_apart_colors
+from ldm.util import InputError
+
+ENCODINGS = ("index", "palette", "onehot")
+
+
+class HintEncoder:
+    """Encodes class ids for the mask branch.
+
+    * ``index``: id / 255 in three equal channels, as published weights expect; classes lie 1/255 apart.
+    * ``palette``: one far-apart colour a class (``far_apart_colors``, whatever the table's colours for pictures are, so
+      that a trained model depends on the order of the classes alone), ignored pixels black.
+    * ``onehot``: one channel a class, ignored pixels zero in all of them.
+
+    Args:
+        encoding: one of ``ENCODINGS``.
+        classes: class table; needed by ``palette`` and ``onehot``.
+
+    Attributes:
+        channels: number of channels C of a hint.
+
+    Raises:
+        InputError: unknown encoding, or a class table is lacking.
+    """
+
+    def __init__(self, encoding: str = "index", classes: ClassTable | None = None) -> None:
+        if encoding not in ENCODINGS:
+            raise InputError(f"hint_encoding {encoding}: must be one of {', '.join(ENCODINGS)}")
+        if encoding == "index":
+            table = np.repeat(np.arange(256, dtype=np.float32)[:, None] / 255, 3, axis=1)
+        elif classes is None:
+            raise InputError(f"hint_encoding {encoding}: needs a class table; set classes to its name or file")
+        elif encoding == "palette":
+            table = _lookup(far_apart_colors(len(classes))).astype(np.float32) / 255
+        else:
+            table = _lookup(np.eye(len(classes), dtype=np.float32))
+        self.channels = table.shape[1]
+        self._table = torch.from_numpy(table)  # (256, C): id -> values; row of the ignore id is 0, except for index
+        self._valid = None if classes is None else classes.is_valid()
+
+    def __call__(self, mask: np.ndarray) -> torch.Tensor:
+        """Encodes a mask.
+
+        Args:
+            mask: (H, W) uint8 class ids.
+
+        Returns:
+            (C, H, W) float32 in [0, 1].
+
+        Raises:
+            InputError: an id that is neither a class nor the ignore id (known only with a class table).
+        """
+        if self._valid is not None and not self._valid[mask].all():
+            raise InputError(f"mask: class ids {np.unique(mask[~self._valid[mask]])[:10].tolist()} are no classes")
+        hint = self._table[torch.from_numpy(mask.astype(np.int64))]  # (H, W, C)
+        return hint.permute(2, 0, 1).contiguous()
+
+
+def colorize(mask: np.ndarray, classes: ClassTable) -> np.ndarray:
+    """A mask in the colours of its class table; pixels without a class are black.
+
+    Args:
+        mask: (H, W) uint8 class ids.
+        classes: class table.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    return _lookup(classes.palette)[mask]
+
+
+def _lookup(rows: np.ndarray) -> np.ndarray:
+    """(256, C): the given rows (N, C), then zeros."""
+    table = np.zeros((256, rows.shape[1]), dtype=rows.dtype)
+    table[: len(rows)] = rows
+    return table

@@ -1,0 +1,162 @@
+"""Items as tensors: mask, image or reference, prompt, and the seed that all of an item's random choices come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ldm.data.classes import load_class_table
+from ldm.data.hints import HintEncoder
+from ldm.data.images import ImageError, read_image, read_mask
+from ldm.data.manifest import Item, read_manifest
+from ldm.data.reference import ReferenceAugmentation
+from ldm.util import InputError, seed_from
+
+_INTERPOLATION = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class PairedImages(Dataset[dict[str, Any]]):
+    """Masks with their images (training), or with reference images from elsewhere (synthesis).
+
+    ``dataset[i]`` is item i in epoch 0, ``dataset[epoch, i]`` in any epoch. Flip, augmentation and empty prompt follow
+    from (``seed``, epoch, item's name) alone: not from batch, worker, device or what was read before.
+
+    An item is a dict of
+
+    * ``hint``: (C, H, W) float32 in [0, 1], the encoded mask;
+    * ``jpg``: (3, H, W) float32 in [-1, 1], the image; absent with ``use_reference``;
+    * ``ssl``: (3, H, W) float32 in [-1, 1], the augmented image, or the item's reference with ``use_reference``;
+    * ``txt``: prompt; ``name``: stem of the mask's file; ``seed``: 63-bit int, for time step and noise;
+    * ``mask_path``, ``reference_path``: with ``use_reference`` only.
+
+    Args:
+        data_root: folder that the list's paths are relative to.
+        txt_file: list of items as JSON lines.
+        size: side, or (height, width), to resize to, in pixels; None keeps each file's size.
+        flip_p: probability of a left-right flip of mask and image.
+        hint_encoding: ``index``, ``palette`` or ``onehot``.
+        classes: name or file of a class table; masks are then checked against it.
+        augmentation: parameters of ``ReferenceAugmentation``; None or empty are the published ones.
+        empty_prompt_p: probability of an empty prompt, for classifier-free guidance.
+        seed: seed of all random choices.
+        skip_invalid: leave faulty items out (``faults`` lists them) instead of raising.
+        use_reference: items name their reference (``ref_image``), and their image is not read.
+        validate: open and check every file now; False checks the list alone.
+        interpolation: of images: nearest, bilinear, bicubic or lanczos. Masks are always nearest.
+        multiple_of: height and width must be multiples of this many pixels.
+
+    Raises:
+        InputError: a faulty list or parameter.
+    """
+
+    def __init__(
+        self,
+        data_root: str | os.PathLike[str],
+        txt_file: str | os.PathLike[str],
+        size: int | Sequence[int] | None = None,
+        flip_p: float = 0.0,
+        hint_encoding: str = "index",
+        classes: str | None = None,
+        augmentation: Mapping[str, Any] | None = None,
+        empty_prompt_p: float = 0.0,
+        seed: int = 0,
+        skip_invalid: bool = False,
+        use_reference: bool = False,
+        validate: bool = True,
+        interpolation: str = "bicubic",
+        multiple_of: int = 64,
+    ) -> None:
+        if interpolation not in _INTERPOLATION:
+            raise InputError(f"interpolation {interpolation}: must be one of {', '.join(_INTERPOLATION)}")
+        for name, value in (("flip_p", flip_p), ("empty_prompt_p", empty_prompt_p)):
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} {value}: must be a probability in 0..1")
+        self.size = _height_and_width(size)
+        self.flip_p = flip_p
+        self.empty_prompt_p = empty_prompt_p
+        self.seed = seed
+        self.use_reference = use_reference
+        self.class_table = None if classes is None else load_class_table(classes)
+        self._encode = HintEncoder(hint_encoding, self.class_table)
+        self.hint_channels = self._encode.channels
+        self._augment = ReferenceAugmentation(**(augmentation or {}))
+        self._resample = _INTERPOLATION[interpolation]
+        self.items, self.faults = read_manifest(
+            txt_file,
+            data_root,
+            classes=self.class_table,
+            need_image=not use_reference,
+            need_reference=use_reference,
+            skip_invalid=skip_invalid,
+            size=self.size,
+            multiple_of=multiple_of,
+            progress=os.environ.get("LOCAL_RANK", "0") == "0",
+            check_files=validate,
+        )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        """The item at ``index``, or at (epoch, ``index``)."""
+        epoch, position = index if isinstance(index, tuple) else (0, index)
+        item = self.items[position]
+        seed = seed_from(self.seed, epoch, item.name)
+        rng = np.random.default_rng(seed)
+        flip, empty = rng.random(2) < (self.flip_p, self.empty_prompt_p)
+
+        mask = _load(read_mask, item, "mask")
+        mask = _resize(mask, self.size, Image.Resampling.NEAREST)
+        sample: dict[str, Any] = {"txt": "" if empty else item.prompt, "name": item.name, "seed": seed}
+        if self.use_reference:
+            reference = _resize(_load(read_image, item, "reference"), mask.shape, self._resample)
+            sample |= {"mask_path": str(item.mask), "reference_path": str(item.reference)}
+        else:
+            image = _resize(_load(read_image, item, "image"), mask.shape, self._resample)
+            if flip:
+                image = np.ascontiguousarray(image[:, ::-1])
+            reference = self._augment(image, seed_from(seed, "reference"))
+            sample["jpg"] = _to_tensor(image)
+        if flip:
+            mask = mask[:, ::-1]
+        return {"hint": self._encode(mask), "ssl": _to_tensor(reference), **sample}
+
+
+def _height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = [size, size] if isinstance(size, int) else list(size)
+    if len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise InputError(f"size {size}: must be a side in pixels or [height, width]")
+    return sides[0], sides[1]
+
+
+def _load(read: Any, item: Item, kind: str) -> np.ndarray:
+    path = getattr(item, kind)
+    try:
+        return read(path)
+    except ImageError as error:  # the file has changed since it was checked, or was not checked
+        raise InputError(f"{path} (line {item.line} of the list): {error}") from error
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, ...] | None, resample: Image.Resampling) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 to (height, width) = ``size``, antialiased where the filter is."""
+    if size is None or pixels.shape[:2] == tuple(size):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resample))
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) uint8 -> (3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).div_(127.5).sub_(1).contiguous()
