@@ -1,0 +1,357 @@
+"""Checkpoints: read safely, load strictly, write whole.
+
+Nothing of a checkpoint is ever run (``ldm.safe_pickle``), every known form of names is understood
+(``ldm.checkpoint_names``), and what does not fit is listed by module and refused, unless allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ldm.checkpoint_names import BRANCHES, SCHEDULE, SCHEDULE_BUFFERS, TEXT, UNET, module_of, published_names, take_ema
+from ldm.safe_pickle import load_pickled
+from ldm.util import InputError, atomic_path
+
+log = logging.getLogger(__name__)
+
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+FOLDER_PARTS = ("unet", "vae", "text_encoder", "controlnet")  # of a diffusers pipeline
+PART_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # of a part's weight file
+PROGRESS_BYTES = 2**30  # longer files show progress
+
+
+# ---- reading
+
+
+def read_state_dict(path: str | os.PathLike[str], use_ema: bool = False) -> dict[str, Tensor]:
+    """Reads the weights of a checkpoint under the names of published TISynth checkpoints.
+
+    Tensors stay on disk until they are used (memory-mapped), in the file's precision.
+
+    Args:
+        path: .ckpt, .pt, .pth, .bin, .safetensors, or a folder in diffusers' layout (a pipeline or one of its parts).
+        use_ema: take the running averages ``model_ema.*`` for the weights they average; else they are left out.
+
+    Returns:
+        name -> tensor on the CPU.
+
+    Raises:
+        InputError: missing, damaged, contains code, holds no weights, or lacks the averages; names the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such checkpoint")
+    state: dict[str, Tensor] = {}
+    try:
+        for files in _diffusers_parts(path) if path.is_dir() else [[path]]:
+            part = published_names({key: value for file in files for key, value in _read_file(file).items()})
+            if clash := state.keys() & part.keys():
+                raise InputError(f"{files[0].parent.name}/ repeats weights of another part ({min(clash)})")
+            state |= part
+        if not use_ema and any(key.startswith("model_ema.") for key in state):
+            log.info("%s also has EMA weights; they are not used", path)
+        return take_ema(state, use_ema)
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: no safetensors file, cut off or damaged ({error})") from error
+    if path.suffix not in PICKLED:
+        raise InputError(f"{path}: unknown kind of checkpoint; use .safetensors, {', '.join(PICKLED)} or a folder")
+    content = load_pickled(path)
+    for wrapper in ("state_dict", "module", "model"):  # Lightning, DeepSpeed, plain PyTorch
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    items = content.items() if isinstance(content, Mapping) else ()
+    state = {str(key): value.detach() for key, value in items if isinstance(value, Tensor)}
+    if not state:
+        raise InputError(f"{path}: holds no weights (no tensors in it, nor under 'state_dict')")
+    return state
+
+
+def _diffusers_parts(folder: Path) -> list[list[Path]]:
+    """Weight files of a pipeline's parts, or of one part: each a file, or all shards of one."""
+    parts = [folder / name for name in FOLDER_PARTS if (folder / name).is_dir()] or [folder]
+    found = [files for part in parts if (files := _part_files(part))]
+    if not found:
+        raise InputError(
+            f"{folder}: no weights there; a diffusers folder holds {', '.join(FOLDER_PARTS)} with .safetensors files"
+        )
+    return found
+
+
+def _part_files(part: Path) -> list[Path]:
+    for suffix in (".safetensors", ".bin"):
+        files = [file for name in PART_NAMES for file in part.glob(f"{name}*{suffix}*")]
+        files.sort(key=lambda file: (file.name.count("."), file.name))  # a variant such as fp16 stands between dots
+        for file in files:
+            if file.name.endswith(".index.json"):
+                shards = set(json.loads(file.read_text())["weight_map"].values())
+                return [part / shard for shard in sorted(shards)]
+            if file.suffix == suffix and "-of-" not in file.name:
+                return [file]
+    return []
+
+
+# ---- loading
+
+
+@dataclass
+class ModuleReport:
+    """What became of one module's weights."""
+
+    loaded: int = 0
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+    def line(self, examples: int = 3, loaded: bool = True) -> str:
+        """Counts, and the first few names of what did not load."""
+        parts = [f"{self.loaded} loaded"] if self.loaded and loaded else []
+        for kind in ("missing", "unexpected", "mismatched"):
+            names = getattr(self, kind)
+            if names:
+                more = f", and {len(names) - examples} more" if len(names) > examples else ""
+                parts.append(f"{len(names)} {kind} ({', '.join(names[:examples])}{more})")
+        return ", ".join(parts)
+
+
+@dataclass
+class LoadReport:
+    """What was loaded, and what was not, by module."""
+
+    source: str
+    modules: dict[str, ModuleReport]
+
+    @property
+    def complete(self) -> bool:
+        """Every weight of the model came from the checkpoint, and none of the checkpoint's was left over."""
+        return not any(part.missing or part.unexpected or part.mismatched for part in self.modules.values())
+
+    @property
+    def loaded(self) -> int:
+        """Number of tensors loaded."""
+        return sum(part.loaded for part in self.modules.values())
+
+    def summary(self) -> str:
+        """One line a module: where its weights came from, what is missing, unexpected or of another shape."""
+        width = max(map(len, self.modules), default=0)
+        lines = [f"  {name:<{width}}  {part.line()}" for name, part in self.modules.items()]
+        return "\n".join([f"weights from {self.source}: {self.loaded} tensors", *lines])
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
+    allow: Sequence[str] = (),
+    use_ema: bool = False,
+    name: str | None = None,
+) -> LoadReport:
+    """Copies a checkpoint's weights into a model, parameter by parameter.
+
+    Strict: the model is left as it was when anything is missing, unexpected or of another shape and not allowed. A
+    linear layer (C, D) and a 1 x 1 convolution (C, D, 1, 1) are the same matrix. The noise schedule is the config's:
+    its tables may be in the checkpoint or not, and are not loaded (half precision would blur them), but must agree.
+
+    Args:
+        model: takes the weights in its own precision and place.
+        source: a checkpoint's path, see ``read_state_dict``, or weights by any of the known names.
+        allow: modules (``control_model``, ``model.diffusion_model.out``) whose weights need not fit, or ``all``.
+        use_ema: see ``read_state_dict``.
+        name: what to call the source in messages; its path by default.
+
+    Raises:
+        InputError: what does not fit, by module with counts and shapes; or ``allow`` names no module.
+    """
+    if isinstance(source, Mapping):
+        name, state = name or "these weights", take_ema(published_names(source), use_ema)
+    else:
+        name, state = name or str(source), read_state_dict(source, use_ema)
+    own = model.state_dict()
+    for prefix in allow:
+        if prefix != "all" and not any(_within(key, prefix) for key in (*own, *state)):
+            known = ", ".join(dict.fromkeys(map(module_of, own)))
+            raise InputError(f"--allow_mismatch {prefix}: neither model nor checkpoint has such a module ({known})")
+    fitting = [
+        key for key in own if key in state and key not in SCHEDULE_BUFFERS and _same_matrix(own[key], state[key])
+    ]
+    report = _compare(own, state, fitting)
+    refused = _compare(own, state, fitting, allow)
+    if not refused.complete or not fitting:
+        unfit = (refused if fitting else report).modules.items()
+        modules = {module: part for module, part in unfit if part.line(loaded=False)}
+        problems = "; ".join(f"{module}: {part.line(loaded=False)}" for module, part in modules.items())
+        raise InputError(
+            f"{name}: does not fit the model: {problems}. {_likely_cause(own, state)}Name the --config it was made "
+            f"with, or go on without what does not fit: --allow_mismatch {' '.join(modules)}"
+        )
+    with torch.no_grad():
+        for key in fitting:
+            own[key].copy_(state[key].reshape(own[key].shape))
+    report.source = name
+    return report
+
+
+def _compare(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], fitting: Sequence[str], allow: Sequence[str] = ()
+) -> LoadReport:
+    """Sorts all names of model and checkpoint, but those that ``allow`` excuses, into modules and kinds."""
+    modules: dict[str, ModuleReport] = {}
+    for key in fitting:
+        modules.setdefault(module_of(key), ModuleReport()).loaded += 1
+    for key in (*own, *(key for key in state if key not in own)):
+        both = key in own and key in state
+        if both and _same_matrix(own[key], state[key]):
+            continue
+        if key in SCHEDULE_BUFFERS or any(prefix == "all" or _within(key, prefix) for prefix in allow):
+            continue
+        report = modules.setdefault(module_of(key), ModuleReport())
+        if both:
+            report.mismatched.append(f"{key}: {_size(state[key])} in the file, {_size(own[key])} in the model")
+        else:
+            (report.missing if key in own else report.unexpected).append(key)
+    schedule = "alphas_cumprod"  # half precision is enough to tell two schedules apart
+    if schedule in own and schedule in state and not {"all", SCHEDULE} & set(allow):
+        tables = own[schedule].float().cpu(), state[schedule].float().cpu()
+        if tables[0].shape != tables[1].shape or not torch.allclose(*tables, atol=2e-3):
+            modules[SCHEDULE] = ModuleReport(mismatched=[f"{schedule}: not what the config's noise schedule gives"])
+    return LoadReport("", modules)
+
+
+def _within(key: str, prefix: str) -> bool:
+    return key == prefix or key.startswith(prefix + ".") or module_of(key) == prefix
+
+
+def _same_matrix(a: Tensor, b: Tensor) -> bool:
+    if a.shape == b.shape:
+        return True
+    return min(a.ndim, b.ndim) == 2 and a.shape[:2] == b.shape[:2] and {1} == {*a.shape[2:], *b.shape[2:]}
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _likely_cause(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """One sentence about the architecture of a checkpoint that does not fit, where it is known; else nothing."""
+    modules = set(map(module_of, state))
+    if not modules & set(map(module_of, own)):
+        return f"It holds other modules ({', '.join(sorted(modules)[:4])}). "
+    if "conditioner" in modules:
+        return "It is an SDXL checkpoint. "
+    first = f"{UNET}.input_blocks.0.0.weight"
+    if first in own and first in state:
+        (width, channels), (own_width, own_channels) = state[first].shape[:2], own[first].shape[:2]
+        if width != own_width:
+            return f"Its U-Net starts with {width} channels, the model's with {own_width}. "
+        if channels != own_channels:
+            what = "an inpainting U-Net" if channels == 9 else "a U-Net"
+            return f"It holds {what} for {channels} input channels, the model's takes {own_channels}. "
+    text = {side: {key.split(".")[1] for key in names if key.startswith(TEXT + ".")}
+            for side, names in (("model", own), ("file", state))}  # fmt: skip
+    if text["model"] and text["file"] and not text["model"] & text["file"]:
+        kinds = {"model": "OpenCLIP (SD 2.x)", "transformer": "CLIP (SD 1.x)"}
+        return f"Its text encoder is {' '.join(kinds.get(kind, kind) for kind in text['file'])}, not the model's. "
+    for key in own:
+        if key.endswith("attn2.to_k.weight") and key in state and own[key].shape[1] != state[key].shape[1]:
+            return f"It attends to texts of {state[key].shape[1]} channels, the model to {own[key].shape[1]}. "
+    if not modules & set(BRANCHES) and set(BRANCHES) <= set(map(module_of, own)):
+        return "It has no control branches: make a start checkpoint of it with scripts/init_checkpoint.py. "
+    return ""
+
+
+# ---- writing
+
+
+def save_state_dict(
+    state: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes weights whole or not at all.
+
+    Args:
+        state: name -> tensor.
+        path: .safetensors, or .ckpt, .pt, .pth for a Lightning checkpoint.
+        metadata: texts kept beside the weights.
+
+    Raises:
+        InputError: another suffix, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", *PICKLED):
+        raise InputError(f"{path}: unknown kind of checkpoint; end it with .safetensors or .ckpt")
+    tensors: dict[str, Tensor] = {}
+    stored: set[int] = set()
+    for key, value in state.items():
+        value = value.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        tensors[key] = value.clone() if memory in stored else value  # safetensors refuses shared memory
+        stored.add(memory)
+    texts = dict(metadata or {})
+    try:
+        with atomic_path(path) as temporary:
+            if path.suffix == ".safetensors":
+                save_file(tensors, temporary, {"format": "pt", **texts})
+            else:
+                version = importlib.metadata.version("pytorch-lightning")
+                progress: dict[str, Any] = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": version}
+                torch.save({**progress, "state_dict": tensors, "metadata": texts}, temporary)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be written ({error})") from error
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256; of a folder: over the names and contents of its files.
+
+    Computed once a process and file; above 1 GiB with a progress bar.
+
+    Raises:
+        InputError: no such file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_dir():
+        status = path.stat()
+        return _hash(path.resolve(), status.st_size, status.st_mtime_ns)[:16]
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        status = file.stat()
+        digest.update(
+            f"{file.relative_to(path).as_posix()}\0{_hash(file, status.st_size, status.st_mtime_ns)}\n".encode()
+        )
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=256)
+def _hash(path: Path, size: int, changed: int) -> str:
+    digest = hashlib.sha256()
+    with (
+        path.open("rb") as file,
+        tqdm(total=size, unit="B", unit_scale=True, desc=f"hash {path.name}", disable=size < PROGRESS_BYTES) as bar,
+    ):
+        while block := file.read(2**22):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
