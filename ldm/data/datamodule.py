@@ -62,7 +62,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     """An endless row of batches, epoch after epoch, of which one iteration yields an epoch's number.
 
     It begins at the batch that ``position`` names at that moment. Lightning's own epoch counter is not used: it is one
-    ahead after a run that ``max_steps`` ended within an epoch, and it comes too late for workers that read ahead.
+    ahead after a run that ``max_steps`` ended within an epoch, and set only after workers have begun to read.
 
     Args:
         order: this rank's order of items. (Named so that Lightning does not find it and set its epoch.)
@@ -96,15 +96,11 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
 
 class TrainLoader(DataLoader[Any]):
-    """A loader whose iteration begins when its first batch is asked for.
+    """A loader that tells Lightning, which warns about others, that it can go on within an epoch.
 
-    Lightning makes the iterator before it has restored its counters; reading ahead from there would read the wrong
-    items. The state methods are empty: position is the data module's to keep, but Lightning warns about loaders
-    without them.
+    Its state is empty: Lightning restores a loader's state only if the run ended within an epoch, so the place is kept
+    by the data module.
     """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, so that nothing runs before next()
-        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: see ``DataModuleFromConfig.state_dict``."""

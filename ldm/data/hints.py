@@ -42,7 +42,7 @@ class HintEncoder:
         else:
             table = _lookup(np.eye(len(classes), dtype=np.float32))
         self.channels = table.shape[1]
-        self._table = torch.from_numpy(table)  # (256, C): id -> values; row of the ignore id is 0, except for index
+        self._table = table.T.copy()  # (C, 256): id -> values; the ignore id's are 0, except for index
         self._valid = None if classes is None else classes.is_valid()
 
     def __call__(self, mask: np.ndarray) -> torch.Tensor:
@@ -59,8 +59,7 @@ class HintEncoder:
         """
         if self._valid is not None and not self._valid[mask].all():
             raise InputError(f"mask: class ids {np.unique(mask[~self._valid[mask]])[:10].tolist()} are no classes")
-        hint = self._table[torch.from_numpy(mask.astype(np.int64))]  # (H, W, C)
-        return hint.permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.take(self._table, mask, axis=1))  # (C, H, W)
 
 
 def colorize(mask: np.ndarray, classes: ClassTable) -> np.ndarray:

@@ -54,11 +54,11 @@ def test_flip_mirrors_mask_and_image_together(data: Path) -> None:
 def test_shares_of_flips_and_empty_prompts(data: Path) -> None:
     plain = PairedImages(data, "train.json")
     dataset = PairedImages(data, "train.json", flip_p=0.5, empty_prompt_p=0.2)
-    items = [(i, dataset[epoch, i]) for epoch in range(50) for i in range(4)]
+    items = [(i, dataset[epoch, i]) for epoch in range(25) for i in range(4)]
     empty = np.array([item["txt"] == "" for _, item in items])
     masks = [plain[i]["hint"] for i in range(4)]
     flips = np.array([not torch.equal(item["hint"], masks[i]) for i, item in items])
-    assert abs(empty.mean() - 0.2) < 0.08 and abs(flips.mean() - 0.5) < 0.1
+    assert abs(empty.mean() - 0.2) < 0.1 and abs(flips.mean() - 0.5) < 0.12
     assert abs(np.corrcoef(empty, flips)[0, 1]) < 0.2
 
 
