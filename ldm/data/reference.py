@@ -44,7 +44,7 @@ class ReferenceAugmentation:
         translate_frac_std: standard deviation of the last translation, as a share of width and height,
             in [0, 1].
         color: strength of the colour changes, in [0, 1]. At 1, brightness, contrast and saturation change by up to
-            half, hue by up to 18 degrees, and a channel's gain is 2^(N(0, 1) * 0.3).
+            30 %, hue by up to 18 degrees, and a channel's gain is 2^(N(0, 1) * 0.15).
 
     Raises:
         InputError: an unknown parameter, or one out of its range.
@@ -114,7 +114,7 @@ class ReferenceAugmentation:
 
     def _recolor(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         def factor() -> float:
-            return 1 + 0.5 * self.color * rng.uniform(-1, 1)
+            return 1 + 0.3 * self.color * rng.uniform(-1, 1)
 
         image = self._jitter.apply(
             image,
@@ -124,7 +124,7 @@ class ReferenceAugmentation:
             hue=0.05 * self.color * rng.uniform(-1, 1),
             order=rng.permutation(4),
         )
-        gain = 2.0 ** (rng.standard_normal(3) * 0.3 * self.color)
+        gain = 2.0 ** (rng.standard_normal(3) * 0.15 * self.color)
         return np.clip(np.rint(image * gain), 0, 255).astype(np.uint8)
 
 
