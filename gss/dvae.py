@@ -1,7 +1,7 @@
 """The discrete VAE of DALL-E (Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021, section 2.1 and appendix A).
 
 Image (3, H, W) -> logits of 8,192 tokens (8192, H/8, W/8) -> image. Own implementation of the paper's structure with
-the published parameter names: the ``dall_e`` package has had no release since 2021, and unpickles code with its weights.
+the published parameter names: the ``dall_e`` package has had no release since 2021 and unpickles code with its weights.
 """
 
 from __future__ import annotations
