@@ -56,12 +56,13 @@ def sample(
         raise InputError(f"--ddim_eta {eta}: only the sampler ddim takes fresh noise; leave it at 0 for {sampler}")
     scheduler.set_timesteps(steps, device=x_T.device)
     predict = Guidance(model, cond, uncond, guidance_scale, **guidance)
-    x = x_T * scheduler.init_noise_sigma
+    precise = torch.promote_types(x_T.dtype, torch.float32)  # the solver's arithmetic, whatever the network's
+    x = x_T.to(precise) * scheduler.init_noise_sigma
     for i, t in enumerate(tqdm(scheduler.timesteps, disable=not progress, desc=sampler, leave=False)):
         prediction = predict(scheduler.scale_model_input(x, t).to(x_T.dtype), t.expand(x.shape[0]))
         extra = {}
         if eta:
             fresh = [seed_from(seed, "eta", i) for seed in seeds or range(x.shape[0])]
             extra = {"eta": eta, "variance_noise": item_noise(fresh, x.shape[1:]).to(x)}
-        x = scheduler.step(prediction.float(), t, x.float(), **extra).prev_sample
+        x = scheduler.step(prediction.to(precise), t, x, **extra).prev_sample
     return x
