@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 FOLDER_PARTS = ("unet", "vae", "text_encoder", "controlnet")  # of a diffusers pipeline
 PART_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # of a part's weight file
-PROGRESS_BYTES = 2**30  # longer files show progress
+PROGRESS_BYTES = 2**30  # longer work shows progress
 
 
 # ---- reading
@@ -190,6 +190,7 @@ def load_weights(
     else:
         name, state = name or str(source), read_state_dict(source, use_ema)
     own = model.state_dict()
+    allow = [allow] if isinstance(allow, str) else list(allow)
     for prefix in allow:
         if prefix != "all" and not any(_within(key, prefix) for key in (*own, *state)):
             known = ", ".join(dict.fromkeys(map(module_of, own)))
@@ -208,7 +209,8 @@ def load_weights(
             f"with, or go on without what does not fit: --allow_mismatch {' '.join(modules)}"
         )
     with torch.no_grad():
-        for key in fitting:
+        bytes_to_copy = sum(state[key].nbytes for key in fitting)
+        for key in tqdm(fitting, desc=f"load {Path(name).name}", disable=bytes_to_copy < PROGRESS_BYTES):
             own[key].copy_(state[key].reshape(own[key].shape))
     report.source = name
     return report
@@ -218,9 +220,9 @@ def _compare(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], fitting: Sequence[str], allow: Sequence[str] = ()
 ) -> LoadReport:
     """Sorts all names of model and checkpoint, but those that ``allow`` excuses, into modules and kinds."""
-    modules: dict[str, ModuleReport] = {}
+    modules = {module_of(key): ModuleReport() for key in own}  # in the model's order
     for key in fitting:
-        modules.setdefault(module_of(key), ModuleReport()).loaded += 1
+        modules[module_of(key)].loaded += 1
     for key in (*own, *(key for key in state if key not in own)):
         both = key in own and key in state
         if both and _same_matrix(own[key], state[key]):
@@ -237,7 +239,7 @@ def _compare(
         tables = own[schedule].float().cpu(), state[schedule].float().cpu()
         if tables[0].shape != tables[1].shape or not torch.allclose(*tables, atol=2e-3):
             modules[SCHEDULE] = ModuleReport(mismatched=[f"{schedule}: not what the config's noise schedule gives"])
-    return LoadReport("", modules)
+    return LoadReport("", {module: report for module, report in modules.items() if report.line()})
 
 
 def _within(key: str, prefix: str) -> bool:
@@ -318,7 +320,7 @@ def save_state_dict(
                 progress: dict[str, Any] = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": version}
                 torch.save({**progress, "state_dict": tensors, "metadata": texts}, temporary)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be written ({error})") from error
+        raise InputError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:

@@ -37,7 +37,7 @@ SCHEDULE_BUFFERS = frozenset(
 _WRAPPER = re.compile(r"^(module\.|_forward_module\.)+|(?<![^.])_orig_mod\.")  # DDP, DeepSpeed and FSDP, torch.compile
 # Beside the weights in some files: position indices, an autoencoder's own training loss, CLIP's image half.
 _NOT_USED = re.compile(
-    r".*\.position_ids|first_stage_model\.loss\..+|(vision_model|visual_projection)\..+|cond_stage_model\.model\.visual\..+"
+    r".*\.position_ids|first_stage_model\.loss\..+|(vision_model|visual_projection)\..+|cond_stage_model\.model\.(visual\..+|attn_mask)"
 )
 _UNET_PARTS = frozenset(
     (

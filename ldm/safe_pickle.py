@@ -24,7 +24,7 @@ from ldm.util import InputError
 _INERT = re.compile(
     r"(pytorch_lightning|lightning|lightning_fabric|lightning_utilities|torchmetrics|omegaconf|ldm|cldm|sgm|typing)\..+"
     r"|pathlib\.\w*Path|argparse\.Namespace|collections\.defaultdict|datetime\.\w+"
-    r"|numpy\.dtype|numpy\.dtypes\.\w+|numpy\.ndarray|numpy\.(_core|core)\.multiarray\.(scalar|_reconstruct)"
+    r"|numpy\.(dtype|ndarray|dtypes\.\w+|random\..+|(_core|core)\.multiarray\.(scalar|_reconstruct))"
     r"|builtins\.(bool|bytearray|bytes|complex|dict|float|frozenset|int|list|object|range|set|slice|str|tuple)"
 )
 # torch's own list decides about these when it unpickles

@@ -1,16 +1,10 @@
 """A small Stable Diffusion in diffusers' layout with random weights, and the config of the model that takes them."""
 
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from omegaconf import OmegaConf
 from transformers import CLIPTextConfig, CLIPTextModel
 
-ROOT = Path(__file__).resolve().parents[2]
 WIDTHS = (32, 64, 128, 128)
 
 ENCODER = {
@@ -79,30 +73,3 @@ class Peer:
         )
         for name, part in (("unet", self.unet), ("vae", self.vae), ("text_encoder", self.text)):
             part.save_pretrained(folder / name)
-
-
-@pytest.fixture(scope="session")
-def peer(tmp_path_factory):
-    return Peer(tmp_path_factory.mktemp("diffusers"))
-
-
-@pytest.fixture(scope="session")
-def config_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "small.yaml"
-    OmegaConf.save(config(), path)
-    return path
-
-
-def init_checkpoint(*arguments):
-    """Runs the command as a user would."""
-    command = [sys.executable, "-m", "scripts.init_checkpoint", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="session")
-def start(peer, config_file, tmp_path_factory):
-    """A start checkpoint made from the peer's folder, and what the command printed."""
-    out = tmp_path_factory.mktemp("start") / "start.safetensors"
-    done = init_checkpoint("--config", config_file, "--source", peer.folder, "--out", out)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
