@@ -1,11 +1,14 @@
 """Every known form of names leads to the published one; diffusers' structure is followed whatever its size."""
 
+import json
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from cldm.control import ControlNet
-from ldm.checkpoint_names import published_names, take_ema
+from ldm.checkpoint_names import BRANCHES, SCHEDULE_BUFFERS, published_names, take_ema
 from ldm.diffusers_format import unet_to_published, vae_to_published
 from ldm.models.autoencoder import AutoencoderKL as OwnAutoencoder
 from ldm.modules.unet import UNetModel
@@ -152,6 +155,30 @@ def test_diffusers_autoencoders_of_all_sizes(blocks, levels):
     for new, name in old.items():
         theirs = {key.replace(f"attentions.0.{new}.", f"attentions.0.{name}."): value for key, value in theirs.items()}
     assert shapes(published_names(theirs)) == {"first_stage_model." + key: shape for key, shape in shapes(own).items()}
+
+
+def test_full_size_stable_diffusion_covers_the_published_model(golden):
+    """Stable Diffusion 1.5 as diffusers builds it: all but the branches and the new attention, nothing left over."""
+    theirs, _ = unets(**SIZES[0])
+    theirs |= {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768}
+    coder = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+    coder |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    with torch.device("meta"):
+        parts = (
+            UNet2DConditionModel(**theirs),
+            AutoencoderKL(**coder),
+            CLIPTextModel(
+                CLIPTextConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
+            ),
+        )
+    found = {key: value for part in parts for key, value in published_names(part.state_dict()).items()}
+    published = json.loads((golden / "tisynth_full_keys.json").read_text())
+    expected = {
+        key: tuple(shape)
+        for key, shape in published.items()
+        if key not in SCHEDULE_BUFFERS and not key.startswith(BRANCHES) and "_trainable." not in key
+    }
+    assert shapes(found) == expected
 
 
 def test_sdxl_is_refused():
