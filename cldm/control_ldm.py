@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,12 @@ from torch import Tensor, nn
 
 from cldm.control import ControlNet
 from ldm.models.diffusion import LatentDiffusion, text_of
+from ldm.modules.ema import EMA
 from ldm.util import InputError, instantiate_from_config, seed_from
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a finite number any more."""
 
 
 class ControlLDM(LatentDiffusion):
@@ -27,6 +33,11 @@ class ControlLDM(LatentDiffusion):
         weight_decay: of AdamW.
         warmup_steps: steps of linear warm-up.
         decay_steps: step at which a cosine decay to zero ends; None keeps the rate.
+        use_ema: average the weights that train.
+        ema_decay: of that average, 0 to 1.
+        hint_encoding: how masks become hints, see ``ldm.data.hints.HintEncoder``; published weights need ``index``.
+        classes: class table that the encoding uses: a built-in name, or the path of a classes.json.
+        aug_pipe_config: the reference in training, see ``ldm.data.reference.ReferenceAugmentation``.
         **latent_diffusion: see ``LatentDiffusion``.
     """
 
@@ -41,6 +52,11 @@ class ControlLDM(LatentDiffusion):
         weight_decay: float = 0.01,
         warmup_steps: int = 0,
         decay_steps: int | None = None,
+        use_ema: bool = False,
+        ema_decay: float = 0.9999,
+        hint_encoding: str = "index",
+        classes: str | None = None,
+        aug_pipe_config: Mapping[str, Any] | None = None,
         **latent_diffusion: Any,
     ) -> None:
         super().__init__(**latent_diffusion)
@@ -49,6 +65,8 @@ class ControlLDM(LatentDiffusion):
         self.control_key, self.ssl_control_key = control_key, ssl_control_key
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
+        self.ema_decay = ema_decay if use_ema else None
+        self.hint_encoding, self.classes, self.augmentation = hint_encoding, classes, dict(aug_pipe_config or {})
         if trainable not in ("fusion", "all"):
             raise InputError(f"model: trainable: {trainable}: choose fusion or all")
         self.model.requires_grad_(trainable == "all")
@@ -105,15 +123,42 @@ class ControlLDM(LatentDiffusion):
             "c_ssl": [self.image_latent(batch[self.ssl_control_key], seeds)],
         }
 
+    def setup(self, stage: str) -> None:
+        """Starts the running average from the weights that training starts from."""
+        if stage == "fit" and self.ema_decay is not None and not hasattr(self, "model_ema"):
+            self.model_ema = EMA([(n, p) for n, p in self.named_parameters() if p.requires_grad], self.ema_decay)
+
+    @contextlib.contextmanager
+    def ema_scope(self) -> Iterator[None]:
+        """Within the block, the weights are their running averages, if there are any."""
+        with self.model_ema.swapped() if hasattr(self, "model_ema") else contextlib.nullcontext():
+            yield
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Mean loss of a batch."""
+        """Mean loss of a batch.
+
+        Raises:
+            TrainingDiverged: the loss is no finite number; the weights are those of the step before.
+        """
         loss = self.batch_losses(batch).mean()
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss is {loss.item()} at step {self.global_step}, items {', '.join(batch['name'])}: resume from "
+                "the last checkpoint with a lower base_learning_rate, a gradient_clip_val, or another precision"
+            )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["seed"]))
         return loss
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step of the optimizer, then of the running average (before any checkpoint of this step is written)."""
+        super().optimizer_step(*args, **kwargs)
+        if hasattr(self, "model_ema"):
+            self.model_ema.update()
+
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Mean loss at time steps and noise that are the same at every epoch."""
-        loss = self.batch_losses(batch).mean()
+        with self.ema_scope():
+            loss = self.batch_losses(batch).mean()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["seed"]))
 
     def configure_optimizers(self) -> Any:

@@ -38,3 +38,11 @@ def run(main: Callable[[], int | None], errors: tuple[type[Exception], ...] = ()
         print("stopped", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def flag(text: str) -> bool:
+    """``true``/``false`` in the usual spellings, for options such as ``-t true``."""
+    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text}: write true or false")
+    return value

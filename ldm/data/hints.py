@@ -62,6 +62,22 @@ class HintEncoder:
         return torch.from_numpy(np.take(self._table, mask, axis=1))  # (C, H, W)
 
 
+    def decode(self, hint: torch.Tensor) -> np.ndarray:
+        """The class ids that a hint encodes, for pictures.
+
+        Args:
+            hint: (C, H, W), as this encoder made it.
+
+        Returns:
+            (H, W) uint8; 255 where all channels are those of ignored pixels.
+        """
+        # from 255 down, so that ignored comes before unused ids of the same values
+        values, first = np.unique(self._table.T[::-1], axis=0, return_index=True)
+        flat = hint.detach().cpu().float().flatten(1).T  # (HW, C)
+        nearest = torch.cdist(flat, torch.from_numpy(values)).argmin(1).numpy()
+        return (255 - first[nearest]).astype(np.uint8).reshape(hint.shape[1:])
+
+
 def colorize(mask: np.ndarray, classes: ClassTable) -> np.ndarray:
     """A mask in the colours of its class table; pixels without a class are black.
 

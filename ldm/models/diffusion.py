@@ -39,7 +39,7 @@ class LatentDiffusion(pl.LightningModule):
         first_stage_key: batch field of the image.
         cond_stage_key: batch field of the prompt.
         **published: fields of published YAML files without effect here (``num_timesteps_cond``, ``log_every_t``,
-            ``image_size``, ``cond_stage_trainable``, ``conditioning_key``, ``monitor``, ``use_ema``).
+            ``image_size``, ``cond_stage_trainable``, ``conditioning_key``, ``monitor``).
 
     Raises:
         InputError: an unknown field or parameterization.
@@ -47,7 +47,7 @@ class LatentDiffusion(pl.LightningModule):
 
     PUBLISHED = frozenset(
         ("num_timesteps_cond", "log_every_t", "image_size", "cond_stage_trainable", "conditioning_key", "monitor",
-         "use_ema", "only_mid_control", "sd_locked", "aug_pipe_config")
+         "only_mid_control", "sd_locked")
     )  # fmt: skip
 
     def __init__(

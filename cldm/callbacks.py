@@ -1,0 +1,163 @@
+"""What happens around training steps: pictures, a clean end on SIGTERM, the report at the start."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from cldm.control_ldm import ControlLDM
+from ldm.checkpoint_names import module_of
+from ldm.data.classes import far_apart_colors
+from ldm.data.hints import HintEncoder
+from ldm.models.sampling import sample
+from ldm.util import atomic_path, item_noise, seed_from
+
+log = logging.getLogger(__name__)
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """Image (..., 3, H, W), about [-1, 1] -> (..., H, W, 3) uint8."""
+    scaled = image.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).movedim(-3, -1).cpu().numpy()
+
+
+def contact_sheet(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 of one size in rows, with white gaps."""
+    height, width = rows[0][0].shape[:2]
+    sheet = np.full(
+        (len(rows) * (height + gap) - gap, max(map(len, rows)) * (width + gap) - gap, 3), 255, dtype=np.uint8
+    )
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + gap), j * (width + gap)
+            sheet[top : top + height, left : left + width] = picture
+    return sheet
+
+
+class ImageLogger(pl.Callback):
+    """Every so many steps, writes mask, reference, real and synthesised image of the same few items.
+
+    To ``<run>/images/step_<n>.png`` and TensorBoard. Noise and items are the same each time.
+
+    Args:
+        batch_frequency: steps between pictures.
+        max_images: number of items.
+        steps: denoising steps.
+        sampler: see ``ldm.models.schedule.SAMPLERS``.
+        guidance_scale: of classifier-free guidance.
+        **published: fields of published YAML files without effect (``increase_log_steps``, ``clamp``).
+    """
+
+    def __init__(
+        self,
+        batch_frequency: int = 1000,
+        max_images: int = 4,
+        steps: int = 50,
+        sampler: str = "ddim",
+        guidance_scale: float = 9.0,
+        **published: Any,
+    ) -> None:
+        self.batch_frequency, self.max_images = batch_frequency, max_images
+        self.steps, self.sampler, self.guidance_scale = steps, sampler, guidance_scale
+        self._logged = -1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes the pictures when it is time."""
+        step = trainer.global_step
+        if step % self.batch_frequency == 0 and step != self._logged and self.max_images > 0:
+            self._logged = step
+            self._log(trainer, pl_module)
+
+    @rank_zero_only
+    def _log(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+        assert isinstance(model, ControlLDM)
+        datasets = trainer.datamodule.datasets  # type: ignore[attr-defined]
+        dataset = datasets.get("validation", datasets.get("train"))
+        items = [dataset[i] for i in range(min(self.max_images, len(dataset)))]
+        was_training = model.training
+        model.eval()
+        rows = [self._row(model, item, dataset) for item in items]
+        model.train(was_training)
+        sheet = contact_sheet(rows)
+        with atomic_path(Path(trainer.default_root_dir) / "images" / f"step_{trainer.global_step:06d}.png") as path:
+            Image.fromarray(sheet).save(path, format="PNG")
+        if trainer.logger is not None:
+            trainer.logger.experiment.add_image(  # type: ignore[attr-defined]
+                "mask, reference, real, synthesised", sheet, trainer.global_step, dataformats="HWC"
+            )
+
+    def _row(self, model: ControlLDM, item: dict[str, Any], dataset: Any) -> list[np.ndarray]:
+        one = {k: v[None].to(model.device) if isinstance(v, Tensor) else [v] for k, v in item.items()}
+        with torch.no_grad(), model.ema_scope():
+            cond = model.condition(one)
+            uncond = {**cond, "c_crossattn": [model.get_learned_conditioning([""])]}
+            shape = (model.channels, *(side // model.factor for side in item["hint"].shape[-2:]))
+            noise = item_noise([seed_from(0, item["name"])], shape).to(model.device)
+            latent = sample(model, cond, uncond, noise, self.steps, self.sampler, self.guidance_scale)
+            made = model.decode_first_stage(latent)
+        ids = HintEncoder(model.hint_encoding, dataset.class_table).decode(item["hint"])
+        table = dataset.class_table
+        colors = np.zeros((256, 3), dtype=np.uint8)
+        palette = far_apart_colors(int(ids[ids < 255].max(initial=0)) + 1) if table is None else table.palette
+        colors[: len(palette)] = palette
+        return [colors[ids], to_uint8(item["ssl"]), to_uint8(item["jpg"]), to_uint8(made[0])]
+
+
+class StopOnSignal(pl.Callback):
+    """On SIGTERM (a cluster's end of time), saves ``checkpoints/last.ckpt`` after the step at hand and ends the run."""
+
+    def __init__(self) -> None:
+        self._received = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes over the signal."""
+        signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self._received = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves and stops, on all processes at the same step."""
+        mid_accumulation = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        if mid_accumulation or not trainer.strategy.reduce_boolean_decision(self._received, all=False):
+            return
+        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        trainer.save_checkpoint(path)
+        log.info("SIGTERM: saved %s after step %d; go on with --resume", path, trainer.global_step)
+        trainer.should_stop = True
+
+
+def training_report(model: ControlLDM, origins: dict[str, str]) -> str:
+    """What trains and what does not, with numbers of parameters, and where each module's weights came from.
+
+    Args:
+        model: the model about to be trained.
+        origins: module -> where its weights came from.
+    """
+    total: Counter[str] = Counter()
+    trained: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        part = module_of(name)
+        total[part] += parameter.numel()
+        trained[part] += parameter.numel() * parameter.requires_grad
+    width = max(map(len, total))
+    lines = [f"{'module':<{width}} {'parameters':>14} {'that train':>14}  weights"]
+    for part, count in total.items():
+        origin = origins.get(part) or origins.get(part.split(".")[0]) or "random"
+        lines.append(f"{part:<{width}} {count:>14,} {trained[part]:>14,}  {origin}")
+    lines.append(f"{'together':<{width}} {sum(total.values()):>14,} {sum(trained.values()):>14,}")
+    return "\n".join(lines)

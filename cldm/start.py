@@ -1,0 +1,95 @@
+"""Start weights: Stable Diffusion's go to where they belong, and the U-Net's encoder into both branches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint import read_state_dict
+from ldm.checkpoint_names import BRANCHES, SCHEDULE_BUFFERS, UNET, module_of
+
+COPIED = ("time_embed", "label_emb", "input_blocks", "middle_block")  # the U-Net's encoder
+# all-in-attention: which branch's features each new attention reads
+READS = {"attn00_ls_trainable": "ssl_stage_model", "attn01_ssl_trainable": "control_model"}
+
+
+def start_weights(
+    model: nn.Module, sources: Sequence[Path], reset_branches: bool = False, use_ema: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Everything a model can start from.
+
+    What the sources hold is taken; a branch that they lack becomes a copy of the U-Net's encoder; what is new adds
+    nothing yet, so that the prediction is that of the sources.
+
+    Args:
+        model: the model to be filled, with its own random weights.
+        sources: checkpoints, see ``read_state_dict``; a later one wins where two have the same.
+        reset_branches: copy the encoder even where a source has branches.
+        use_ema: take running averages.
+
+    Returns:
+        weights by name, and each weight's origin by name.
+    """
+    state: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for source in sources:
+        weights = read_state_dict(source, use_ema)
+        if reset_branches:
+            weights = {key: value for key, value in weights.items() if key.split(".")[0] not in BRANCHES}
+        state |= weights
+        origin |= dict.fromkeys(weights, f"from {source}")
+    _fill(state, origin, model.state_dict())
+    return state, origin
+
+
+def _fill(state: dict[str, Tensor], origin: dict[str, str], own: Mapping[str, Tensor]) -> None:
+    def add(key: str, value: Tensor, what: str) -> None:
+        state[key], origin[key] = value, what
+
+    for branch in BRANCHES:
+        prefix = f"{branch}.input_hint_block."
+        hint_end = prefix + str(max((int(key.split(".")[2]) for key in own if key.startswith(prefix)), default=0))
+        for key in own:
+            inside = key.removeprefix(branch + ".")
+            if inside == key or key in state:
+                continue
+            part = inside.split(".")[0]
+            if part in COPIED and f"{UNET}.{inside}" in state:
+                add(key, state[f"{UNET}.{inside}"], "copied from the U-Net's encoder")
+            elif part in ("zero_convs", "middle_block_out") or key.startswith(hint_end + "."):
+                add(key, torch.zeros_like(own[key]), "zero")
+            elif part == "input_hint_block":
+                add(key, own[key], "new, random")
+    # x + W_out softmax(Q K^T) V + b adds nothing while the features, and so V, are zero and b is. W_out is then
+    # random: were it zero too, neither W_out nor the zero convolutions would ever have a gradient. A branch that brings
+    # features (a trained ControlNet) needs W_out = 0 instead.
+    silent = {branch: _silent(state, branch) for branch in BRANCHES}
+    for key in own:
+        if key in state or "_trainable." not in key or not key.startswith(UNET + "."):
+            continue
+        attention = next((name for name in READS if f".{name}." in key), None)
+        output = ".to_out.0." in key
+        if output and (key.endswith(".bias") or not silent[READS[str(attention)]]):
+            add(key, torch.zeros_like(own[key]), "zero")
+        else:
+            add(key, own[key], "new, random" if attention else "new, identity")
+
+
+def _silent(state: Mapping[str, Tensor], branch: str) -> bool:
+    """Whether a branch's features are all zero: its zero convolutions are."""
+    last = (f"{branch}.zero_convs.", f"{branch}.middle_block_out.")
+    return not any(bool(value.any()) for key, value in state.items() if key.startswith(last))
+
+
+def origin_table(origin: Mapping[str, str], own: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+    """Module -> origin -> number of tensors, of a model's weights."""
+    table: dict[str, dict[str, int]] = {}
+    for key in own:
+        if key not in SCHEDULE_BUFFERS:
+            counts = table.setdefault(module_of(key), {})
+            what = origin.get(key, "random")
+            counts[what] = counts.get(what, 0) + 1
+    return table

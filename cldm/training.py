@@ -1,0 +1,246 @@
+"""From resolved options to a run: folders, data, model, start weights and Lightning's trainer."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from cldm.build import create_model
+from cldm.callbacks import ImageLogger, StopOnSignal, training_report
+from cldm.control_ldm import ControlLDM
+from cldm.start import origin_table, start_weights
+from ldm.checkpoint import load_weights
+from ldm.data.datamodule import DataModuleFromConfig
+from ldm.util import InputError, atomic_path, check_writable, instantiate_from_config
+
+log = logging.getLogger(__name__)
+
+CONFIG_NAME = "config.yaml"  # of a run's folder
+
+
+@dataclass
+class TrainingOptions:
+    """What the command line says beside the configuration."""
+
+    data_root: str | None = None
+    train_list: str | None = None
+    val_list: str | None = None
+    name: str | None = None
+    logdir: Path = Path("logs")
+    resume: Path | None = None
+    pretrain_path: Path | None = None
+    allow: list[str] = field(default_factory=list)
+    gpus: str = "auto"
+    nodes: int = 1
+    precision: str | None = None
+    seed: int = 23
+    scale_lr: bool = True
+    skip_invalid: bool = False
+
+
+def parse_devices(gpus: str) -> dict[str, Any]:
+    """Lightning's ``accelerator`` and ``devices`` from ``--gpus``: ``auto``, ``cpu``, or indices such as ``0,1,2``.
+
+    Raises:
+        InputError: no such text, or a device that is absent.
+    """
+    present = torch.cuda.device_count()
+    if gpus == "auto":
+        return {"accelerator": "gpu", "devices": present} if present else {"accelerator": "cpu", "devices": 1}
+    if gpus == "cpu":
+        return {"accelerator": "cpu", "devices": 1}
+    try:
+        indices = [int(index) for index in gpus.split(",") if index.strip()]
+    except ValueError:
+        indices = []
+    if not indices or len(set(indices)) < len(indices):
+        raise InputError(f"--gpus {gpus}: write auto, cpu, or indices such as 0 or 0,1,2")
+    if absent := [index for index in indices if not 0 <= index < present]:
+        raise InputError(f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or another index")
+    return {"accelerator": "gpu", "devices": indices}
+
+
+def run_folder(options: TrainingOptions) -> Path:
+    """The run's folder, writable: that of ``resume``, or a new one below ``logdir``.
+
+    Raises:
+        InputError: a run of that name exists, or nothing to resume.
+    """
+    if options.resume is not None:
+        return resume_checkpoint(options.resume).parent.parent
+    folder = options.logdir / (options.name or datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
+    if (folder / CONFIG_NAME).exists():
+        raise InputError(f"-n {options.name}: {folder} holds a run; go on with it by -r {folder}, or take another name")
+    return check_writable(folder, "--logdir")
+
+
+def resume_checkpoint(path: Path) -> Path:
+    """The checkpoint to resume: the file itself, or a run folder's newest."""
+    checkpoint = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not checkpoint.is_file():
+        raise InputError(f"--resume {path}: there is no {checkpoint}")
+    return checkpoint
+
+
+def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
+    """The configuration with everything in it that the run depends on.
+
+    Raises:
+        InputError: a section or value is lacking.
+    """
+    container: Any = OmegaConf.to_container(config, resolve=True)
+    config = DictConfig(container)
+    for section in ("model", "data", "base_learning_rate"):
+        if section not in config:
+            raise InputError(f"configuration: no {section}; it comes from --base and --config_model, or by key=value")
+    model = config.model.params
+    shared = {
+        "data_root": options.data_root,
+        "hint_encoding": model.get("hint_encoding"),
+        "classes": model.get("classes"),
+        "augmentation": model.get("aug_pipe_config"),
+        "skip_invalid": options.skip_invalid or None,
+    }
+    for part, items in (("train", options.train_list), ("validation", options.val_list)):
+        if part in config.data.params:
+            params = config.data.params[part].setdefault("params", {})
+            for key, value in {**shared, "txt_file": items}.items():
+                if value is not None:
+                    params[key] = value
+            for key, option in (("data_root", "--data_root"), ("txt_file", f"--{part[:5].rstrip('i')}_txt_file")):
+                if key not in params:
+                    raise InputError(f"configuration: data.params.{part}.params.{key} is not set; give {option}")
+    config.data.params.setdefault("seed", options.seed)
+    trainer = config.setdefault("lightning", {}).setdefault("trainer", {})
+    trainer.update(parse_devices(options.gpus))
+    trainer.num_nodes = options.nodes
+    if options.precision:
+        trainer.precision = options.precision
+    devices = trainer.devices if isinstance(trainer.devices, int) else len(trainer.devices)
+    rate = config.base_learning_rate
+    if options.scale_lr:  # as published: the rate is per item
+        rate *= trainer.get("accumulate_grad_batches", 1) * devices * options.nodes * config.data.params.batch_size
+    model.learning_rate = rate
+    return config
+
+
+def build_data(config: DictConfig) -> DataModuleFromConfig:
+    """The data module, with all its checks done."""
+    section: Any = OmegaConf.to_container(config.data)
+    data = instantiate_from_config(section)
+    data.setup()
+    for name, dataset in data.datasets.items():
+        log.info("%s: %d items%s", name, len(dataset), f", {len(f)} left out" if (f := dataset.faults) else "")
+    return data
+
+
+def build_model(config: DictConfig, options: TrainingOptions) -> tuple[ControlLDM, dict[str, str]]:
+    """The model with its start weights, and by module where they came from."""
+    model = create_model(config)
+    if options.resume is not None:
+        return model, {}  # Lightning loads the weights with the optimizer's state
+    if options.pretrain_path is None:
+        return model, {}
+    state, origins = start_weights(model, [options.pretrain_path])
+    report = load_weights(model, state, options.allow, name=str(options.pretrain_path))
+    log.info(report.summary())
+    table = origin_table(origins, model.state_dict())
+    return model, {part: "; ".join(f"{n} {what}" for what, n in counts.items()) for part, counts in table.items()}
+
+
+def check_hints(model: ControlLDM, data: DataModuleFromConfig) -> None:
+    """Refuses a mask branch that does not read the hints of the data."""
+    wanted = next(model.control_model.input_hint_block.parameters()).shape[1]
+    datasets: dict[str, Any] = data.datasets
+    for name, dataset in datasets.items():
+        if dataset.hint_channels != wanted:
+            raise InputError(
+                f"configuration: model.params.control_stage_config.params.hint_channels is {wanted}, but hint_encoding "
+                f"{model.hint_encoding} of the {name} set has {dataset.hint_channels} channels"
+            )
+
+
+def build_trainer(config: DictConfig, folder: Path) -> pl.Trainer:
+    """Lightning's trainer as ``lightning`` in the configuration says.
+
+    Raises:
+        InputError: a value that Lightning does not take.
+    """
+    lightning: Any = OmegaConf.to_container(config.lightning)
+    has_validation = "validation" in config.data.params
+    checkpoint = {
+        "dirpath": folder / "checkpoints",
+        "filename": "{epoch:06}",
+        "save_last": True,
+        "save_top_k": 2 if has_validation else 1,
+        "monitor": "val/loss" if has_validation else None,
+        **(lightning.get("modelcheckpoint", {}).get("params") or {}),
+    }
+    images = (lightning.get("callbacks") or {}).get("image_logger", {}).get("params") or {}
+    callbacks: list[pl.Callback] = [
+        TQDMProgressBar(refresh_rate=lightning.get("progress_refresh", 1)),
+        LearningRateMonitor("step"),
+        ImageLogger(**images),
+        StopOnSignal(),
+        ModelCheckpoint(**checkpoint),
+    ]
+    options = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, **(lightning.get("trainer") or {})}
+    many = options["num_nodes"] > 1 or (not isinstance(options["devices"], int) and len(options["devices"]) > 1)
+    if many or (isinstance(options["devices"], int) and options["devices"] > 1):
+        options.setdefault("strategy", "ddp")
+    try:
+        return pl.Trainer(
+            default_root_dir=folder,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(folder, name="", version="tensorboard"),
+            use_distributed_sampler=False,  # the data module shares the items among processes
+            **options,
+        )
+    except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"configuration: lightning.trainer: {reason}") from error
+
+
+def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -> None:
+    """Checks everything, says what will be done, and trains.
+
+    Args:
+        config: merged configuration, before ``resolve``.
+        options: of the command line.
+        dry_run: stop before the first step; nothing is written.
+
+    Raises:
+        InputError: anything the run would trip over.
+    """
+    checkpoint = None if options.resume is None else resume_checkpoint(options.resume)
+    config = resolve(config, options)
+    pl.seed_everything(options.seed, workers=True, verbose=False)
+    data = build_data(config)
+    model, origins = build_model(config, options)
+    check_hints(model, data)
+    if checkpoint is not None:
+        origins = dict.fromkeys(dict(model.named_children()), f"from {checkpoint}")
+    folder = run_folder(options)
+    trainer = build_trainer(config, folder)
+    if trainer.is_global_zero:
+        print(OmegaConf.to_yaml(config), end="")
+        print(training_report(model, origins))
+        print(f"run folder: {folder}; learning rate {model.learning_rate:.3g}")
+    if dry_run:
+        print("dry run: everything is in place; nothing was trained")
+        return
+    if trainer.is_global_zero:
+        with atomic_path(folder / CONFIG_NAME) as path:
+            path.write_text(OmegaConf.to_yaml(config))
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero and not trainer.interrupted:
+        print(f"trained {trainer.global_step} steps; newest checkpoint {folder / 'checkpoints' / 'last.ckpt'}")

@@ -1,0 +1,95 @@
+r"""Trains TISynth: paints images from masks, references and texts.
+
+  bash train.sh --base configs/train/tisynth.yaml --config_model configs/model/tisynth_v15.yaml -n my_run \
+      --data_root DATA --train_txt_file DATA/train_set_items.json --val_txt_file DATA/test_set_items.json \
+      --pretrain_path controlnet1.5.ckpt --gpus 0,1,2,3
+
+Any value of the configuration can be set by key=value:
+  data.params.batch_size=4 lightning.trainer.max_steps=50000 lightning.trainer.precision=bf16-mixed
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cldm.build import load_config
+from cldm.control_ldm import TrainingDiverged
+from cldm.training import CONFIG_NAME, TrainingOptions, resume_checkpoint, train
+from ldm.util import InputError
+from scripts.cli import flag, parser, run
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    options = parser(__doc__ or "")
+    add = options.add_argument
+    add("-b", "--base", type=Path, nargs="*", default=[], metavar="YAML", help="training settings: data, rate, trainer")
+    add("--config_model", type=Path, metavar="YAML", help="model settings; needed unless a run is resumed")
+    add("-n", "--name", help="name of the run's folder below --logdir; the time by default")
+    add("-l", "--logdir", type=Path, default=Path("logs"), help="folder of all runs")
+    add("--data_root", metavar="DIR", help="folder that the lists' paths are relative to")
+    add("--train_txt_file", metavar="FILE", help="training items as JSON lines")
+    add("--val_txt_file", metavar="FILE", help="validation items as JSON lines")
+    add("--pretrain_path", type=Path, metavar="CKPT", help="start weights: Stable Diffusion, ControlNet or TISynth")
+    add("--allow_mismatch", nargs="+", default=[], metavar="MODULE", help="modules that --pretrain_path need not fit")
+    add("--gpus", default="auto", help="auto, cpu, or indices: 0 or 0,1,2,3 (a comma separated list, as published)")
+    add("--num_nodes", type=int, default=1, help="machines; start the same command on each by SLURM or torchrun")
+    add("--precision", help="32-true, bf16-mixed, 16-mixed, ...: see Lightning; the configuration's by default")
+    add("-s", "--seed", type=int, default=23, help="of order, time steps, noise, augmentation and new weights")
+    add("-t", "--train", type=flag, nargs="?", const=True, default=True, help="train; false is --dry_run")
+    add("-r", "--resume", type=Path, metavar="RUN", help="go on with a run: its folder, or one of its checkpoints")
+    add("--scale_lr", type=flag, nargs="?", const=True, default=True, help="rate x batch size x GPUs x accumulation")
+    add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
+    add("--dry_run", action="store_true", help="check everything, print the plan, and stop")
+    add("overrides", nargs="*", metavar="key=value", help="any value of the configuration")
+    return options
+
+
+def main() -> int:
+    """Merges the configuration and trains."""
+    parsed = arguments()
+    args = parsed.parse_intermixed_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.resume is None and args.config_model is None:
+        parsed.error("--config_model is needed, or --resume")
+    files = [*args.base, *([args.config_model] if args.config_model else [])]
+    if args.resume is not None:
+        saved = resume_checkpoint(args.resume).parent.parent / CONFIG_NAME
+        files = [saved, *files] if saved.exists() or not files else files
+    if wrong := [text for text in args.overrides if "=" not in text]:
+        raise InputError(f"{wrong[0]}: not understood; settings are written key=value, options with --")
+    try:
+        config = OmegaConf.merge(*map(load_config, files), OmegaConf.from_dotlist(args.overrides))
+    except OmegaConfBaseException as error:
+        raise InputError(f"configuration: {' '.join(str(error).split())}") from error
+    given = TrainingOptions(
+        data_root=args.data_root,
+        train_list=args.train_txt_file,
+        val_list=args.val_txt_file,
+        name=args.name,
+        logdir=args.logdir,
+        resume=args.resume,
+        pretrain_path=args.pretrain_path,
+        allow=args.allow_mismatch,
+        gpus=args.gpus,
+        nodes=args.num_nodes,
+        precision=args.precision,
+        seed=args.seed,
+        scale_lr=args.scale_lr,
+        skip_invalid=args.skip_invalid,
+    )
+    try:
+        train(config, given, dry_run=args.dry_run or not args.train)  # type: ignore[arg-type]
+    except TrainingDiverged as error:
+        print(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
