@@ -1,0 +1,108 @@
+"""What the filter kept and dropped: numbers and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from post_processing.filtering import HISTOGRAM_EDGES
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+REAL, SYNTHESISED, DROPPED = "#3b6fb6", "#d9822b", "#d9d9d9"
+
+
+def filter_statistics(
+    classes: Sequence[str],
+    real: Mapping[str, Any],
+    limits: np.ndarray,
+    records: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Kept and dropped pixels, a class and an image.
+
+    Args:
+        classes: C class names.
+        real: ``mean_loss`` and ``pixels`` of each class on real images (C,).
+        limits: largest loss of each class (C,).
+        records: by image name, ``total`` and ``kept`` pixels of each class (C,).
+
+    Returns:
+        ``per_class`` by class name and ``images`` by image name.
+    """
+    total = np.array([record["total"] for record in records.values()]).sum(axis=0)
+    kept = np.array([record["kept"] for record in records.values()]).sum(axis=0)
+
+    def finite(value: float) -> float | None:
+        return float(value) if np.isfinite(value) else None
+
+    per_class = {
+        name: {
+            "mean_loss_real": finite(real["mean_loss"][c]),
+            "limit": finite(limits[c]),
+            "real_pixels": int(real["pixels"][c]),
+            "kept": int(kept[c]),
+            "dropped": int(total[c] - kept[c]),
+            "kept_share": finite(kept[c] / total[c]) if total[c] else None,
+        }
+        for c, name in enumerate(classes)
+    }
+    images = {
+        name: {"kept": record["kept"], "dropped": [t - k for t, k in zip(record["total"], record["kept"], strict=True)]}
+        for name, record in sorted(records.items())
+    }
+    return {"per_class": per_class, "images": images}
+
+
+def filter_figure(
+    path: Path,
+    per_class: Mapping[str, Mapping[str, Any]],
+    real_histogram: np.ndarray,
+    synthesised_histogram: np.ndarray,
+    margin: float,
+) -> None:
+    """Kept share a class, and how the losses of real and synthesised pixels are distributed.
+
+    Args:
+        path: .svg or .png file.
+        per_class: see ``filter_statistics``.
+        real_histogram: pixels of each class in each bin of ``HISTOGRAM_EDGES`` (C, bins).
+        synthesised_histogram: the same for synthesised images.
+        margin: tolerance margin.
+    """
+    names = list(per_class)
+    rows = np.arange(len(names))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 1.6 + 0.45 * len(names)), sharey=True, width_ratios=(2, 3), layout="constrained")
+    shares = np.array([100 * (values["kept_share"] or 0) for values in per_class.values()])
+    shown = np.array([100 if values["kept_share"] is not None else 0 for values in per_class.values()])
+    left.barh(rows, shares, color=SYNTHESISED, label="kept")
+    left.barh(rows, shown - shares, left=shares, color=DROPPED, label="dropped (255)")
+    for row, values in zip(rows, per_class.values(), strict=True):
+        share = values["kept_share"]
+        left.text(2, row, "no pixels" if share is None else f"{100 * share:.1f} %", va="center")
+    left.set(xlabel="share of the class's synthesised pixels (%)", xlim=(0, 100), yticks=rows, yticklabels=names)
+    centres = np.sqrt(HISTOGRAM_EDGES[:-1] * HISTOGRAM_EDGES[1:])
+    for label, histogram, color, sign in (("real", real_histogram, REAL, -1),
+                                          ("synthesised", synthesised_histogram, SYNTHESISED, 1)):
+        peak = np.maximum(histogram.max(axis=1, keepdims=True), 1)
+        for row, density in zip(rows, sign * 0.42 * histogram / peak, strict=True):
+            right.fill_between(centres, row, row + density, color=color, alpha=0.8, linewidth=0,
+                               label=label if row == 0 else None)
+    for row, values in zip(rows, per_class.values(), strict=True):
+        if values["limit"] is not None:
+            right.plot([values["limit"]] * 2, [row - 0.45, row + 0.45], color="black", linewidth=1.2,
+                       label=f"limit: {margin:g} x real mean" if row == rows[-1] else None)
+    filled = np.flatnonzero((real_histogram + synthesised_histogram).sum(axis=0))
+    ends = (HISTOGRAM_EDGES[filled[0]], HISTOGRAM_EDGES[filled[-1] + 1]) if len(filled) else HISTOGRAM_EDGES[[0, -1]]
+    right.set(xscale="log", xlim=ends, xlabel="cross-entropy of a pixel (nats)")
+    left.set_ylim(len(names) - 0.5, -0.5)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,45 @@
+"""The figure of what re-sampling changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BEFORE, AFTER, INACCURATE = "#b0b0b0", "#3b6fb6", "#c0392b"
+
+
+def resample_figure(path: Path, statistics: Mapping[str, Any]) -> None:
+    """Each class's share of pixels and number of images before and after re-sampling.
+
+    Args:
+        path: .svg or .png file.
+        statistics: see ``resample_statistics``.
+    """
+    per_class = statistics["per_class"]
+    rows = np.arange(len(per_class))
+    figure, panels = plt.subplots(1, 2, figsize=(11, 1.8 + 0.4 * len(rows)), sharey=True, layout="constrained")
+    for axes, key, scale, label in ((panels[0], "share", 100, "share of surviving pixels (%)"),
+                                    (panels[1], "images", 1, "images that show the class")):
+        for offset, when, color in ((-0.2, "before", BEFORE), (0.2, "after", AFTER)):
+            values = [scale * entry[f"{key}_{when}"] for entry in per_class.values()]
+            bars = axes.barh(rows + offset, values, 0.38, color=color, label=when)
+            axes.bar_label(bars, fmt="%.1f" if scale > 1 else "%d", padding=2, fontsize=8)
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.1)
+    panels[0].set(yticks=rows, yticklabels=list(per_class), ylim=(len(rows) - 0.5, -0.5))
+    for tick, entry in zip(panels[0].get_yticklabels(), per_class.values(), strict=True):
+        if entry["inaccurate"]:
+            tick.set(color=INACCURATE, fontweight="bold")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    marked = "; bold red: poorly recognised" if any(entry["inaccurate"] for entry in per_class.values()) else ""
+    figure.suptitle(f"{statistics['kept']} of {statistics['images']} images kept{marked}")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Keeps the filtered images that help; arguments go to scripts/resample.py (see --help), 80 % valid pixels as published.
+here=$PWD && source "$(dirname "${BASH_SOURCE[0]}")/scripts/setup.sh" && cd "$here"
+if [ $# = 0 ]; then
+  cat >&2 <<'END'
+resample.sh needs filtered masks, their images, an output folder and a class table. After demo/run.sh:
+  bash resample.sh --filtered-mask-path demo/output/filtered --syn-img-path demo/output/images \
+    --out-dir outputs/resampled --classes demo/output/data/classes.json --inaccurate "road,water"
+END
+  exit 2
+fi
+exec "$PYTHON" -m scripts.resample --min-valid 0.8 "$@"

@@ -1,0 +1,134 @@
+"""Trains or tests a segmentor: mmengine's Runner on an mmseg config."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process, master_only
+from mmengine.runner import Runner
+
+from ldm.util import InputError, atomic_path, check_writable
+from scripts import cli
+from segmentation import SegmentationError, config
+
+DESCRIPTION = """Trains or tests a segmentor with mmengine's Runner.
+
+  python -m scripts.segmentor train configs/mmseg/tiny.py --data-root data/mbrsc --classes MBRSC
+  python -m scripts.segmentor test configs/mmseg/tiny.py --data-root data/mbrsc --classes MBRSC \\
+      --load-from work_dirs/tiny/iter_1000.pth
+Joint training: add --synthesised DIR (the --out-dir of resample.sh) --repeat 10. Several GPUs:
+  torchrun --nproc-per-node 4 -m scripts.segmentor train CONFIG --launcher pytorch"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = cli.parser(DESCRIPTION)
+    parser.add_argument("task", choices=("train", "test"), help="what to do")
+    parser.add_argument("config", help="mmseg config, e.g. configs/mmseg/pspnet_r50.py")
+    parser.add_argument("--work-dir", default=None, help="folder for weights and logs (default: work_dirs/<config>)")
+    parser.add_argument("--load-from", default=None, help="weights to start from, or to test")
+    parser.add_argument("--resume", action="store_true", help="go on from the last weights in --work-dir")
+    parser.add_argument("--pretrained", default=None, help="backbone weights: a file, or none (default: the config's)")
+    parser.add_argument("--data-root", default=None, help="data set's folder (default: the config's)")
+    parser.add_argument("--classes", default=None, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
+    parser.add_argument("--synthesised", default=None, help="folder with resampled_img and resampled_label to add")
+    parser.add_argument("--repeat", type=int, default=None, help="how often real training pairs count")
+    parser.add_argument("--split", default=None, help="test on img_<split>, label_<split> (default: the config's)")
+    parser.add_argument("--crop-size", type=int, default=None, help="side of training crops (default: the config's)")
+    parser.add_argument("--max-iters", type=int, default=None, help="training iterations (default: the config's)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
+    parser.add_argument("--out", default=None, help="test: metrics as JSON (default: <work-dir>/metrics.json)")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default=None,
+                        help="config values to set, key=value, nested keys with dots")
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how jobs start")
+    parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def resolve(args: argparse.Namespace) -> Config:
+    """The config with everything that the command line sets; refused before work starts where it cannot run."""
+    cfg = config.load_config(args.config, args.cfg_options)
+    config.set_data(cfg, args.data_root, args.classes, args.synthesised, args.repeat, args.split)
+    config.check_classes(cfg)
+    if args.crop_size:
+        config.set_crop_size(cfg, args.crop_size)
+    if args.max_iters:
+        config.set_max_iters(cfg, args.max_iters)
+    if args.pretrained or args.task == "test":
+        config.set_pretrained(cfg, None if args.task == "test" or args.pretrained == "none" else args.pretrained)
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
+    cfg.load_from = args.load_from
+    cfg.resume = args.resume
+    cfg.launcher = args.launcher
+    cfg.randomness = {"seed": args.seed, **(cfg.get("randomness") or {})}
+    for evaluator in config.nodes(cfg.get("test_evaluator"), "IoUMetric"):
+        evaluator.type = "ClassIoUMetric"  # the same scores, by class and not rounded
+    return cfg
+
+
+def metrics_report(scores: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    """Scores in 0..1: OA, mIoU, mAcc, and IoU and Acc by class name; nan becomes None."""
+    scores = {key: None if value != value else float(value) for key, value in scores.items()}
+    names = [key.removeprefix("IoU/") for key in scores if key.startswith("IoU/")]
+    return {
+        "OA": scores.get("aAcc"),
+        "mIoU": scores.get("mIoU"),
+        "mAcc": scores.get("mAcc"),
+        "classes": {name: {"IoU": scores[f"IoU/{name}"], "Acc": scores[f"Acc/{name}"]} for name in names},
+        **facts,
+    }
+
+
+@master_only
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Writes JSON whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def train(cfg: Config) -> None:
+    """Trains; weights and logs go to ``cfg.work_dir``."""
+    check_writable(cfg.work_dir, "--work-dir")
+    Runner.from_cfg(cfg).train()
+    last = Path(cfg.work_dir, "last_checkpoint")
+    if is_main_process() and last.is_file():
+        print(f"weights: {last.read_text().strip()}")
+
+
+def test(cfg: Config, out: Path) -> dict[str, Any]:
+    """Tests ``cfg.load_from`` and writes the metrics to ``out``."""
+    if not cfg.load_from:
+        raise InputError("--load-from: name the weights to test")
+    check_writable(out.parent, "--out")
+    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler",
+                "val_dataloader", "val_cfg", "val_evaluator"):
+        cfg.pop(key, None)
+    runner = Runner.from_cfg(cfg)
+    scores = runner.test()
+    report = metrics_report(scores, images=len(runner.test_dataloader.dataset), checkpoint=str(cfg.load_from),
+                            config=str(cfg.filename))
+    write_json(report, out)
+    if is_main_process():
+        print(f"OA {report['OA']:.4f}  mIoU {report['mIoU']:.4f}  mAcc {report['mAcc']:.4f}  ({out})")
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    args = parse_args(argv)
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg = resolve(args)
+    if args.task == "train":
+        train(cfg)
+    else:
+        test(cfg, Path(args.out or Path(cfg.work_dir, "metrics.json")))
+
+
+if __name__ == "__main__":
+    cli.run(main, errors=(SegmentationError,))

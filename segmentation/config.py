@@ -1,0 +1,138 @@
+"""mmseg configs: loaded, pointed at a data set, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from segmentation import SegmentationError
+from segmentation.classes import class_table
+
+HEADS = ("decode_head", "auxiliary_head")
+
+
+def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """An mmseg config.
+
+    Args:
+        path: the config file.
+        options: values to set, ``{"train_cfg.max_iters": 10}``.
+
+    Raises:
+        SegmentationError: no such file, not an mmseg config, or an import of it that is not installed.
+    """
+    if not Path(path).is_file():
+        raise SegmentationError(f"{path}: no such config")
+    try:
+        config = Config.fromfile(path)
+        if options:
+            config.merge_from_dict(options)
+    except Exception as error:  # a config is code: anything may go wrong in it
+        raise SegmentationError(f"{path}: cannot be read as an mmseg config: {error}") from error
+    if not isinstance(config.get("model"), dict) or "type" not in config.model:
+        raise SegmentationError(f"{path}: not an mmseg config: no model with a field 'type'")
+    init_default_scope(config.get("default_scope", "mmseg"))
+    return config
+
+
+def nodes(tree: Any, kind: str) -> Iterator[Any]:
+    """All dictionaries in a part of a config whose ``type`` is ``kind``."""
+    if isinstance(tree, dict):
+        if tree.get("type") == kind:
+            yield tree
+        for value in tree.values():
+            yield from nodes(value, kind)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from nodes(value, kind)
+
+
+def heads(config: Config) -> Iterator[Any]:
+    """The decode heads and auxiliary heads of a config's model."""
+    for name in HEADS:
+        head = config.model.get(name)
+        yield from head if isinstance(head, (list, tuple)) else [head] if head else []
+
+
+def set_data(
+    config: Config,
+    data_root: str | None = None,
+    classes: str | None = None,
+    synthesised: str | None = None,
+    repeat: int | None = None,
+    test_split: str | None = None,
+) -> None:
+    """Points a config's ``MaskDataset`` entries at other data; None leaves a value as the config has it.
+
+    Args:
+        config: changed in place.
+        data_root: the data set's folder, for training and testing.
+        classes: class table, by name or path; sets the heads' number of classes as well.
+        synthesised: resample.sh's output folder, joined to the training data.
+        repeat: how often real training pairs count.
+        test_split: tests on ``img_<split>`` and ``label_<split>``.
+    """
+    loaders = [config.get(f"{part}_dataloader") or {} for part in ("train", "val", "test")]
+    if data_root or classes or test_split:
+        for dataset in nodes(loaders, "MaskDataset"):
+            dataset.update({key: value for key, value in (("data_root", data_root), ("classes", classes)) if value})
+        if classes:
+            for head in heads(config):
+                head.num_classes = len(class_table(classes)["classes"])
+    for dataset in nodes(loaders[0], "MaskDataset"):
+        dataset.update({key: value for key, value in (("synthesised", synthesised), ("repeat", repeat)) if value})
+    if test_split:
+        for dataset in nodes(loaders[2], "MaskDataset"):
+            dataset.data_prefix = {"img_path": f"img_{test_split}", "seg_map_path": f"label_{test_split}"}
+            dataset.ann_file = ""
+
+
+def check_classes(config: Config) -> None:
+    """Refuses a config whose heads and class table disagree, before any data is read.
+
+    Raises:
+        SegmentationError: a head's ``num_classes`` is not the table's.
+    """
+    loaders = [config.get(f"{part}_dataloader") or {} for part in ("train", "val", "test")]
+    for dataset in nodes(loaders, "MaskDataset"):
+        count = len(class_table(dataset.classes)["classes"])
+        for head in heads(config):
+            if head.get("num_classes") != count:
+                raise SegmentationError(
+                    f"{config.filename}: {head.type}: num_classes is {head.get('num_classes')}, but class table "
+                    f"{dataset.classes} has {count} classes; correct one (--classes sets both)")
+
+
+def set_max_iters(config: Config, max_iters: int) -> None:
+    """Trains for another number of iterations; schedules that ended with the training still do."""
+    old = config.train_cfg.max_iters
+    config.train_cfg.max_iters = max_iters
+    for scheduler in config.get("param_scheduler") or []:
+        if scheduler.get("end") == old:
+            scheduler.end = max_iters
+        elif scheduler.get("end", 0) > max_iters or scheduler.get("begin", 0) >= max_iters:
+            raise SegmentationError(f"param_scheduler: {scheduler.type} from {scheduler.get('begin', 0)} to "
+                                    f"{scheduler.get('end')} does not fit into {max_iters} iterations")
+
+
+def set_crop_size(config: Config, size: int) -> None:
+    """Trains on crops of ``size`` x ``size`` pixels."""
+    for crop in nodes(config.train_dataloader, "RandomCrop"):
+        crop.crop_size = (size, size)
+    config.model.data_preprocessor.size = (size, size)
+
+
+def set_pretrained(config: Config, weights: str | None) -> None:
+    """Starts the backbone from a file of weights, or from scratch (None).
+
+    Raises:
+        SegmentationError: no such file.
+    """
+    if weights and not Path(weights).is_file():
+        raise SegmentationError(f"--pretrained {weights}: no such file; name a file, or none")
+    config.model.pretrained = None
+    config.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": weights} if weights else None
