@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cldm.control_ldm import ControlLDM
+from ldm.checkpoint import load_weights, read_state_dict
 from ldm.util import InputError, instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,11 @@ def load_config(config: str | Path | DictConfig) -> DictConfig:
 
 
 def create_model(
-    config: str | Path | DictConfig, checkpoint: str | Path | None = None, allow: Sequence[str] = (), **overrides: Any
+    config: str | Path | DictConfig,
+    checkpoint: str | Path | None = None,
+    allow: Sequence[str] = (),
+    use_ema: bool = False,
+    **overrides: Any,
 ) -> ControlLDM:
     """Builds the model that a YAML file describes, and loads its weights.
 
@@ -44,6 +49,7 @@ def create_model(
         config: path or config with a ``model`` entry; published files work unchanged.
         checkpoint: .ckpt, .safetensors or diffusers folder; None leaves random weights.
         allow: modules that the checkpoint may lack, or ``all``, see ``ldm.checkpoint.load_weights``.
+        use_ema: take the checkpoint's running averages.
         **overrides: model parameters that win over the file's.
 
     Raises:
@@ -52,10 +58,9 @@ def create_model(
     loaded = load_config(config)
     if "model" not in loaded:
         raise InputError(f"{config if not isinstance(config, DictConfig) else 'config'}: no entry 'model'")
+    state = None if checkpoint is None else read_state_dict(checkpoint, use_ema)  # refused before the model is built
     entry: Any = OmegaConf.to_container(loaded.model, resolve=True)
     model = instantiate_from_config(entry, **overrides)
-    if checkpoint is not None:
-        from ldm.checkpoint import load_weights
-
-        log.info(load_weights(model, checkpoint, allow).summary())
+    if state is not None:
+        log.info(load_weights(model, state, allow, name=str(checkpoint)).summary())
     return model.eval()

@@ -78,6 +78,11 @@ class ControlLDM(LatentDiffusion):
             for i, conv in enumerate(branch.zero_convs):
                 conv.requires_grad_(i in read)
 
+    @property
+    def multiple(self) -> int:
+        """Height and width of images must be multiples of this many pixels."""
+        return self.factor * self.model.diffusion_model.max_factor
+
     def new_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What TISynth adds to Stable Diffusion: both branches, and the attention to their features."""
         for name, parameter in self.named_parameters():

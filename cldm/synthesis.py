@@ -1,0 +1,311 @@
+"""Synthesising a data set: which images are missing, how each is made, and how it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import TQDMProgressBar
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cldm.callbacks import to_uint8
+from cldm.control_ldm import ControlLDM
+from ldm.data.pairs import PairedImages
+from ldm.models.sampling import sample
+from ldm.util import InputError, atomic_path, item_noise, seed_from
+
+RECORDS = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make: an item of the list and a seed."""
+
+    item: int
+    seed: int
+    name: str
+
+
+@dataclass(frozen=True)
+class SynthesisOptions:
+    """How images are made and written; the defaults are the published ones."""
+
+    outdir: Path
+    steps: int = 50
+    sampler: str = "ddim"
+    scale: float = 9.0
+    eta: float = 0.0
+    image_format: str = "jpg"
+    quality: int = 95
+    split_guidance: bool = False
+
+
+def plan(
+    dataset: PairedImages, options: SynthesisOptions, seeds: Sequence[int], only: Sequence[str] = ()
+) -> tuple[list[Job], int]:
+    """The images that are still to be made.
+
+    Args:
+        dataset: items with references.
+        options: output folder and format.
+        seeds: seeds of each item.
+        only: names (``<mask name>_seed_<seed>``) of the images to make, even if they are there; empty for all.
+
+    Returns:
+        jobs in the list's order, and the number of images that are there already.
+
+    Raises:
+        InputError: ``only`` names an image that no item and seed give.
+    """
+    jobs = []
+    if only:
+        items = {item.name: i for i, item in enumerate(dataset.items)}
+        for name in dict.fromkeys(text.removesuffix(".jpg").removesuffix(".png") for text in only):
+            mask, _, number = name.rpartition("_seed_")
+            if mask not in items or not number.isdecimal():
+                raise InputError(f"--only {name}: no such image; names are <mask name>_seed_<seed>, masks in the list")
+            jobs.append(Job(items[mask], int(number), name))
+        return jobs, 0
+    present = {entry.name for entry in os.scandir(options.outdir)}
+    done = 0
+    for i, item in enumerate(dataset.items):
+        for seed in seeds:
+            name = f"{item.name}_seed_{seed}"
+            if f"{name}.{options.image_format}" in present:
+                done += 1
+            else:
+                jobs.append(Job(i, seed, name))
+    return jobs, done
+
+
+class JobDataset(Dataset[dict[str, Any]]):
+    """Jobs as samples: the item's tensors, and the job itself."""
+
+    def __init__(self, items: PairedImages, jobs: Sequence[Job]) -> None:
+        self.items, self.jobs = items, jobs
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Sample of job ``index``."""
+        return {**self.items[self.jobs[index].item], "job": self.jobs[index]}
+
+
+def same_size_batches(dataset: PairedImages, jobs: Sequence[Job], batch_size: int) -> list[list[int]]:
+    """Indices of jobs in batches of images of one size, in the jobs' order."""
+    batches: list[list[int]] = []
+    open_batch: dict[Any, list[int]] = {}
+    for i, job in enumerate(jobs):
+        size = dataset.items[job.item].size if dataset.size is None else None
+        batch = open_batch.setdefault(size, [])
+        if not batch:
+            batches.append(batch)
+        batch.append(i)
+        if len(batch) == batch_size:
+            del open_batch[size]
+    return batches
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stacks tensors; keeps everything else in lists."""
+    return {
+        key: torch.stack([s[key] for s in samples]) if isinstance(value, torch.Tensor) else [s[key] for s in samples]
+        for key, value in samples[0].items()
+    }
+
+
+class Batches(Sampler[list[int]]):
+    """Fixed batches of indices."""
+
+    def __init__(self, batches: list[list[int]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+class Jobs(pl.LightningDataModule):
+    """This process's share of the batches."""
+
+    def __init__(self, items: PairedImages, jobs: Sequence[Job], batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        self.items, self.jobs, self.num_workers = items, jobs, num_workers
+        self.batches = same_size_batches(items, jobs, batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Every n-th batch, n being the number of processes."""
+        assert self.trainer is not None
+        own = self.batches[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(
+            JobDataset(self.items, self.jobs),
+            batch_sampler=Batches(own),
+            collate_fn=collate,
+            num_workers=self.num_workers,
+        )
+
+
+class Synthesiser(pl.LightningModule):
+    """Makes the images of a batch of jobs, and writes them while the next batch is computed.
+
+    An image's noise follows from its seed and its mask's name alone: it is the same in any batch and on any device.
+
+    Args:
+        model: with weights.
+        options: sampler, scale, folder.
+        about: what every record says (checkpoint, its hash, config).
+    """
+
+    def __init__(self, model: ControlLDM, options: SynthesisOptions, about: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.options, self.about = model, options, about
+        self.pool = ThreadPoolExecutor(max_workers=4)
+        self.writing: list[Future[None]] = []
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Samples, decodes, and hands over to the writers."""
+        images = to_uint8(self.make(batch))
+        for image, job, *about in zip(
+            images, batch["job"], batch["txt"], batch["mask_path"], batch["reference_path"], strict=True
+        ):
+            record = dict(zip(("prompt", "mask", "reference"), about, strict=True))
+            self.writing.append(self.pool.submit(self._write, image, job, record))
+        while len(self.writing) > 4 * len(images):
+            self.writing.pop(0).result()  # a full disk stops the run here
+
+    def make(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Images (B, 3, H, W), about [-1, 1], of a batch of jobs."""
+        model, options = self.model, self.options
+        cond = {
+            "c_concat": [batch["hint"]],
+            "c_crossattn": [model.get_learned_conditioning(batch["txt"])],
+            "c_ssl": [model.image_latent(batch["ssl"])],
+        }
+        uncond = {**cond, "c_crossattn": [model.get_learned_conditioning([""] * len(batch["txt"]))]}
+        seeds = [seed_from(job.seed, name) for job, name in zip(batch["job"], batch["name"], strict=True)]
+        shape = (model.channels, *(side // model.factor for side in batch["hint"].shape[-2:]))
+        x_T = item_noise(seeds, shape).to(batch["hint"])
+        latents = sample(
+            model, cond, uncond, x_T, options.steps, options.sampler, options.scale, options.eta, seeds,
+            split=options.split_guidance,
+        )  # fmt: skip
+        return model.decode_first_stage(latents.to(x_T.dtype))
+
+    def _write(self, image: np.ndarray, job: Job, record: dict[str, Any]) -> None:
+        options = self.options
+        made = {
+            "name": job.name,
+            **record,
+            "seed": job.seed,
+            "sampler": options.sampler,
+            "steps": options.steps,
+            "scale": options.scale,
+            "eta": options.eta,
+            "height": image.shape[0],
+            "width": image.shape[1],
+            **self.about,
+        }
+        part = self._records()
+        with atomic_path(options.outdir / f"{job.name}.{options.image_format}") as path:
+            kind: dict[str, Any] = {"format": "PNG"}
+            if options.image_format == "jpg":
+                kind = {"format": "JPEG", "quality": options.quality}
+            Image.fromarray(image).save(path, **kind)
+            with part.open("a") as file:  # first the record, then the name: no image without its record
+                file.write(json.dumps(made) + "\n")
+
+    def _records(self) -> Path:
+        rank = self.trainer.global_rank
+        return self.options.outdir / (f"samples.rank{rank}.jsonl" if rank else RECORDS)
+
+    def on_predict_end(self) -> None:
+        """Waits for the writers."""
+        for future in self.writing:
+            future.result()
+        self.writing.clear()
+        self.trainer.strategy.barrier("images written")
+
+
+def merge_records(outdir: Path, names: Sequence[str] | None = None) -> None:
+    """Joins the processes' records in ``samples.jsonl``: one an image, in order of names, the latest where repeated.
+
+    Args:
+        outdir: folder of the images.
+        names: names whose images exist; records of others are dropped. None keeps all.
+    """
+    records: dict[str, str] = {}
+    parts = sorted(outdir.glob("samples*.jsonl"))
+    for part in parts:
+        for line in part.read_text().splitlines():
+            with suppress(json.JSONDecodeError, KeyError, TypeError):  # a line cut off by a kill
+                records[json.loads(line)["name"]] = line
+    if not records:
+        return
+    kept = set(names) if names is not None else None
+    with atomic_path(outdir / RECORDS) as path:
+        path.write_text("".join(records[n] + "\n" for n in sorted(records) if kept is None or n in kept))
+    for part in parts:
+        if part.name != RECORDS:
+            part.unlink()
+
+
+def leftovers(outdir: Path) -> Iterator[Path]:
+    """Temporary files of a run that was killed."""
+    yield from outdir.glob(".*.tmp.*")
+
+
+def synthesise(
+    model: ControlLDM,
+    dataset: PairedImages,
+    jobs: Sequence[Job],
+    options: SynthesisOptions,
+    about: dict[str, Any],
+    batch_size: int,
+    num_workers: int = 2,
+    **trainer: Any,
+) -> None:
+    """Makes the images of all jobs on the devices that Lightning is given.
+
+    Args:
+        model: with weights, in eval mode.
+        dataset: items with references.
+        jobs: images to make.
+        options: how.
+        about: what every record says.
+        batch_size: images a batch and device.
+        num_workers: processes that read items, a device.
+        **trainer: accelerator, devices, num_nodes, precision, strategy of Lightning's Trainer.
+    """
+    engine = pl.Trainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=True,
+        callbacks=[TQDMProgressBar(refresh_rate=1)],
+        **trainer,
+    )
+    if engine.is_global_zero:
+        for path in leftovers(options.outdir):
+            path.unlink(missing_ok=True)
+    engine.predict(
+        Synthesiser(model, options, about),
+        datamodule=Jobs(dataset, jobs, batch_size, num_workers),
+        return_predictions=False,
+    )
+    if engine.is_global_zero:
+        suffix = f".{options.image_format}"
+        merge_records(options.outdir, [p.stem for p in options.outdir.iterdir() if p.suffix == suffix])

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Synthesises images with the published settings; arguments are those of scripts/inference.py (bash inference.sh --help).
+cd "$(dirname "$0")" || exit 1
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+if [ $# -eq 0 ]; then
+  echo "inference.sh needs weights (--ckpt), --data_root, --train_txt_file (items with ref_image) and --outdir.
+All options: bash inference.sh --help. An example that runs, after bash demo/run.sh:
+  bash inference.sh --config demo/output/logs/demo/config.yaml --ckpt demo/output/logs/demo/checkpoints/last.ckpt \\
+    --data_root demo/output/data --train_txt_file demo/output/data/inference_set_items.json \\
+    --outdir demo/output/example --ddim_steps 20 --scale 2 --seed 7" >&2
+  exit 2
+fi
+defaults=()
+[[ " $* " == *" --config "* ]] || defaults+=(--config configs/model/tisynth_v15.yaml)
+exec "$python" -m scripts.inference "$@" "${defaults[@]}"

@@ -1,0 +1,131 @@
+r"""Synthesises images: one an item of the list and seed, after the item's mask, reference image and prompt.
+
+  bash inference.sh --config configs/model/tisynth_v15.yaml --ckpt GID_model.ckpt --data_root DATA \
+      --train_txt_file DATA/inference_set_items.json --outdir synth --seed 0 --gpus 0,1
+
+Writes <mask name>_seed_<seed>.jpg and samples.jsonl, which says how each image was made. Started again, it makes what
+is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cldm.build import create_model
+from cldm.synthesis import SynthesisOptions, plan, synthesise
+from cldm.training import parse_devices
+from ldm.checkpoint import file_hash
+from ldm.data.pairs import PairedImages
+from ldm.models.schedule import SAMPLERS
+from ldm.util import InputError, check_writable
+from scripts.cli import parser, run
+
+PRECISIONS = ("32", "bf16", "16", "bf16-mixed", "16-mixed")
+LIGHTNING_PRECISIONS = {"32": "32-true", "bf16": "bf16-true", "16": "16-true"}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    options = parser(__doc__ or "")
+    add = options.add_argument
+    add("--config", type=Path, required=True, metavar="YAML", help="model settings, or a training run's config.yaml")
+    add("--ckpt", type=Path, required=True, help="weights: .ckpt, .safetensors or a diffusers folder")
+    add("--use_ema", action="store_true", help="use the checkpoint's running averages (model_ema.*)")
+    add("--allow_mismatch", nargs="+", default=[], metavar="MODULE", help="modules that --ckpt need not fit")
+    add("--data_root", required=True, metavar="DIR", help="folder that the list's paths are relative to")
+    add("--train_txt_file", "--txt_file", dest="items", required=True, metavar="FILE", help="items with ref_image")
+    add("--outdir", type=Path, required=True, metavar="DIR", help="folder of the images; made if need be")
+    add("--seed", type=int, default=42, help="first seed")
+    add("--num_samples", type=int, default=1, help="images a mask: seeds seed, seed + 1, ...")
+    add("--scale", type=float, default=9.0, help="guidance scale; 1 is no guidance")
+    add("--ddim_steps", "--steps", dest="steps", type=int, default=50, help="denoising steps")
+    add("--sampler", choices=SAMPLERS, default="ddim", help="solver")
+    add("--ddim_eta", type=float, default=0.0, help="share of fresh noise a step, for ddim; 0 is deterministic")
+    add("--size", type=int, nargs="+", metavar="PX", help="side, or height and width; each mask's own size by default")
+    add("--classes", metavar="TABLE", help="class table to check masks by: FUSU, GID, LoveDA, MBRSC or a classes.json")
+    add("--batch_size", type=int, default=8, help="images at once on a device")
+    add("--num_workers", type=int, default=2, help="processes that read items, a device")
+    add("--precision", choices=PRECISIONS, default="32", help="of the weights, or mixed: weights in 32 bit")
+    add("--gpus", default="auto", help="auto, cpu, or indices: 0 or 0,1,2,3")
+    add("--num_nodes", type=int, default=1, help="machines; start the same command on each by SLURM or torchrun")
+    add("--format", choices=("jpg", "png"), default="jpg", help="of the images")
+    add("--quality", type=int, default=95, help="of JPEG files, 1 to 100")
+    add("--split_guidance", action="store_true", help="the two texts one after the other: less memory, slower")
+    add("--compile", action="store_true", help="torch.compile the networks: slow start, quicker steps")
+    add("--only", nargs="+", default=[], metavar="NAME", help="make just these images (<mask name>_seed_<seed>), again")
+    add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
+    add("--dry_run", action="store_true", help="check everything, print the plan, and stop")
+    return options
+
+
+def check_ranges(args: argparse.Namespace) -> None:
+    """Refuses numbers out of range."""
+    for name, low, high in (
+        ("num_samples", 1, 10**6),
+        ("batch_size", 1, 10**4),
+        ("steps", 1, 1000),
+        ("quality", 1, 100),
+        ("seed", 0, 2**62),
+    ):
+        if not low <= getattr(args, name) <= high:
+            raise InputError(f"--{name} {getattr(args, name)}: must be {low} to {high}")
+    if args.ddim_eta and args.sampler != "ddim":
+        raise InputError(f"--ddim_eta {args.ddim_eta}: only --sampler ddim takes fresh noise")
+    if args.size and len(args.size) > 2:
+        raise InputError("--size: write one number, or height and width")
+
+
+def main() -> None:
+    """Checks, plans, and makes what is missing."""
+    args = arguments().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    check_ranges(args)
+    devices = parse_devices(args.gpus)
+    model = create_model(args.config, args.ckpt, args.allow_mismatch, use_ema=args.use_ema)
+    dataset = PairedImages(
+        args.data_root,
+        args.items,
+        size=None if args.size is None else args.size if len(args.size) == 2 else args.size[0],
+        hint_encoding=model.hint_encoding,
+        classes=args.classes or model.classes,
+        skip_invalid=args.skip_invalid,
+        use_reference=True,
+        multiple_of=model.multiple,
+    )
+    if dataset.faults:
+        print(f"{len(dataset.faults)} faulty items are left out")
+    outdir = check_writable(args.outdir, "--outdir")
+    options = SynthesisOptions(
+        outdir, args.steps, args.sampler, args.scale, args.ddim_eta, args.format, args.quality, args.split_guidance
+    )
+    seeds = range(args.seed, args.seed + args.num_samples)
+    jobs, done = plan(dataset, options, seeds, args.only)
+    print(f"{len(dataset)} items, {args.num_samples} seeds: {done} images are in {outdir}, {len(jobs)} to make")
+    if args.dry_run or not jobs:
+        return
+    about: dict[str, Any] = {
+        "checkpoint": args.ckpt.name,
+        "checkpoint_hash": file_hash(args.ckpt),
+        "use_ema": args.use_ema,
+        "config": args.config.name,
+        "precision": args.precision,
+    }
+    if args.compile:
+        for network in (model.control_model, model.ssl_stage_model, model.model.diffusion_model):
+            network.compile(dynamic=False)
+    torch.set_float32_matmul_precision("high")
+    synthesise(
+        model, dataset, jobs, options, about, min(args.batch_size, len(jobs)), args.num_workers,
+        num_nodes=args.num_nodes, precision=LIGHTNING_PRECISIONS.get(args.precision, args.precision),
+        **devices,
+    )  # fmt: skip
+    print(f"{len(jobs)} images written to {outdir}")
+
+
+if __name__ == "__main__":
+    run(main)
