@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -127,8 +126,9 @@ class DVAE(nn.Module):
     """The discrete VAE, frozen and in eval mode whatever ``train()`` says, unless ``frozen`` is False.
 
     Args:
-        weights: file with its weights (see ``load_weights``); None leaves it to the checkpoint of the whole model.
-        encoder: ``Encoder`` arguments; the defaults are DALL-E's.
+        weights: file with its weights, alone or in a GSS checkpoint, or the entries themselves; None leaves it to the
+            checkpoint of the whole model.
+        encoder: ``Encoder`` arguments; where neither these nor the decoder's are given, the weights' size, or DALL-E's.
         decoder: ``Decoder`` arguments.
         frozen: False to train it.
 
@@ -138,18 +138,21 @@ class DVAE(nn.Module):
 
     def __init__(
         self,
-        weights: str | None = None,
+        weights: str | dict[str, Tensor] | None = None,
         encoder: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
         frozen: bool = True,
     ) -> None:
         super().__init__()
+        name = weights if isinstance(weights, str) else "given"
+        state = dvae_entries(read_state_dict(weights) if isinstance(weights, str) else weights) if weights else {}
+        if state and encoder is None and decoder is None:
+            encoder, decoder = _sizes(state, name)
         self.encoder, self.decoder = Encoder(**(encoder or {})), Decoder(**(decoder or {}))
         self.vocab_size: int = self.state_dict()["encoder.blocks.output.conv.b"].shape[0]
-        self.frozen = frozen
-        self.loaded = False
+        self.frozen, self.loaded = frozen, False
         if weights is not None:
-            load_weights(self, weights)
+            _load(self, state, name)
         if frozen:
             self.requires_grad_(False)
             self.eval()
@@ -201,51 +204,34 @@ def unmap_pixels(x: Tensor) -> Tensor:
     return ((x - _EPSILON) / (1 - 2 * _EPSILON)).clamp(0, 1)
 
 
-def load_weights(dvae: DVAE, path: str) -> None:
-    """Loads weights that belong to a dVAE alone or to a whole GSS checkpoint (``...d_vae.encoder...``).
+def dvae_entries(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a dVAE, alone or within a GSS checkpoint (``...d_vae.encoder...``), by a dVAE's own names."""
+    matches = {key: re.search(r"(?:^|d_vae\.)((?:encoder|decoder)\.blocks\..*)", key) for key in state}
+    return {match.group(1): state[key] for key, match in matches.items() if match}
 
-    Raises:
-        InputError: no such file, weights of another size, or entries missing.
-    """
+
+def _load(dvae: DVAE, state: dict[str, Tensor], name: str) -> None:
     expected = dvae.state_dict()
-    found = {}
-    for key, value in read_state_dict(path).items():
-        match = re.search(r"(?:^|d_vae\.)((?:encoder|decoder)\.blocks\..*)", key)
-        if match:
-            found[match.group(1)] = value
-    missing = [key for key in expected if key not in found]
-    if missing:
-        raise InputError(f"dVAE weights {path}: {len(missing)} of {len(expected)} entries missing, first {missing[0]}")
+    for entries, other, what in ((expected, state, "missing"), (state, expected, "more than the config's dVAE has")):
+        lost = [key for key in entries if key not in other]
+        if lost:
+            raise InputError(f"dVAE weights {name}: {len(lost)} entries {what}, first {lost[0]}")
     for key, value in expected.items():
-        if found[key].shape != value.shape:
+        if state[key].shape != value.shape:
             raise InputError(
-                f"dVAE weights {path}: {key} has the shape {tuple(found[key].shape)}, the config's dVAE needs "
+                f"dVAE weights {name}: {key} has the shape {tuple(state[key].shape)}, the config's dVAE needs "
                 f"{tuple(value.shape)}; set encoder and decoder (n_hid, n_blk_per_group, n_init) to the weights' size"
             )
-    extra = [key for key in found if key not in expected]
-    if extra:
-        raise InputError(f"dVAE weights {path}: {len(extra)} entries more than the config's dVAE has, first {extra[0]}")
-    dvae.load_state_dict({key: found[key] for key in expected})
+    dvae.load_state_dict(state)
 
 
-def infer_sizes(path: str) -> dict[str, dict[str, int]]:
-    """``encoder`` and ``decoder`` arguments that fit the weights in a file.
-
-    Raises:
-        InputError: the file holds no dVAE.
-    """
-    state = {re.sub(r"^.*d_vae\.", "", key): value for key, value in read_state_dict(Path(path)).items()}
+def _sizes(state: dict[str, Tensor], name: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Encoder and decoder arguments that fit the entries."""
     try:
-        n_blocks = len({key.split(".")[3] for key in state if key.startswith("encoder.blocks.group_1.")})
         vocab_size, n_hid = state["encoder.blocks.output.conv.b"].shape[0], state["encoder.blocks.input.b"].shape[0]
-        shared = {"n_blk_per_group": n_blocks, "vocab_size": vocab_size}
-        return {
-            "encoder": {"n_hid": n_hid, **shared},
-            "decoder": {
-                "n_init": state["decoder.blocks.input.b"].shape[0],
-                "n_hid": state["decoder.blocks.output.conv.w"].shape[1],
-                **shared,
-            },
-        }
+        n_init = state["decoder.blocks.input.b"].shape[0]
     except KeyError as error:
-        raise InputError(f"dVAE weights {path}: no entry {error.args[0]}; is it a dVAE or a GSS checkpoint?") from error
+        raise InputError(f"dVAE weights {name}: no entry {error.args[0]}; is it a dVAE or a GSS checkpoint?") from error
+    n_blocks = len({key.split(".")[3] for key in state if key.startswith("encoder.blocks.group_1.")})
+    shared = {"n_hid": n_hid, "n_blk_per_group": n_blocks, "vocab_size": vocab_size}
+    return shared, {"n_init": n_init, **shared}

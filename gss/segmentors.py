@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from gss.dvae import DVAE, SCALE
+from gss.dvae import DVAE
 from gss.errors import InputError
 from gss.maskige import Maskige, load_palette
+from gss.roundtrip import round_trip
 
 
 @MODELS.register_module()
@@ -173,27 +173,6 @@ class ReconstructionHead(BaseModule):
         self.d_vae = DVAE(**(d_vae or {}))
         self.scale = scale
 
-    @torch.no_grad()
-    def reconstruct(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and colours after the round trip.
-
-        Args:
-            labels: (B, H, W), any size: edges are repeated up to a multiple of 8 tokens' pixels, then cut off.
-
-        Returns:
-            labels (B, H, W), int64; decoded maskige (B, 3, scale H, scale W), 0..255.
-
-        Raises:
-            InputError: a label beyond the palette.
-        """
-        height, width = (self.scale * side for side in labels.shape[-2:])
-        colours = self.maskige.encode(labels).float()  # (B, 3, H, W)
-        colours = F.interpolate(colours, scale_factor=self.scale, mode="nearest")
-        colours = F.pad(colours, (0, -width % SCALE, 0, -height % SCALE), mode="replicate")
-        decoded = 255 * self.d_vae.decode(self.d_vae.tokens(colours / 255))[..., :height, :width]
-        start = self.scale // 2  # the middle pixel of each enlarged one
-        return self.maskige.decode(decoded[..., start :: self.scale, start :: self.scale]), decoded
-
 
 @MODELS.register_module()
 class MaskigeReconstruction(EncoderDecoder):
@@ -205,10 +184,11 @@ class MaskigeReconstruction(EncoderDecoder):
         Raises:
             InputError: samples without ground truth.
         """
+        head = self.decode_head
         for sample in data_samples or []:
             if "gt_sem_seg" not in sample:
                 raise InputError("reconstruction: a sample has no mask; put LoadAnnotations into the test pipeline")
-            labels, _ = self.decode_head.reconstruct(sample.gt_sem_seg.data)
+            labels, _ = round_trip(sample.gt_sem_seg.data, head.maskige, head.d_vae, head.scale)
             sample.set_data({"pred_sem_seg": PixelData(data=labels)})
         return data_samples or []
 

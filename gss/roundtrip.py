@@ -1,0 +1,52 @@
+"""Mask -> maskige -> tokens -> maskige -> mask: what a palette and a dVAE can express, without any image model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gss.dvae import DVAE, SCALE
+from gss.maskige import Maskige
+
+
+@torch.no_grad()
+def round_trip(labels: Tensor, maskige: Maskige, dvae: DVAE, scale: int = 1) -> tuple[Tensor, Tensor]:
+    """Labels and colours after the round trip.
+
+    Args:
+        labels: integers (B, H, W), any size: edges are repeated up to a multiple of 8 pixels, and cut off again.
+        maskige: the palette.
+        dvae: the discrete VAE.
+        scale: whole number by which masks are enlarged first; 2 is what the heads do at stride 4.
+
+    Returns:
+        labels (B, H, W), int64; decoded maskige (B, 3, scale H, scale W), 0..255.
+
+    Raises:
+        InputError: a label beyond the palette.
+    """
+    height, width = (scale * side for side in labels.shape[-2:])
+    colours = F.interpolate(maskige.encode(labels).float(), scale_factor=scale, mode="nearest")
+    colours = F.pad(colours, (0, -width % SCALE, 0, -height % SCALE), mode="replicate")
+    decoded = 255 * dvae.decode(dvae.tokens(colours / 255))[..., :height, :width]
+    start = scale // 2  # the middle pixel of each enlarged one
+    return maskige.decode(decoded[..., start::scale, start::scale]), decoded
+
+
+def confusion(pairs: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
+    """Confusion matrix (N, N), int64, [true, found], of (true, found) label maps; other true ids do not count."""
+    matrix = torch.zeros(num_classes, num_classes, dtype=torch.long)
+    for true, found in pairs:
+        valid = true < num_classes
+        index = true[valid].long() * num_classes + found[valid]
+        matrix += torch.bincount(index, minlength=num_classes**2).view(num_classes, num_classes).cpu()
+    return matrix
+
+
+def class_iou(matrix: Tensor) -> Tensor:
+    """IoU (N,) of each class, float64; nan for classes that are neither true nor found anywhere."""
+    hits = matrix.diag().double()
+    return hits / (matrix.sum(0) + matrix.sum(1) - hits)

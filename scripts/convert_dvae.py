@@ -1,0 +1,52 @@
+"""Converts dVAE weights to .safetensors without running code from them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+import gss
+from gss.dvae import DVAE, dvae_entries
+from gss.weights import read_pickled_module, read_state_dict
+from ldm.util import InputError, atomic_path, check_writable
+from scripts import cli
+
+DESCRIPTION = """Converts dVAE weights to .safetensors, once:
+
+  python -m scripts.convert_dvae --encoder encoder.pkl --decoder decoder.pkl --out dvae.safetensors
+  python -m scripts.convert_dvae --checkpoint gss-ff.pth --out dvae.safetensors
+
+encoder.pkl and decoder.pkl are DALL-E's published files, pickled modules: only their tensors are read, code is refused.
+From a GSS checkpoint (or a state dict of a dVAE) its dVAE is taken."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = cli.parser(DESCRIPTION)
+    parser.add_argument("--encoder", default=None, help="published encoder.pkl")
+    parser.add_argument("--decoder", default=None, help="published decoder.pkl")
+    parser.add_argument("--checkpoint", default=None, help="GSS checkpoint, or state dict of a dVAE")
+    parser.add_argument("--out", required=True, help="file to write (.safetensors)")
+    args: argparse.Namespace = parser.parse_args(argv)
+    if (args.checkpoint is None) == (args.encoder is None) or (args.encoder is None) != (args.decoder is None):
+        raise InputError("give either --encoder and --decoder, or --checkpoint")
+    check_writable(Path(args.out).parent, "--out")
+
+    state: dict[str, Tensor] = {}
+    if args.checkpoint:
+        state = dvae_entries(read_state_dict(args.checkpoint))
+    else:
+        for part in ("encoder", "decoder"):
+            state |= {f"{part}.{key}": value for key, value in read_pickled_module(getattr(args, part)).items()}
+    weights = DVAE(state).state_dict()  # checks names and shapes
+    with atomic_path(args.out) as temporary:
+        save_file({f"decode_head.d_vae.{key}": value.contiguous() for key, value in weights.items()}, temporary)
+    print(f"{len(weights)} tensors written to {args.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main, errors=(gss.InputError,))
