@@ -146,7 +146,7 @@ class DVAE(nn.Module):
         super().__init__()
         name = weights if isinstance(weights, str) else "given"
         state = dvae_entries(read_state_dict(weights) if isinstance(weights, str) else weights) if weights else {}
-        if state and encoder is None and decoder is None:
+        if weights is not None and encoder is None and decoder is None:
             encoder, decoder = _sizes(state, name)
         self.encoder, self.decoder = Encoder(**(encoder or {})), Decoder(**(decoder or {}))
         self.vocab_size: int = self.state_dict()["encoder.blocks.output.conv.b"].shape[0]

@@ -15,10 +15,10 @@ import torch
 
 import gss  # noqa: F401  (registers the heads)
 
-TINY = dict(
-    encoder=dict(n_hid=4, n_blk_per_group=1, vocab_size=32),
-    decoder=dict(n_init=4, n_hid=4, n_blk_per_group=1, vocab_size=32),
-)
+TINY = {
+    "encoder": {"n_hid": 4, "n_blk_per_group": 1, "vocab_size": 32},
+    "decoder": {"n_init": 4, "n_hid": 4, "n_blk_per_group": 1, "vocab_size": 32},
+}
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +78,7 @@ def build_golden_head(settings, golden_tensor):
     def build(kind: str) -> torch.nn.Module:
         config = {**copy.deepcopy(settings["base"]), "type": settings["classes"][kind]}
         config |= copy.deepcopy(settings["FTW_extra"]) if kind == "FTW" else {}
-        config["d_vae"] = dict(encoder=settings["mini_encoder"], decoder=settings["mini_decoder"])
+        config["d_vae"] = {"encoder": settings["mini_encoder"], "decoder": settings["mini_decoder"]}
         head = MODELS.build(config)
         state = head.state_dict()
         for key, value in state.items():

@@ -14,7 +14,7 @@ from torch import nn
 from gss.dvae import DVAE
 from gss.maskige import Maskige, load_palette, min_distance
 
-LOGITS = dict(rtol=1e-4, atol=1e-5)
+LOGITS = {"rtol": 1e-4, "atol": 1e-5}
 KINDS = ("FF", "SF", "FTW")
 
 
@@ -35,7 +35,7 @@ def test_recipe(records, golden_tensor):
 
 @pytest.mark.parametrize("size", ["mini", "full"])
 def test_dvae_keys(records, settings, size):
-    arguments = dict(encoder=settings["mini_encoder"], decoder=settings["mini_decoder"]) if size == "mini" else {}
+    arguments = {"encoder": settings["mini_encoder"], "decoder": settings["mini_decoder"]} if size == "mini" else {}
     with torch.device("meta"):
         dvae = DVAE(**arguments)
     assert keys_of(dvae) == json.loads((records / f"keys_dvae_{size}.json").read_text())
@@ -117,7 +117,7 @@ def test_head_keys(records, settings, kind):
 
     config = {**settings["base"], "type": settings["classes"][kind], **(settings["FTW_extra"] if kind == "FTW" else {})}
     for size in ("mini", "full"):
-        dvae = dict(encoder=settings["mini_encoder"], decoder=settings["mini_decoder"]) if size == "mini" else {}
+        dvae = {"encoder": settings["mini_encoder"], "decoder": settings["mini_decoder"]} if size == "mini" else {}
         with torch.device("meta"):
             head = MODELS.build({**config, "d_vae": dvae})
         assert keys_of(head) == json.loads((records / f"keys_head_{kind}_{size}.json").read_text())
@@ -136,7 +136,7 @@ def test_inference(records, build_golden_head, batch, kind):
     for name in stages + (["projection", "post_transformer_block", "post_swin_ln"] if kind == "FTW" else []):
         head.get_submodule(name).register_forward_hook(keep(name))
     with torch.no_grad():
-        scores = head.predict(features, [dict(img_shape=(128, 128))], None)
+        scores = head.predict(features, [{"img_shape": (128, 128)}], None)
 
     for name in stages[:-1]:
         np.testing.assert_allclose(seen[name], expected[f"test_{name}"], **LOGITS)

@@ -1,0 +1,9 @@
+# ruff: noqa: C408 (mmseg configs are written with dict())
+"""GSS-FF on SegFormer's MiT-B0, GID."""
+
+_base_ = "ff_segformer-b0_fusu.py"
+
+data = dict(classes="GID", data_root="data/GID")
+train_dataloader = dict(dataset=data)
+test_dataloader = dict(dataset=data)
+model = dict(decode_head=dict(num_classes=24, palette="gid"))

@@ -1,0 +1,12 @@
+# ruff: noqa: C408 (mmseg configs are written with dict())
+"""GSS-FT-W on SegFormer's MiT-B0, GID.
+
+Start from GSS-FF's weights: --load-from.
+"""
+
+_base_ = "ft-w_segformer-b0_fusu.py"
+
+data = dict(classes="GID", data_root="data/GID")
+train_dataloader = dict(dataset=data)
+test_dataloader = dict(dataset=data)
+model = dict(decode_head=dict(num_classes=24, palette="gid"))
