@@ -20,7 +20,7 @@ from gss.errors import InputError
 
 PALETTE_FOLDER = Path(__file__).parent / "palettes"
 IGNORE = 255
-_CHUNK = 1 << 16  # pixels matched at a time: 65,536 x N distances, 39 MB for 150 classes
+_CHUNK = 1 << 13  # pixels matched at a time: 8,192 x N distances, 5 MB for 150 classes
 
 
 def check_colours(colours: Any, name: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -17,9 +18,18 @@ from torch import Tensor
 
 from gss.errors import InputError
 
+
+def _statistic(owner: Any, name: str) -> Any:
+    """``getattr`` for what a pickled ``HistoryBuffer`` refers to: its own statistics."""
+    if owner is not HistoryBuffer or name not in ("current", "max", "mean", "min"):
+        raise pickle.UnpicklingError(f"it asks for {name} of {owner}")
+    return getattr(owner, name)
+
+
 # what mmengine keeps in a checkpoint beside tensors
-_SAFE = [
+_SAFE: list[Any] = [
     HistoryBuffer,
+    (_statistic, "builtins.getattr"),
     np.ndarray,
     np.dtype,
     multiarray._reconstruct,
@@ -48,7 +58,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_SAFE):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0]
+        lines = [line for line in str(error).splitlines() if "nsupported" in line] or str(error).splitlines() or [""]
+        reason = lines[0].split(". Please")[0].strip()
         raise InputError(
             f"weights {path}: not a checkpoint of tensors alone ({reason}); the published encoder.pkl and decoder.pkl "
             "are converted once by scripts/convert_dvae.py"
@@ -77,6 +88,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 class _Inert:
     """Stands for a module class of a pickle: holds the attributes, runs nothing."""
+
+    dump_patches = False  # asked for by the old container
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes and drops whatever the pickle passes."""
@@ -132,7 +145,9 @@ def read_pickled_module(path: str | Path) -> dict[str, Tensor]:
 
     restricted = SimpleNamespace(__name__="restricted", Unpickler=_ModuleUnpickler, load=load)
     try:
-        module = torch.load(path, map_location="cpu", pickle_module=restricted, weights_only=False)
+        with warnings.catch_warnings():  # the classes' source is not the recorded one: there is none
+            warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+            module = torch.load(path, map_location="cpu", pickle_module=restricted, weights_only=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"pickle {path}: refused, {reason}") from error

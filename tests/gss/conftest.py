@@ -90,3 +90,80 @@ def build_golden_head(settings, golden_tensor):
         return head
 
     return build
+
+
+@pytest.fixture
+def command(capsys):
+    """command(module, *arguments) -> (exit code, printed, errors), as a script run by the shell."""
+    from gss import InputError
+    from scripts import cli
+
+    def run(module: ModuleType, *arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.run(lambda: module.main([str(a) for a in arguments]), errors=(InputError,))
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """Weights of a tiny dVAE, random."""
+    from safetensors.torch import save_file
+
+    from gss.dvae import DVAE
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("dvae") / "tiny.safetensors"
+    save_file({f"decode_head.d_vae.{k}": v.contiguous() for k, v in DVAE(**TINY).state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def tiny_model(tiny_weights):
+    """tiny_model(head type, **changes) -> a segmentor of 3 classes on four strided convolutions."""
+    from mmengine.config import ConfigDict
+    from mmseg.registry import MODELS
+
+    @MODELS.register_module(name="TinyLevels", force=True)
+    class TinyLevels(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.levels = torch.nn.ModuleList(torch.nn.Conv2d(3, 8, s, s) for s in (4, 8, 16, 32))
+            self.norm = torch.nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            x = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32, 0, -x.shape[-2] % 32))
+            return [self.norm(level(x)) for level in self.levels]
+
+    def build(head: str = "GenerativeSegHeadFF", segmentor: dict[str, Any] | None = None, **changes: Any) -> Any:
+        torch.manual_seed(0)
+        decode_head = {
+            "type": head,
+            "palette": [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]],
+            "num_classes": 3,
+            "in_channels": [8, 8, 8, 8],
+            "in_index": [1, 0, 2, 3],
+            "channels": 8,
+            "d_vae": {"weights": str(tiny_weights)},
+            "indice_seg_channel": 8,
+            "indice_cls_channel": 16,
+            "swin_num_head": 2,
+            "norm_cfg": {"type": "BN"},
+            "loss_decode": [
+                {"type": "CrossEntropyLoss", "loss_name": "loss_ce"},
+                {"type": "CrossEntropyLoss", "loss_name": "loss_ce_pixel"},
+            ],
+        }
+        if head.endswith("FTW"):
+            decode_head |= {"post_seg_channel": 8, "post_swin_num_head": 2, "loss_decode": {"type": "CrossEntropyLoss"}}
+        config = {
+            "type": "EncoderDecoder",
+            "backbone": {"type": "TinyLevels"},
+            "decode_head": decode_head | changes,
+            "test_cfg": {"mode": "whole"},
+        }
+        return MODELS.build(ConfigDict(config | (segmentor or {})))
+
+    return build

@@ -1,0 +1,198 @@
+"""Palettes and dVAEs through the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gss.dvae import DVAE
+from gss.maskige import Maskige, load_palette, min_distance
+from gss.roundtrip import class_iou, confusion, round_trip
+from ldm.data.classes import load_class_table
+from scripts import posterior_learning, train_dvae
+
+
+@pytest.mark.parametrize("dataset", ["ade20k", "mseg"])
+def test_published_grid(records, dataset):
+    record = json.loads((records / "palette_and_posterior.json").read_text())["posterior_learning"][dataset]
+    colours = posterior_learning.grid_palette(record["length"], 0, dataset)
+    assert colours.tolist() == record["seed0_list"]
+    assert (posterior_learning.grid_palette(record["length"], 1, dataset) != colours).any()
+
+
+@pytest.mark.parametrize("count", [2, 5, 64, 100])
+def test_grid_for_any_number(count):
+    colours = posterior_learning.grid_palette(count, 3)
+    assert colours.shape == (count, 3) and colours.min() >= 0 and colours.max() <= 255 and min_distance(colours) > 5
+
+
+def test_spread_finds_known_optima():
+    assert min_distance(posterior_learning.spread_palette(8, 0)) == 255  # the corners of the cube
+    assert min_distance(posterior_learning.spread_palette(2, 0)) == pytest.approx(255 * 3**0.5, abs=1)
+    first = posterior_learning.spread_palette(30, 5, restarts=2)
+    assert (first == posterior_learning.spread_palette(30, 5, restarts=2)).all()
+    assert min_distance(first) > 100
+
+
+def test_repulsion_gradient():
+    points = np.random.default_rng(0).random(15)
+    _, gradient = posterior_learning._repulsion(points, 8, 0.3)
+    for i in range(15):
+        step = np.zeros(15)
+        step[i] = 1e-6
+        high, low = (posterior_learning._repulsion(points + sign * step, 8, 0.3)[0] for sign in (1, -1))
+        assert gradient[i] == pytest.approx((high - low) / 2e-6, abs=1e-5)
+
+
+def test_palette_command(tmp_path, command):
+    table = {"classes": ["a", "b", "c"], "palette": [[1, 2, 3], [2, 3, 4], [3, 4, 5]], "ignore_index": 255}
+    (tmp_path / "classes.json").write_text(json.dumps(table))
+    out, picture = tmp_path / "palette.json", tmp_path / "palette.png"
+    code, printed, errors = command(
+        posterior_learning, "--classes", tmp_path / "classes.json", "--restarts", 2, "--out", out, "--picture", picture
+    )
+    assert code == 0, errors
+    assert "smallest distance 360.00" in printed.replace("360.62", "360.00")  # four corners of the cube, two by two
+    assert load_class_table(str(out)).names == ("a", "b", "c")
+    assert len(load_palette(str(out), 3)) == 4
+    assert Image.open(picture).size[0] > 500
+
+
+def test_command_line_of_the_shell():
+    root = Path(__file__).resolve().parents[2]
+    arguments = [sys.executable, "-W", "ignore", "-m", "scripts.posterior_learning", "--dataset", "mars"]
+    ended = subprocess.run(arguments, cwd=root, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: --dataset mars: none of ade20k, cityscapes, mseg")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--num-classes: give it"),
+        (["--num-classes", 1], "must be in 2..255"),
+        (["--dataset", "mseg", "--num-classes", 3], "mseg has 194 classes"),
+        (["--num-classes", 3, "--masks", "nowhere"], "no .png masks"),
+        (["--num-classes", 3, "--d-vae", "nowhere.pth"], "no such file"),
+        (["--classes", "nowhere.json"], "No such file"),
+    ],
+)
+def test_bad_options_of_palettes(command, arguments, words):
+    code, _, errors = command(posterior_learning, *arguments)
+    assert code == 2 and words in errors and errors.count("\n") == 1
+
+
+class Blind:
+    """A dVAE that sees brightness alone: two colours of equal brightness become one."""
+
+    def tokens(self, image):
+        return image.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+
+    def decode(self, tokens):
+        return tokens
+
+
+def test_refinement_helps_confused_classes():
+    masks = posterior_learning.voronoi_masks(4, 4, 32, seed=0)
+    assert sorted(torch.cat([m.unique() for m in masks]).unique().tolist()) == [0, 1, 2, 3]
+    trip = posterior_learning.RoundTrip(masks, Blind(), 1, "cpu")
+    start = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0]])
+    better = posterior_learning.refine(start, trip, seed=0, rounds=4, tries=8, keep=0.1)
+    assert trip.mean_iou(start) < 0.6 and trip.mean_iou(better) > trip.mean_iou(start) + 0.2
+    assert (better == posterior_learning.refine(start, trip, seed=0, rounds=4, tries=8, keep=0.1)).all()
+    assert min_distance(better) >= 0.1 * min_distance(start)
+
+
+@pytest.fixture
+def masks(tmp_path):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for i, mask in enumerate(posterior_learning.voronoi_masks(3, 3, 64, seed=1)):
+        array = mask.numpy().astype(np.uint8)
+        array[:3] = 255
+        Image.fromarray(array).save(folder / f"{i}.png")
+    return folder
+
+
+SMALL = ["--steps", 12, "--warmup", 4, "--batch-size", 2, "--crop-size", 32, "--scale", 1, "--n-hid", 4, "--n-init", 4,
+         "--vocab-size", 16, "--save-every", 5]  # fmt: skip
+PALETTE = {"classes": ["a", "b", "c"], "palette": [[255, 0, 0], [0, 255, 0], [0, 0, 255]], "ignore_color": [0, 0, 0]}
+
+
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path, masks, command, monkeypatch):
+    palette = tmp_path / "palette.json"
+    palette.write_text(json.dumps(PALETTE))
+    base = ["--masks", masks, "--palette", palette, *SMALL]
+    code, printed, errors = command(train_dvae, *base, "--out", tmp_path / "whole.safetensors")
+    assert code == 0, errors
+    assert "round trip of 3 masks: mIoU" in printed
+
+    step = train_dvae.Trainer.step
+
+    def interrupted(self, number, crops):
+        if number == 7:
+            raise KeyboardInterrupt
+        return step(self, number, crops)
+
+    out = tmp_path / "parts.safetensors"
+    monkeypatch.setattr(train_dvae.Trainer, "step", interrupted)
+    assert command(train_dvae, *base, "--out", out)[0] == 130
+    assert not out.exists() and Path(f"{out}.state").exists()
+    monkeypatch.setattr(train_dvae.Trainer, "step", step)
+    code, _, errors = command(train_dvae, *base, "--out", out, "--seed", 1)
+    assert code == 2 and "run with other settings" in errors
+    seen = []
+    monkeypatch.setattr(train_dvae.Trainer, "step", lambda self, n, crops: seen.append(n) or step(self, n, crops))
+    assert command(train_dvae, *base, "--out", out)[0] == 0
+    assert seen == list(range(5, 12)) and not Path(f"{out}.state").exists()
+    whole, parts = (DVAE(str(tmp_path / f"{name}.safetensors")).state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_training_learns_two_colours(tmp_path, command):
+    folder, palette = tmp_path / "m", tmp_path / "palette.json"
+    folder.mkdir()
+    for i in range(4):
+        mask = np.zeros((48, 48), dtype=np.uint8)
+        mask[8 * i : 8 * i + 16, 8:32] = 1
+        Image.fromarray(mask).save(folder / f"{i}.png")
+    palette.write_text(json.dumps({"classes": ["a", "b"], "palette": [[255, 0, 0], [0, 0, 255]]}))
+    out = tmp_path / "dvae.safetensors"
+    options = ["--steps", 120, "--warmup", 40, "--batch-size", 4, *SMALL[6:]]
+    code, printed, errors = command(train_dvae, "--masks", folder, "--palette", palette, "--out", out, *options)
+    assert code == 0, errors
+    maskige, dvae = Maskige(load_palette(str(palette))), DVAE(str(out))
+    masks = [torch.from_numpy(np.array(Image.open(p)).astype(np.int64))[None] for p in sorted(folder.glob("*.png"))]
+    iou = class_iou(confusion(((m, round_trip(m, maskige, dvae)[0]) for m in masks), 2))
+    assert f"{iou.mean():.4f}" in printed and iou.mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--crop-size", 30], "must be a multiple of 8"),
+        (["--crop-size", 128], "64 x 64 pixels, smaller than --crop-size 128"),
+        (["--palette", "cityscapes", "--masks", "nowhere"], "no .png masks"),
+        (["--palette", "nothing"], "nothing.json: No such file"),
+        (["--warmup", 50], "--warmup 50: must be in 1..11"),
+        (["--palette", [[255, 0, 0], [0, 255, 0]]], "2.png: ids [2] are no classes 0..1"),
+    ],
+)
+def test_bad_input_of_training(tmp_path, masks, command, change, words):
+    if isinstance(change[-1], list):
+        (tmp_path / "two.json").write_text(json.dumps({"palette": change[-1]}))
+        change = ["--palette", tmp_path / "two.json"]
+        for path in masks.glob("[01].png"):
+            path.unlink()
+    base = ["--masks", masks, "--palette", "mbrsc", "--out", tmp_path / "o.safetensors", *SMALL]
+    code, _, errors = command(train_dvae, *base, *change)
+    assert code == 2 and words in errors.splitlines()[-1] and "Traceback" not in errors
+    assert not (tmp_path / "o.safetensors").exists()
