@@ -51,6 +51,7 @@ Another margin, from losses that --save-loss wrote, without the segmentor:
       --tolerance-margin 2
 Several GPUs: torchrun --nproc-per-node 4 -m scripts.filter ... A stopped run goes on with the same command."""
 
+ERRORS = (PostProcessingError, SegmentationError)
 PAIRS = dict[str, list[Pair]]
 HISTOGRAM_IMAGES = 500  # images of each kind whose losses enter the figure
 STATE = ".filter"  # below --filtered-mask-path: the settings, and what is done
@@ -183,6 +184,8 @@ def digest(*parts: Any) -> str:
 
 def open_state(out: Path, settings: dict[str, Any]) -> Path:
     """The folder that says what is done; refused where it belongs to a run with other settings."""
+    for left_over in out.glob(".*.tmp.*"):  # of a killed run
+        left_over.unlink()
     path = out / STATE / "settings.json"
     settings = json.loads(json.dumps(settings))
     if path.is_file():
@@ -369,4 +372,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=(PostProcessingError, SegmentationError))
+    cli.run(main, errors=ERRORS)

@@ -133,8 +133,8 @@ def check_out_dir(out: Path, kept: list[Pair]) -> None:
                           ("resampled_label", {pair.mask.name for pair in kept})):
         path = check_writable(out / folder, "--out-dir")
         if strange := sorted(file.name for file in path.iterdir() if file.name not in names and file.name[0] != "."):
-            raise InputError(f"--out-dir {out}: holds {len(strange)} files of another selection ({folder}/{strange[0]});"
-                             " name another folder or remove this one")
+            raise InputError(f"--out-dir {out}: holds {len(strange)} files of another selection "
+                             f"({folder}/{strange[0]}); name another folder or remove this one")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process, master_only
@@ -48,7 +49,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help="config values to set, key=value, nested keys with dots")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how jobs start")
     parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for option, value in (("--max-iters", args.max_iters), ("--crop-size", args.crop_size)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} {value}: must be at least 1")
+    return args
 
 
 def resolve(args: argparse.Namespace) -> Config:
@@ -95,7 +100,11 @@ def write_json(content: dict[str, Any], path: Path) -> None:
 def train(cfg: Config) -> None:
     """Trains; weights and logs go to ``cfg.work_dir``."""
     check_writable(cfg.work_dir, "--work-dir")
-    Runner.from_cfg(cfg).train()
+    try:
+        Runner.from_cfg(cfg).train()
+    except URLError as error:
+        raise InputError(f"{cfg.filename}: backbone weights {cfg.model.get('pretrained')} cannot be fetched "
+                         f"({error.reason}); give a file with --pretrained, or --pretrained none") from error
     last = Path(cfg.work_dir, "last_checkpoint")
     if is_main_process() and last.is_file():
         print(f"weights: {last.read_text().strip()}")

@@ -84,7 +84,8 @@ def set_data(
             for head in heads(config):
                 head.num_classes = len(class_table(classes)["classes"])
     for dataset in nodes(loaders[0], "MaskDataset"):
-        dataset.update({key: value for key, value in (("synthesised", synthesised), ("repeat", repeat)) if value})
+        dataset.update({key: value for key, value in (("synthesised", synthesised), ("repeat", repeat))
+                        if value is not None})
     if test_split:
         for dataset in nodes(loaders[2], "MaskDataset"):
             dataset.data_prefix = {"img_path": f"img_{test_split}", "seg_map_path": f"label_{test_split}"}

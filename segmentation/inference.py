@@ -18,17 +18,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from segmentation import SegmentationError
 from segmentation.checkpoint import load_weights
+from segmentation.classes import class_table
+from segmentation.config import nodes
 
 
 def load_segmentor(config: Config, checkpoint: str, device: str) -> BaseSegmentor:
-    """A segmentor ready to predict, with ``num_classes`` and, where the weights name them, ``class_names``.
+    """A segmentor ready to predict, with ``num_classes`` and ``class_names`` (config's, else weights', else ids).
 
     Raises:
         SegmentationError: the config's model is no segmentor, or the weights are another model's.
     """
     model_config = Config(config.model.to_dict())
-    model_config.pretrained = None  # the checkpoint replaces them: nothing to download
-    model_config.backbone.init_cfg = None
+    for part, key in ((model_config, "pretrained"), (model_config.get("backbone") or {}, "init_cfg")):
+        part.pop(key, None)  # the checkpoint replaces them: nothing to download
     try:
         model = MODELS.build(model_config)
     except Exception as error:  # a model's constructor may raise anything
@@ -36,9 +38,10 @@ def load_segmentor(config: Config, checkpoint: str, device: str) -> BaseSegmento
     if not isinstance(model, BaseSegmentor):
         raise SegmentationError(f"{config.filename}: model {model_config.type} is not a segmentor of mmseg")
     meta = load_weights(model, checkpoint)
-    model.class_names = list((meta.get("dataset_meta") or {}).get("classes") or ())
-    if len(model.class_names) != model.num_classes:
-        model.class_names = [f"class {index}" for index in range(model.num_classes)]
+    loaders = [config.get("train_dataloader"), config.get("test_dataloader")]
+    tables = [class_table(dataset.classes)["classes"] for dataset in nodes(loaders, "MaskDataset")]
+    named = [*tables, (meta.get("dataset_meta") or {}).get("classes") or (), map(str, range(model.num_classes))]
+    model.class_names = next(names for names in map(list, named) if len(names) == model.num_classes)
     return model.to(device).eval()
 
 

@@ -1,0 +1,169 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from post_processing import PostProcessingError
+from post_processing.balancing import classes_by_name, classes_by_score, keep_reason
+from scripts import cli, resample
+
+CLASSES = ["traffic land", "inland water", "forest"]
+
+
+def run(*argv):
+    """Exit code of the command."""
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: resample.main([str(part) for part in argv]), errors=(PostProcessingError,))
+    return stop.value.code
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Masks of 10 x 10: name -> pixels of classes 0, 1, 2; the rest is 255."""
+    for name, pixels in {"full": (100, 0, 0), "edge": (80, 0, 0), "over": (81, 0, 0), "rare": (0, 1, 0),
+                         "none": (0, 0, 0), "both": (50, 45, 0)}.items():
+        ids = np.full(100, 255, np.uint8)
+        ids[: sum(pixels)] = np.repeat(np.arange(3), pixels)
+        for folder, array, suffix in (("masks", ids.reshape(10, 10), "png"), ("images", np.zeros((10, 10, 3)), "jpg")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(array.astype(np.uint8)).save(tmp_path / folder / f"{name}_seed_1.{suffix}")
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES}))
+    (tmp_path / "metrics.json").write_text(json.dumps({"classes": {
+        "traffic land": {"IoU": 0.7}, "inland water": {"IoU": 0.2}, "forest": {"IoU": None}}}))
+    return tmp_path
+
+
+def options(data, *more, out="out"):
+    return ["--filtered-mask-path", data / "masks", "--syn-img-path", data / "images", "--out-dir", data / out,
+            "--classes", data / "classes.json", "--num-workers", 1, *more]
+
+
+def kept(data, out="out"):
+    images = {path.stem.removesuffix("_seed_1") for path in (data / out / "resampled_img").iterdir()}
+    assert images == {path.stem.removesuffix("_seed_1") for path in (data / out / "resampled_label").iterdir()}
+    return images
+
+
+@pytest.mark.parametrize(("more", "names"), [
+    ([], {"full", "over", "both"}),
+    (["--inaccurate", "Inland_Water"], {"full", "over", "both", "rare"}),
+    (["--metrics", "METRICS", "--below", 0.5], {"full", "over", "both", "rare"}),
+    (["--metrics", "METRICS", "--worst", 1], {"full", "over", "both", "rare"}),
+    (["--metrics", "METRICS", "--worst", 2], {"full", "edge", "over", "both", "rare"}),
+    (["--min-valid", 0.9], {"full", "both"}),
+    (["--inaccurate", "inland water", "--min-pixels", 2], {"full", "over", "both"}),
+])
+def test_the_choice(data, more, names):
+    assert run(*options(data, *[data / "metrics.json" if part == "METRICS" else part for part in more])) == 0
+    assert kept(data) == names
+
+
+def test_report_and_hard_links(data):
+    assert run(*options(data, "--inaccurate", "inland water")) == 0
+    stats = json.loads((data / "out/resample_stats.json").read_text())
+    assert (stats["images"], stats["kept"]) == (6, 4)
+    assert stats["reasons"] == {"inaccurate class": 2, "valid pixels": 2}
+    water = stats["per_class"]["inland water"]
+    assert water["inaccurate"] and water["share_before"] == pytest.approx(46 / 357)
+    assert water["share_after"] == pytest.approx(46 / 277) and (water["images_before"], water["images_after"]) == (2, 2)
+    assert stats["image"]["edge_seed_1"] == {"kept": None, "valid_share": 0.8}
+    assert "<svg" in (data / "out/resample_stats.svg").read_text()
+    for folder, source, name in (("resampled_img", "images", "full_seed_1.jpg"),
+                                 ("resampled_label", "masks", "full_seed_1.png")):
+        assert (data / "out" / folder / name).samefile(data / source / name)
+    before = (data / "out/resampled_img/full_seed_1.jpg").stat().st_ctime_ns
+    assert run(*options(data, "--inaccurate", "inland water")) == 0  # again: nothing is done twice
+    assert (data / "out/resampled_img/full_seed_1.jpg").stat().st_ctime_ns == before
+
+
+def test_copies_do_not_share_the_file(data):
+    for _ in range(2):
+        assert run(*options(data, "--copy")) == 0
+    name = data / "out/resampled_label/full_seed_1.png"
+    assert not name.samefile(data / "masks/full_seed_1.png")
+    assert name.read_bytes() == (data / "masks/full_seed_1.png").read_bytes()
+
+
+def test_a_file_system_without_hard_links(data, monkeypatch):
+    def refuse(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(resample.os, "link", refuse)
+    resample.place(resample.Pair("full_seed_1", data / "images/full_seed_1.jpg", data / "masks/full_seed_1.png"),
+                   data / "out", copy=False)
+    assert (data / "out/resampled_img/full_seed_1.jpg").read_bytes() == (data / "images/full_seed_1.jpg").read_bytes()
+
+
+def test_the_mask_gets_the_image_size(data):
+    path = data / "images/full_seed_1.jpg"
+    Image.open(path).resize((5, 5)).save(path)
+    assert run(*options(data)) == 0
+    assert Image.open(data / "out/resampled_label/full_seed_1.png").size == (5, 5)
+    assert Image.open(data / "masks/full_seed_1.png").size == (10, 10)
+
+
+def test_all_cores_choose_the_same(data):
+    assert run(*options(data)) == 0
+    assert run(*options(data, "--num-workers", 2, out="other")) == 0
+    assert kept(data) == kept(data, "other")
+
+
+BAD = {
+    "out inside the input": (lambda d: None, ["--out-dir", "masks/x"], "lies inside"),
+    "no such class": (lambda d: None, ["--inaccurate", "road"], "no class road; the table has traffic land"),
+    "no table": (lambda d: None, ["--classes", "nothing.json"], "nothing.json"),
+    "metrics of another table": (
+        lambda d: (d / "metrics.json").write_text('{"classes": {"a": {"IoU": 1}}}'),
+        ["--metrics", "metrics.json", "--worst", "1"], "no class traffic land"),
+    "not metrics": (lambda d: (d / "metrics.json").write_text("{}"),
+                    ["--metrics", "metrics.json", "--worst", "1"], "not metrics"),
+    "metrics without a choice": (lambda d: None, ["--metrics", "metrics.json"], "--below or --worst"),
+    "choice without metrics": (lambda d: None, ["--worst", "1"], "need --metrics"),
+    "share": (lambda d: None, ["--min-valid", "80"], "0..1"),
+    "mask without image": (lambda d: (d / "images/full_seed_1.jpg").unlink(), [], "no image full_seed_1"),
+    "image without mask": (lambda d: (d / "masks/full_seed_1.png").unlink(), [], "no mask full.png"),
+    "id beyond": (lambda d: Image.new("L", (10, 10), 3).save(d / "masks/full_seed_1.png"), [], "class id 3"),
+    "damaged mask": (lambda d: (d / "masks/full_seed_1.png").write_bytes(b"x"), [], "full_seed_1: image or mask"),
+    "empty folder": (lambda d: [path.unlink() for path in (d / "masks").iterdir()], [], "masks: empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_work(data, capsys, monkeypatch, case):
+    monkeypatch.chdir(data)
+    change, more, message = BAD[case]
+    change(data)
+    assert run(*options(data, *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not list(data.glob("out/*/*"))
+
+
+def test_invalid_files_can_be_left_out(data, capsys):
+    (data / "images/full_seed_1.jpg").unlink()
+    (data / "masks/over_seed_1.png").write_bytes(b"x")
+    assert run(*options(data, "--skip-invalid")) == 0
+    assert kept(data) == {"both"} and "full_seed_1" in capsys.readouterr().err
+
+
+def test_another_selection_does_not_mix_into_a_finished_folder(data, capsys):
+    assert run(*options(data)) == 0
+    assert run(*options(data, "--min-valid", 0.99)) == 2
+    assert "another selection" in capsys.readouterr().err and kept(data) == {"full", "over", "both"}
+
+
+def test_published_class_names_are_accepted():
+    assert classes_by_name(["Traffic Land", "inland-water"], CLASSES) == [0, 1]
+
+
+def test_a_class_that_no_test_image_shows_is_not_poor():
+    scores = {"forest": None, "inland water": 0.0, "traffic land": 0.5}
+    assert classes_by_score(scores, CLASSES, None, 3) == [0, 1]
+    assert classes_by_score(scores, CLASSES, 0.5, None) == [1]
+
+
+def test_more_than_the_share_is_needed():
+    assert keep_reason(np.array([80]), 100, [], 0.8) is None
+    assert keep_reason(np.array([81]), 100, [], 0.8) == "valid pixels"
+    assert keep_reason(np.array([0]), 100, [0], 0.0) is None
