@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gss.errors import InputError
-from gss.weights import read_state_dict
+from gss.weights import read_state_dict, write_state_dict
 
 _EPSILON = 0.1  # appendix A.3: images are mapped to [0.1, 0.9]
 SCALE = 8  # image pixels a token's side
@@ -202,6 +203,11 @@ class DVAE(nn.Module):
 def unmap_pixels(x: Tensor) -> Tensor:
     """Inverse of the mapping to [0.1, 0.9], clamped to 0..1."""
     return ((x - _EPSILON) / (1 - 2 * _EPSILON)).clamp(0, 1)
+
+
+def save_dvae(dvae: DVAE, path: str | Path) -> None:
+    """Writes a dVAE's weights, named as in a GSS checkpoint, as .safetensors or .pth."""
+    write_state_dict({f"decode_head.d_vae.{key}": value for key, value in dvae.state_dict().items()}, path)
 
 
 def dvae_entries(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from gss.dvae import DVAE
 from gss.errors import InputError
@@ -145,7 +145,7 @@ def _class_map(columns: dict[str, list[str]], name: str, classes: list[str], pat
 
 
 @MODELS.register_module()
-class NoneBackbone(nn.Module):
+class NoneBackbone(BaseModule):
     """No image model: passes its input on."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -86,6 +86,17 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+def write_state_dict(state: dict[str, Tensor], path: str | Path) -> None:
+    """Writes tensors by name: as .safetensors, or, for any other suffix, as a checkpoint that mmengine loads."""
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    if Path(path).suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state}, path)
+
+
 class _Inert:
     """Stands for a module class of a pickle: holds the attributes, runs nothing."""
 

@@ -1,4 +1,4 @@
-"""Converts dVAE weights to .safetensors without running code from them."""
+"""Converts dVAE weights without running code from them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 import gss
-from gss.dvae import DVAE, dvae_entries
+from gss.dvae import DVAE, dvae_entries, save_dvae
 from gss.weights import read_pickled_module, read_state_dict
 from ldm.util import InputError, atomic_path, check_writable
 from scripts import cli
 
-DESCRIPTION = """Converts dVAE weights to .safetensors, once:
+DESCRIPTION = """Converts dVAE weights to .safetensors (or .pth), once:
 
   python -m scripts.convert_dvae --encoder encoder.pkl --decoder decoder.pkl --out dvae.safetensors
   python -m scripts.convert_dvae --checkpoint gss-ff.pth --out dvae.safetensors
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--encoder", default=None, help="published encoder.pkl")
     parser.add_argument("--decoder", default=None, help="published decoder.pkl")
     parser.add_argument("--checkpoint", default=None, help="GSS checkpoint, or state dict of a dVAE")
-    parser.add_argument("--out", required=True, help="file to write (.safetensors)")
+    parser.add_argument("--out", required=True, help="file to write (.safetensors or .pth)")
     args: argparse.Namespace = parser.parse_args(argv)
     if (args.checkpoint is None) == (args.encoder is None) or (args.encoder is None) != (args.decoder is None):
         raise InputError("give either --encoder and --decoder, or --checkpoint")
@@ -42,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         for part in ("encoder", "decoder"):
             state |= {f"{part}.{key}": value for key, value in read_pickled_module(getattr(args, part)).items()}
-    weights = DVAE(state).state_dict()  # checks names and shapes
+    dvae = DVAE(state)  # checks names and shapes
     with atomic_path(args.out) as temporary:
-        save_file({f"decode_head.d_vae.{key}": value.contiguous() for key, value in weights.items()}, temporary)
-    print(f"{len(weights)} tensors written to {args.out}")
+        save_dvae(dvae, temporary)
+    print(f"{len(dvae.state_dict())} tensors written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -246,8 +246,8 @@ def draw(path: Path, palette: np.ndarray, names: list[str], trip: RoundTrip) -> 
         inset.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         inset.set_title(f"{title}: {wrong.float().mean():.2%}" if i == 2 else title, fontsize=9)
         inset.axis("off")
-    for axis in axes:
-        axis.axis("off")
+    axes[0].set(xticks=[], yticks=[])
+    axes[1].axis("off")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight", format=path.suffix[1:] or "png")
     plt.close(figure)

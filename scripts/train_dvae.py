@@ -12,12 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import gss
-from gss.dvae import DVAE
+from gss.dvae import DVAE, save_dvae
 from gss.maskige import IGNORE, Maskige, load_palette
 from gss.roundtrip import class_iou, confusion, round_trip
 from gss.weights import read_checkpoint
@@ -249,7 +248,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--masks", nargs="+", required=True, help="folders of index masks (.png) to train on")
     parser.add_argument("--test-masks", nargs="+", default=None, help="folders to test on (default: --masks)")
     parser.add_argument("--palette", required=True, help="palette: a JSON file, or a name in gss/palettes")
-    parser.add_argument("--out", required=True, help="weights to write (.safetensors)")
+    parser.add_argument("--out", required=True, help="weights to write (.safetensors or .pth)")
     parser.add_argument("--steps", type=int, default=1000, help="training steps")
     parser.add_argument("--warmup", type=int, default=100, help="steps before the latents are quantised")
     parser.add_argument("--batch-size", type=int, default=8, help="crops a step")
@@ -297,9 +296,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 torch.save(trainer.state(step + 1), temporary)
 
     trainer.codes.write_to(trainer.dvae)
-    weights = {f"decode_head.d_vae.{k}": v.contiguous().cpu() for k, v in trainer.dvae.state_dict().items()}
-    with atomic_path(out) as temporary:  # named as in a GSS checkpoint
-        save_file(weights, temporary)
+    with atomic_path(out) as temporary:
+        save_dvae(trainer.dvae, temporary)
     saved.unlink(missing_ok=True)
     iou = reconstruction(trainer.dvae, maskige, tests, args.scale, args.device)
     for name, value in enumerate(iou.tolist()):

@@ -4,7 +4,9 @@
 _base_ = "../mmseg/base.py"
 
 custom_imports = dict(imports=["segmentation", "gss"], allow_failed_imports=False)
-test_dataloader = dict(dataset=dict(classes="MBRSC", data_root="data/mbrsc"))
+data = dict(classes="MBRSC", data_root="data/mbrsc")
+train_dataloader = dict(dataset=data)
+test_dataloader = dict(dataset=data)
 model = dict(
     type="MaskigeReconstruction",
     data_preprocessor=dict(type="SegDataPreProcessor", mean=[0, 0, 0], std=[1, 1, 1], bgr_to_rgb=True, size=(8, 8)),

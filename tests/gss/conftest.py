@@ -110,13 +110,11 @@ def command(capsys):
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory) -> Path:
     """Weights of a tiny dVAE, random."""
-    from safetensors.torch import save_file
-
-    from gss.dvae import DVAE
+    from gss.dvae import DVAE, save_dvae
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("dvae") / "tiny.safetensors"
-    save_file({f"decode_head.d_vae.{k}": v.contiguous() for k, v in DVAE(**TINY).state_dict().items()}, path)
+    save_dvae(DVAE(**TINY), path)
     return path
 
 
