@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import errno
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import distributed
 from tqdm import tqdm
@@ -23,18 +20,10 @@ from tqdm import tqdm
 from ldm.util import InputError, atomic_path, check_writable
 from post_processing import PostProcessingError, filtering
 from post_processing.filter_report import filter_figure, filter_statistics
-from post_processing.pairing import (
-    IMAGE_SUFFIXES,
-    MASK_SUFFIXES,
-    Pair,
-    check_pair,
-    list_files,
-    listed,
-    pair_files,
-    read_mask,
-)
+from post_processing.pairing import MASK_SUFFIXES, Pair, list_files, pair_files, read_mask
 from post_processing.records import RecordWriter, read_records
 from scripts import cli
+from scripts.pairs import PAIRS, digest, find_pairs, inside, pick_device, write_json
 from segmentation import SegmentationError
 from segmentation.config import load_config, set_data
 from segmentation.inference import load_segmentor, pixel_losses, segment
@@ -52,7 +41,6 @@ Another margin, from losses that --save-loss wrote, without the segmentor:
 Several GPUs: torchrun --nproc-per-node 4 -m scripts.filter ... A stopped run goes on with the same command."""
 
 ERRORS = (PostProcessingError, SegmentationError)
-PAIRS = dict[str, list[Pair]]
 HISTOGRAM_IMAGES = 500  # images of each kind whose losses enter the figure
 STATE = ".filter"  # below --filtered-mask-path: the settings, and what is done
 
@@ -131,57 +119,6 @@ class Ranks:
         return result[0]
 
 
-def pick_device(name: str) -> str:
-    """The device to compute on; ``auto`` and ``cuda`` take this process's own GPU."""
-    if name in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: no GPU here; use --device cpu")
-    return "cpu" if name == "auto" else name
-
-
-def inside(path: Path, folder: Path | None) -> bool:
-    """Whether a path is a folder or lies in it."""
-    return folder is not None and path.resolve().is_relative_to(folder.resolve())
-
-
-def find_pairs(args: argparse.Namespace, num_classes: int) -> tuple[PAIRS, list[str]]:
-    """Real and synthesised pairs, each opened once, and what was left out with --skip-invalid."""
-    pairs: PAIRS = {}
-    skipped: list[str] = []
-    for kind, images, masks, option in (
-        ("real", args.real_img_path, args.real_label_path, "--real-label-path"),
-        ("syn", args.syn_img_path, args.syn_mask_path, "--syn-mask-path"),
-    ):
-        options = (f"--{kind}-img-path", option)
-        found, orphans = pair_files(list_files(images, IMAGE_SUFFIXES, options[0]),
-                                    list_files(masks, MASK_SUFFIXES, options[1]), options, args.skip_invalid)
-        with ThreadPoolExecutor(max(args.num_workers, 1)) as pool:
-            checks = pool.map(lambda pair: check_pair(pair, num_classes), found)
-            faults = list(tqdm(checks, f"check {kind}", len(found), unit="image", leave=False))
-        wrong = [fault for fault in faults if fault]
-        if wrong and not args.skip_invalid:
-            raise InputError(f"{listed(wrong)}; correct them, or leave them out with --skip-invalid")
-        pairs[kind] = [pair for pair, fault in zip(found, faults, strict=True) if not fault]
-        if not pairs[kind]:
-            raise InputError(f"{options[0]} {images}: no valid image left; first: {wrong[0]}")
-        skipped += orphans + wrong
-    return pairs, skipped
-
-
-def digest(*parts: Any) -> str:
-    """SHA-256 of values and files, in hexadecimal."""
-    total = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Path):
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    total.update(block)
-        else:
-            total.update(json.dumps(part, sort_keys=True, default=str).encode())
-    return total.hexdigest()
-
-
 def open_state(out: Path, settings: dict[str, Any]) -> Path:
     """The folder that says what is done; refused where it belongs to a run with other settings."""
     for left_over in out.glob(".*.tmp.*"):  # of a killed run
@@ -196,12 +133,6 @@ def open_state(out: Path, settings: dict[str, Any]) -> Path:
     else:
         write_json(settings, path)
     return path.parent
-
-
-def write_json(content: dict[str, Any], path: Path, indent: int | None = 1) -> None:
-    """Writes JSON whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=indent) + "\n")
 
 
 def in_figure(items: list[Pair]) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 from urllib.error import URLError
 
 from mmengine.config import Config, DictAction
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from ldm.util import InputError, atomic_path, check_writable
+from ldm.util import InputError, check_writable
 from scripts import cli
+from scripts.pairs import write_json
 from segmentation import SegmentationError, config
 
 DESCRIPTION = """Trains or tests a segmentor with mmengine's Runner.
@@ -90,13 +90,6 @@ def metrics_report(scores: dict[str, Any], **facts: Any) -> dict[str, Any]:
     }
 
 
-@master_only
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """Writes JSON whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def train(cfg: Config) -> None:
     """Trains; weights and logs go to ``cfg.work_dir``."""
     check_writable(cfg.work_dir, "--work-dir")
@@ -122,8 +115,8 @@ def test(cfg: Config, out: Path) -> dict[str, Any]:
     scores = runner.test()
     report = metrics_report(scores, images=len(runner.test_dataloader.dataset), checkpoint=str(cfg.load_from),
                             config=str(cfg.filename))
-    write_json(report, out)
     if is_main_process():
+        write_json(report, out)
         print(f"OA {report['OA']:.4f}  mIoU {report['mIoU']:.4f}  mAcc {report['mAcc']:.4f}  ({out})")
     return report
 

@@ -75,8 +75,15 @@ def set_data(
         synthesised: resample.sh's output folder, joined to the training data.
         repeat: how often real training pairs count.
         test_split: tests on ``img_<split>`` and ``label_<split>``.
+
+    Raises:
+        SegmentationError: the config's data sets are of another class, which does not take these values.
     """
     loaders = [config.get(f"{part}_dataloader") or {} for part in ("train", "val", "test")]
+    for given, loader in ((data_root or synthesised or repeat is not None, loaders[0]), (test_split, loaders[2])):
+        if given and not any(nodes(loader, "MaskDataset")):
+            raise SegmentationError(f"{config.filename}: has no MaskDataset: --data-root, --synthesised, --repeat and "
+                                    "--split do not apply; use --cfg-options")
     if data_root or classes or test_split:
         for dataset in nodes(loaders, "MaskDataset"):
             dataset.update({key: value for key, value in (("data_root", data_root), ("classes", classes)) if value})

@@ -7,7 +7,7 @@ crop_size = (256, 256)
 train_pipeline = _base_.train_pipeline
 train_pipeline[3]["crop_size"] = crop_size
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-norm_cfg = dict(type="SyncBN", requires_grad=True, momentum=0.01)
+norm_cfg = dict(type="SyncBN", requires_grad=True)
 model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(

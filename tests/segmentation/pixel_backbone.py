@@ -12,7 +12,7 @@ class PixelBackbone(BaseModule):
 
 def write_config(path, num_classes, classes="", data_root=""):
     path.write_text(f"""
-custom_imports = dict(imports=["segmentation"])
+custom_imports = dict(imports=["segmentation", "tests.segmentation.pixel_backbone"])
 default_scope = "mmseg"
 dataset = dict(
     type="MaskDataset", classes={classes!r}, data_root={data_root!r},

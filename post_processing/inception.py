@@ -1,0 +1,78 @@
+"""FID and KID between two folders of images, on Inception features whose weights the user gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from PIL import Image
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+from torchvision.models import inception_v3
+from torchvision.transforms import v2
+
+from post_processing import PostProcessingError
+
+PREPARE = v2.Compose([
+    v2.PILToTensor(),
+    v2.Resize((299, 299), antialias=True),
+    v2.ToDtype(torch.float32, scale=True),
+    v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+])
+
+
+def inception_features(path: Path) -> nn.Module:
+    """torchvision's Inception v3 up to its 2,048 pooled features.
+
+    FID depends on the network: values compare only with others made from the same weights.
+
+    Raises:
+        PostProcessingError: no such file, or not these weights.
+    """
+    if not path.is_file():
+        raise PostProcessingError(f"--inception-weights {path}: no such file")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = {key: value for key, value in weights.items() if not key.startswith(("AuxLogits.", "fc."))}
+        model = inception_v3(weights=None, aux_logits=False, init_weights=False)
+        model.fc = nn.Identity()
+        model.load_state_dict(weights)
+    except (UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise PostProcessingError(f"--inception-weights {path}: not weights of torchvision's inception_v3 ({reason})"
+                                  ) from error
+    model.num_features = 2048
+    return model.eval()
+
+
+@torch.inference_mode()
+def distances(
+    features: nn.Module, real: Sequence[Path], synthesised: Sequence[Path], device: str = "cpu", batch_size: int = 16
+) -> dict[str, float]:
+    """FID, and KID's mean and standard deviation over subsets.
+
+    Args:
+        features: prepared images (N, 3, 299, 299) -> (N, num_features).
+        real: image files.
+        synthesised: image files.
+        device: where to compute.
+        batch_size: images at once.
+    """
+    features = features.to(device)
+    passed_on = nn.Identity()  # both metrics get the features, computed once
+    passed_on.num_features = features.num_features
+    fid = FrechetInceptionDistance(feature=passed_on, normalize=True)
+    kid = KernelInceptionDistance(feature=passed_on, normalize=True,
+                                  subset_size=min(1000, len(real), len(synthesised)))
+    for files, is_real in ((real, True), (synthesised, False)):
+        for start in range(0, len(files), batch_size):
+            part = files[start : start + batch_size]
+            images = torch.stack([PREPARE(Image.open(path).convert("RGB")) for path in part])
+            values = features(images.to(device)).cpu()
+            for metric in (fid, kid):
+                metric.update(values, real=is_real)
+    mean, spread = kid.compute()
+    return {"FID": float(fid.compute()), "KID": float(mean), "KID_std": float(spread)}

@@ -1,0 +1,55 @@
+"""How far images are from the nearest of others, to find copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIDE = 32
+CHUNK = 2048  # images at once: bounds the memory
+
+
+def thumbnail(path: Path) -> np.ndarray:
+    """An image as (SIDE, SIDE, 3) float32 in 0..1, each pixel the mean of what it covers."""
+    with Image.open(path) as image:
+        small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32) / 255
+
+
+def symmetries(images: np.ndarray) -> np.ndarray:
+    """The 8 rotations and reflections of square images (N, S, S, 3), as (8, N, S, S, 3)."""
+    turned = [np.rot90(images, turn, axes=(1, 2)) for turn in range(4)]
+    return np.stack([*turned, *(image[:, :, ::-1] for image in turned)])
+
+
+def nearest(images: np.ndarray, pool: np.ndarray, leave_out_self: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest image of a pool, whatever the rotation or reflection.
+
+    Args:
+        images: thumbnails (N, S, S, 3) in 0..1.
+        pool: thumbnails (M, S, S, 3).
+        leave_out_self: images and pool are the same list, an image is not its own neighbour.
+
+    Returns:
+        Root mean square distance of pixels, 0..1 (N,), and the pool's index (N,).
+    """
+    flat = pool.reshape(len(pool), -1)
+    norms = np.einsum("md,md->m", flat, flat)
+    best, where = np.full(len(images), np.inf), np.zeros(len(images), dtype=np.int64)
+    for start in range(0, len(images), CHUNK):
+        part = slice(start, min(start + CHUNK, len(images)))
+        rows = np.arange(part.stop - start)
+        for turned in symmetries(images[part]):
+            queries = turned.reshape(len(turned), -1)
+            # |a - b|^2 = |a|^2 - 2 a.b + |b|^2; |a|^2 does not change which b is nearest
+            partial = norms - 2 * queries @ flat.T  # (n, M)
+            if leave_out_self:
+                partial[rows, start + rows] = np.inf
+            index = partial.argmin(axis=1)
+            distance = np.sqrt(((queries - flat[index]) ** 2).mean(axis=1))  # exact, where the sum above cancels
+            closer = distance < best[part]
+            best[part] = np.where(closer, distance, best[part])
+            where[part] = np.where(closer, index, where[part])
+    return best, where

@@ -1,0 +1,166 @@
+"""The comparison as one HTML page that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from post_processing.comparison import SCORES, verdict
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --good: #2a6fbb; --bad: #c0392b; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; } h3 { font-size: 1.05rem; }
+.verdict { font-size: 1.1rem; border-left: 4px solid var(--line); padding: .3rem 1rem; }
+.better { border-color: var(--good); } .worse { border-color: var(--bad); }
+table { border-collapse: collapse; margin: .8rem 0; } caption { text-align: left; }
+th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+td.better { color: var(--good); font-weight: 600; } td.worse { color: var(--bad); font-weight: 600; }
+figure { margin: 1rem 0; overflow-x: auto; } figure svg { background: white; max-width: 100%; height: auto; }
+.gallery { display: grid; grid-template-columns: repeat(4, 1fr); gap: .4rem; } .gallery img { width: 100%; }
+.gallery p, figcaption, small { font-size: .8rem; margin: 0; opacity: .8; }
+.gallery .name { grid-column: 1 / -1; margin-top: .6rem; }
+.legend span { display: inline-block; margin-right: 1rem; } .legend i { display: inline-block; width: .9rem;
+height: .9rem; vertical-align: -.1rem; margin-right: .3rem; border: 1px solid var(--line); }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); padding: .6rem; }
+"""
+
+
+def percent(value: float | None, sign: bool = False) -> str:
+    """0.5 -> ``50.00``; None -> a dash."""
+    return "–" if value is None else f"{100 * value:{'+' if sign else ''}.2f}"
+
+
+def _cells(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return '<td colspan="4">not in the test set</td>'
+
+    def spread(value: Mapping[str, float | None]) -> str:
+        return percent(value["mean"]) + ("" if value["sd"] is None else f" ± {percent(value['sd'])}")
+
+    difference = entry["difference"]
+    interval = "–"
+    if difference["low"] is not None:
+        interval = f"{percent(difference['low'], True)} … {percent(difference['high'], True)}"
+    word = verdict(dict(difference))
+    return (f"<td>{spread(entry['baseline'])}</td><td>{spread(entry['joint'])}</td>"
+            f'<td class="{word}">{percent(difference["mean"], True)}</td><td>{interval}</td>')
+
+
+def score_table(rows: Mapping[str, Mapping[str, Any] | None], title: str) -> str:
+    """A table of ``paired_difference`` results, in percent."""
+    head = "".join(f"<th>{text}</th>" for text in (title, "real", "joint", "difference", "95 % interval"))
+    body = "".join(f"<tr><td>{escape(name)}</td>{_cells(entry)}</tr>" for name, entry in rows.items())
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def sentence(split: str, result: Mapping[str, Any]) -> str:
+    """What the comparison says about mIoU, in words."""
+    entry = result["scores"]["mIoU"]
+    difference, seeds = entry["difference"], entry["seeds"]
+    text = (f"On {split}, joint training changes mIoU from {percent(entry['baseline']['mean'])} to "
+            f"{percent(entry['joint']['mean'])} %, by {percent(difference['mean'], True)} points")
+    if difference["low"] is None:
+        return f"{text}; a single seed says nothing about chance."
+    text += f" (95 % interval {percent(difference['low'], True)} to {percent(difference['high'], True)}, {seeds} seeds)"
+    return text + {"better": ": it helps.", "worse": ": it harms.", "unclear": ": no clear effect."}[result["verdict"]]
+
+
+def colored(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """A mask in its class colours; 255 is black.
+
+    Args:
+        mask: class ids, uint8 (H, W).
+        palette: uint8 (C, 3).
+    """
+    table = np.zeros((256, 3), dtype=np.uint8)
+    table[: len(palette)] = palette
+    return Image.fromarray(table[mask])
+
+
+def data_uri(image: Image.Image, side: int = 256, lossless: bool = False) -> str:
+    """An image as a data: address, at most ``side`` pixels high and wide."""
+    image = image.convert("RGB")
+    image.thumbnail((side, side), Image.Resampling.NEAREST if lossless else Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    image.save(buffer, "PNG" if lossless else "JPEG", **({} if lossless else {"quality": 88}))
+    return f"data:image/{'png' if lossless else 'jpeg'};base64,{b64encode(buffer.getvalue()).decode()}"
+
+
+def gallery(items: Sequence[Mapping[str, Any]], classes: Sequence[str], palette: np.ndarray) -> str:
+    """Rows of mask, reference, synthesised image and filtered mask.
+
+    Args:
+        items: ``name``, ``caption``, and ``mask``, ``reference``, ``image``, ``filtered``: arrays, images or None.
+        classes: C names.
+        palette: uint8 (C, 3), RGB.
+    """
+    rows = []
+    for item in items:
+        rows.append(f'<p class="name"><b>{escape(item["name"])}</b> {escape(item["caption"])}</p>')
+        for key, label in (("mask", "mask"), ("reference", "reference"), ("image", "synthesised"),
+                           ("filtered", "filtered mask")):
+            content = item[key]
+            if content is None:
+                rows.append(f"<p>{label}: not given</p>")
+                continue
+            is_mask = isinstance(content, np.ndarray)
+            address = data_uri(colored(content, palette) if is_mask else content, lossless=is_mask)
+            rows.append(f'<div><img alt="{label} of {escape(item["name"])}" src="{address}"><p>{label}</p></div>')
+    colors = [(f"#{red:02x}{green:02x}{blue:02x}", name)
+              for (red, green, blue), name in zip(palette.tolist(), classes, strict=True)]
+    legend = "".join(f'<span><i style="background:{color}"></i>{escape(name)}</span>'
+                     for color, name in [*colors, ("#000000", "255: ignored or filtered out")])
+    return f'<p class="legend">{legend}</p><div class="gallery">{"".join(rows)}</div>'
+
+
+def embedded_svg(path: Path) -> str:
+    """The <svg> element of a file."""
+    text = path.read_text()
+    return text[text.index("<svg") :]
+
+
+def page(
+    results: Mapping[str, Mapping[str, Any]],
+    plots: Mapping[str, Sequence[str]],
+    facts: Mapping[str, str],
+    gallery_html: str = "",
+    reports: Mapping[str, str] | None = None,
+) -> str:
+    """The whole page.
+
+    Args:
+        results: by test split, see ``compare``.
+        plots: by test split, <svg> elements.
+        facts: settings of the comparison, shown as a table.
+        gallery_html: see ``gallery``.
+        reports: further <svg> elements by title.
+    """
+    parts = ["<h1>Real images alone, or joined by synthesised ones?</h1>"]
+    for split, result in results.items():
+        parts.append(f'<p class="verdict {result["verdict"]}">{escape(sentence(split, result))}</p>')
+    for split, result in results.items():
+        parts.append(f"<h2>Test set: {escape(split)}</h2>")
+        parts.append(score_table({name: result["scores"][name] for name in SCORES}, "score (%)"))
+        parts.append(score_table(result["classes"], "IoU by class (%)"))
+        parts += [f"<figure>{plot}</figure>" for plot in plots[split]]
+    parts.append("<small>Mean ± standard deviation over seeds; a seed's two trainings differ in their data alone. "
+                 "The interval is Student's t over paired seeds; coloured where it leaves out 0.</small>")
+    for title, svg in (reports or {}).items():
+        parts.append(f"<h2>{escape(title)}</h2><figure>{svg}</figure>")
+    if gallery_html:
+        parts.append(f"<h2>Synthesised images</h2>{gallery_html}")
+    rows = "".join(f"<tr><td>{escape(key)}</td><td style='text-align:left;white-space:normal'>{escape(value)}</td></tr>"
+                   for key, value in facts.items())
+    parts.append(f"<h2>How it was made</h2><table>{rows}</table>")
+    return ("<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Comparison</title>"
+            f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head>"
+            f"<body>{''.join(parts)}</body></html>\n")

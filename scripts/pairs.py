@@ -1,0 +1,76 @@
+"""What filtering, evaluation and comparison share: checked pairs, devices, files."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ldm.util import InputError, atomic_path
+from post_processing.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, check_pair, list_files, listed, pair_files
+
+PAIRS = dict[str, list[Pair]]
+
+
+def pick_device(name: str) -> str:
+    """The device to compute on; ``auto`` and ``cuda`` take this process's own GPU."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: no GPU here; use --device cpu")
+    return "cpu" if name == "auto" else name
+
+
+def inside(path: Path, folder: Path | None) -> bool:
+    """Whether a path is a folder or lies in it."""
+    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+
+
+def find_pairs(args: argparse.Namespace, num_classes: int) -> tuple[PAIRS, list[str]]:
+    """Real and synthesised pairs, each opened once, and what was left out with --skip-invalid."""
+    pairs: PAIRS = {}
+    skipped: list[str] = []
+    for kind, images, masks, option in (
+        ("real", args.real_img_path, args.real_label_path, "--real-label-path"),
+        ("syn", args.syn_img_path, args.syn_mask_path, "--syn-mask-path"),
+    ):
+        options = (f"--{kind}-img-path", option)
+        found, orphans = pair_files(list_files(images, IMAGE_SUFFIXES, options[0]),
+                                    list_files(masks, MASK_SUFFIXES, options[1]), options, args.skip_invalid)
+        with ThreadPoolExecutor(max(args.num_workers, 1)) as pool:
+            checks = pool.map(lambda pair: check_pair(pair, num_classes), found)
+            faults = list(tqdm(checks, f"check {kind}", len(found), unit="image", leave=False))
+        wrong = [fault for fault in faults if fault]
+        if wrong and not args.skip_invalid:
+            raise InputError(f"{listed(wrong)}; correct them, or leave them out with --skip-invalid")
+        pairs[kind] = [pair for pair, fault in zip(found, faults, strict=True) if not fault]
+        if not pairs[kind]:
+            raise InputError(f"{options[0]} {images}: no valid image left; first: {wrong[0]}")
+        skipped += orphans + wrong
+    return pairs, skipped
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of values and files, in hexadecimal."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
+        else:
+            total.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return total.hexdigest()
+
+
+def write_json(content: dict[str, Any], path: Path, indent: int | None = 1) -> None:
+    """Writes JSON whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent) + "\n")

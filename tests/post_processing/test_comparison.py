@@ -1,0 +1,111 @@
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from post_processing.comparison import compare, paired_difference, verdict
+from post_processing.comparison_figures import classes_figure, seeds_figure
+from post_processing.nearest import nearest, symmetries, thumbnail
+from post_processing.page import gallery, page, sentence
+from post_processing.scores import confusion, scores
+
+BASELINE, JOINT = [0.50, 0.52, 0.47, 0.55, 0.51], [0.53, 0.52, 0.52, 0.57, 0.55]
+
+
+def metrics(score):
+    return {"OA": score, "mIoU": score / 2, "mAcc": score, "classes": {"a": {"IoU": score}, "<b>": {"IoU": None}}}
+
+
+def test_the_interval_is_the_paired_t_test():
+    entry = paired_difference(BASELINE, JOINT)
+    expected = stats.ttest_rel(JOINT, BASELINE).confidence_interval(0.95)
+    assert (entry["difference"]["low"], entry["difference"]["high"]) == pytest.approx((expected.low, expected.high))
+    assert entry["difference"]["mean"] == pytest.approx(0.028)
+    assert entry["baseline"]["sd"] == pytest.approx(np.std(BASELINE, ddof=1))
+
+
+def test_a_score_that_is_not_defined_leaves_its_seed_out():
+    assert paired_difference([0.1, None, 0.3], [0.2, 0.3, None])["seeds"] == 1
+    assert paired_difference([None], [0.5]) is None
+
+
+@pytest.mark.parametrize(("shift", "word"), [(0.1, "better"), (-0.1, "worse"), (0.0, "unclear")])
+def test_the_verdict(shift, word):
+    noise = np.array([0.01, -0.01, 0.0, 0.01, -0.01])
+    assert verdict(paired_difference(list(0.5 + noise * 0), list(0.5 + shift + noise))["difference"]) == word
+
+
+def test_one_seed_gives_no_verdict():
+    result = compare([metrics(0.4)], [metrics(0.9)])
+    assert result["verdict"] == "unclear" and "a single seed says nothing" in sentence("test", result)
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, and checks that tags close."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.open = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.sources += [value for key, value in attributes if key in ("src", "href", "xlink:href") and value]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone():
+    baseline, joint = [metrics(x) for x in BASELINE], [metrics(x) for x in JOINT]
+    result = compare(baseline, joint)
+    plots = [seeds_figure(baseline, joint, ["OA", "mIoU"]), classes_figure(result["classes"])]
+    mask = np.array([[0, 1], [255, 1]], dtype=np.uint8)
+    items = [{"name": "x_seed_1", "caption": "<script>", "mask": mask, "reference": None,
+              "image": Image.new("RGB", (600, 300)), "filtered": mask}]
+    pictures = gallery(items, ["a", "<b>"], np.array([[255, 0, 0], [0, 255, 0]], dtype=np.uint8))
+    text = page({"test": result}, {"test": plots}, {"options": "x"}, pictures)
+    parser = Page()
+    parser.feed(text)
+    assert not parser.open
+    assert all(source.startswith(("data:", "#")) for source in parser.sources)
+    assert not re.search(r"url\((?!['\"]?#)|@import|<script", text)
+    assert "it helps" in text and "&lt;script&gt;" in text and "not in the test set" in text
+    assert "+2.80" in text and "#ff0000" in text and "reference: not given" in text
+
+
+def test_scores_agree_with_torchmetrics():
+    rng = np.random.default_rng(0)
+    mask, prediction = rng.integers(0, 4, (50, 40)).astype(np.uint8), rng.integers(0, 4, (50, 40))
+    mask[:5] = 255
+    report = scores(confusion(prediction, mask, 4), list("abcd"))
+    target = torch.from_numpy(mask).long()
+    found = torch.from_numpy(prediction)
+    for key, metric in (("OA", MulticlassAccuracy(4, average="micro", ignore_index=255)),
+                        ("mAcc", MulticlassAccuracy(4, average="macro", ignore_index=255)),
+                        ("mIoU", MulticlassJaccardIndex(4, ignore_index=255))):
+        assert report[key] == pytest.approx(float(metric(found, target)))
+    alone = scores(confusion(np.zeros((2, 2), int), np.zeros((2, 2), np.uint8), 2), ["a", "b"])
+    assert alone["classes"]["b"] == {"IoU": None, "Acc": None} and alone["mIoU"] == 1
+
+
+def test_copies_are_found_in_any_orientation(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        blocks = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+        Image.fromarray(blocks).save(tmp_path / f"{index}.png")
+    copied = Image.open(tmp_path / "7.png").transpose(Image.Transpose.TRANSVERSE)
+    copied.save(tmp_path / "copy.jpg", quality=95, subsampling=0)
+    pool = np.stack([thumbnail(tmp_path / f"{index}.png") for index in range(12)])
+    distance, index = nearest(thumbnail(tmp_path / "copy.jpg")[None], pool)
+    assert index[0] == 7 and distance[0] < 0.02
+    others, _ = nearest(pool, pool, leave_out_self=True)
+    assert (others > 0.1).all()
+    brute = min(np.sqrt(((turned - other) ** 2).mean()) for turned in symmetries(pool[:1])[:, 0] for other in pool[1:])
+    assert others[0] == pytest.approx(brute, rel=1e-6)
+    assert len({turned.tobytes() for turned in symmetries(pool[:1])}) == 8

@@ -1,0 +1,133 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import cli, compare, evaluate_samples, segmentor
+
+
+def run(script, *argv):
+    """Exit code of a command."""
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: script.main([str(part) for part in argv]), errors=script.ERRORS)
+    return stop.value.code
+
+
+@pytest.fixture
+def chain(make_chain):
+    chain = make_chain()
+    for folder, name in (("resampled_img", "syn/r0_seed_1.png"), ("resampled_label", "label_train/r0.png")):
+        (chain.root / "synth" / folder).mkdir(parents=True)
+        shutil.copy(chain.root / name, chain.root / "synth" / folder / "r0_seed_1.png")
+    return chain
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Trains and tests in this process, to save start-up times; counts the calls."""
+    calls = []
+
+    def call(args, log):
+        calls.append(args)
+        segmentor.main(args)
+
+    monkeypatch.setattr(compare, "segmentor", call)
+    return calls
+
+
+def compare_options(chain, *more):
+    return [chain.config, "--synthesised", chain.root / "synth", "--classes", chain.table, "--data-root", chain.root,
+            "--seeds", 2, "--max-iters", 2, "--out-dir", chain.root / "out", *more]
+
+
+def test_comparison_page_and_resume(chain, in_process, capsys):
+    (chain.root / "syn/samples.jsonl").write_text(json.dumps(
+        {"name": "r0_seed_1", "reference": "img_test/r0.png", "prompt": "a prompt"}) + "\n")
+    options = compare_options(chain, "--syn-img-path", chain.root / "syn", "--mask-path", chain.root / "label_train")
+    assert run(compare, *options) == 0
+    assert len(in_process) == 8  # two kinds, two seeds, train and test
+    report = json.loads((chain.root / "out/comparison.json").read_text())
+    runs = report["runs"]
+    assert runs["baseline"][0]["test"]["mIoU"] != runs["baseline"][1]["test"]["mIoU"]  # seeds differ
+    assert runs["baseline"][0]["test"]["mIoU"] != runs["joint"][0]["test"]["mIoU"]  # data differ
+    entry = report["results"]["test"]["scores"]["mIoU"]
+    assert entry["difference"]["mean"] == pytest.approx(np.mean(
+        [after["test"]["mIoU"] - before["test"]["mIoU"] for before, after in zip(*runs.values(), strict=True)]))
+    page = (chain.root / "out/comparison.html").read_text()
+    assert "a prompt" in page and page.count("data:image/") == 6 + 6 + 1  # masks, images, one reference
+    (chain.root / "out/runs/joint_seed_1/metrics_test.json").unlink()  # as if stopped before the last test
+    assert run(compare, *options) == 0
+    assert len(in_process) == 9 and in_process[-1][0] == "test"
+    again = json.loads((chain.root / "out/comparison.json").read_text())
+    assert again["results"] == report["results"]
+    assert run(compare, *options, "--max-iters", 3) == 2
+    assert "holds runs with other" in capsys.readouterr().err
+
+
+def test_both_trainings_get_the_same_but_for_the_data(chain):
+    args = compare.parse_args([str(part) for part in compare_options(chain)])
+    assert compare.check_equal_effort(args)["max_iters"] == 2
+    options = {kind: compare.train_options(args, kind) for kind in compare.KINDS}
+    assert options["joint"] == [*options["baseline"], "--synthesised", str(chain.root / "synth"), "--repeat", "10"]
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--synthesised", "nowhere"], "nowhere/resampled_img: no such folder"),
+    (["--seeds", "0"], "--seeds"),
+    (["--syn-img-path", "syn"], "needs --mask-path"),
+    (["--filtered-mask-path", "nowhere"], "nowhere: no such folder"),
+    (["--joint-config", "other.py"], "optim_wrapper differs"),
+])
+def test_unfair_or_bad_comparisons_are_refused(chain, capsys, monkeypatch, in_process, more, message):
+    monkeypatch.chdir(chain.root)
+    text = chain.config.read_text()
+    (chain.root / "other.py").write_text(text.replace("lr=0.1", "lr=0.2"))
+    assert run(compare, *compare_options(chain, *more)) == 2
+    assert message in capsys.readouterr().err and not in_process
+
+
+def test_a_training_that_fails_is_reported(chain, capsys):
+    log = chain.root / "log.txt"
+    with pytest.raises(Exception, match=r"ended with code 2: error: .*nowhere\.py: no such config"):
+        compare.segmentor(["train", str(chain.root / "nowhere.py")], log)
+
+
+def evaluate_options(chain, *more):
+    return [chain.config, chain.weights, "--real-img-path", chain.root / "img_test", "--real-label-path",
+            chain.root / "label_test", "--syn-img-path", chain.root / "syn", "--syn-mask-path",
+            chain.root / "label_train", "--train-img-path", chain.root / "img_train", "--out-dir", chain.root / "eval",
+            "--num_workers", 0, *more]
+
+
+def test_evaluation_of_samples(chain, capsys):
+    copied = chain.root / "syn/r1_seed_2.png"
+    Image.open(chain.root / "img_train/r1.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(copied)
+    assert run(evaluate_samples, *evaluate_options(chain)) == 0
+    report = json.loads((chain.root / "eval/evaluation.json").read_text())
+    assert report["copies"]["images"] == ["r1_seed_2"]
+    assert report["nearest"]["r1_seed_2"] == {"distance": 0.0, "nearest": str(chain.root / "img_train/r1.png")}
+    segmentor.main(["test", str(chain.config), "--load-from", str(chain.weights), "--work-dir", str(chain.root),
+                    "--out", str(chain.root / "metrics.json")])
+    trusted = json.loads((chain.root / "metrics.json").read_text())
+    assert report["real"]["mIoU"] == pytest.approx(trusted["mIoU"])
+    assert report["real"]["classes"]["name 1"] == pytest.approx(trusted["classes"]["name 1"])
+    masks = [np.array(Image.open(path)) for path in (chain.root / "label_train").iterdir()]
+    pixels = sum((mask != 255).sum() for mask in masks)
+    cover = report["coverage"]["name 2"]
+    assert cover["share_synthesised"] == pytest.approx(sum((mask == 2).sum() for mask in masks) / pixels)
+    assert (cover["images_real"], cover["images_synthesised"]) == (3, 6)
+    with Image.open(chain.root / "eval/nearest.jpg") as sheet:
+        assert sheet.width > sheet.height > 100
+    assert "FID" not in report and "copies            1 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--train-img-path", "nowhere"], "nowhere: no such folder"),
+    (["--inception-weights", "none.pth"], "none.pth: no such file"),
+    (["--batch_size", "0"], "--batch_size"),
+])
+def test_bad_evaluations_are_refused(chain, capsys, more, message):
+    assert run(evaluate_samples, *evaluate_options(chain, *more)) == 2
+    assert message in capsys.readouterr().err and not (chain.root / "eval/evaluation.json").exists()
