@@ -13,7 +13,9 @@ model = dict(
         type="GenerativeSegHeadFTW",
         loss_decode=dict(_delete_=True, type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
         post_seg_channel=16,
+        post_swin_num_head=2,
         post_swin_depth=1,
     ),
 )
+train_dataloader = dict(batch_size=2)  # the way back works at twice the image's size
 find_unused_parameters = True
