@@ -151,6 +151,11 @@ def read_pickled_module(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"pickle {path}: no such file")
 
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise InputError(f"pickle {path}: refused, it is a TorchScript program")
+
     def load(file: Any, **kwargs: Any) -> Any:  # the old container's header: numbers and plain dicts
         return _ModuleUnpickler(file, **kwargs).load()
 

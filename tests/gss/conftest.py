@@ -21,6 +21,15 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Models this small are fastest on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def records(golden: Path) -> Path:
     folder = golden / "gss"

@@ -166,7 +166,7 @@ def test_training_learns_two_colours(tmp_path, command):
         Image.fromarray(mask).save(folder / f"{i}.png")
     palette.write_text(json.dumps({"classes": ["a", "b"], "palette": [[255, 0, 0], [0, 0, 255]]}))
     out = tmp_path / "dvae.safetensors"
-    options = ["--steps", 120, "--warmup", 40, "--batch-size", 4, *SMALL[6:]]
+    options = ["--steps", 80, "--warmup", 30, "--batch-size", 4, *SMALL[6:]]
     code, printed, errors = command(train_dvae, "--masks", folder, "--palette", palette, "--out", out, *options)
     assert code == 0, errors
     maskige, dvae = Maskige(load_palette(str(palette))), DVAE(str(out))

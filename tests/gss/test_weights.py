@@ -18,6 +18,9 @@ from gss.weights import read_pickled_module, read_state_dict
 from scripts import convert_dvae, merge_gss
 from tests.gss.conftest import TINY
 
+# torch.save notes the source of classes, which these do not have
+pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code", "ignore:.*torch.jit")
+
 
 @pytest.fixture
 def pickled(tmp_path, monkeypatch):
@@ -117,6 +120,12 @@ def test_only_module_classes_are_named(tmp_path, name):
     path.write_bytes(f"c{module}\n{attribute}\n(S'1'\ntR.".encode())
     with pytest.raises(InputError, match="refused"):
         read_pickled_module(path)
+
+
+def test_programs_are_refused(tmp_path):
+    torch.jit.script(nn.ReLU()).save(str(tmp_path / "x.pkl"))
+    with pytest.raises(InputError, match="refused, it is a TorchScript program"):
+        read_pickled_module(tmp_path / "x.pkl")
 
 
 def test_checkpoints_of_mmengine(tmp_path):
