@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
@@ -113,6 +114,14 @@ class ImageLogger(pl.Callback):
         palette = far_apart_colors(int(ids[ids < 255].max(initial=0)) + 1) if table is None else table.palette
         colors[: len(palette)] = palette
         return [colors[ids], to_uint8(item["ssl"]), to_uint8(item["jpg"]), to_uint8(made[0])]
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, with time left, without the logger's version."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Losses alone."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class StopOnSignal(pl.Callback):

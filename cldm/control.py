@@ -5,6 +5,7 @@ TISynth has two: one reads the mask at image scale, one the reference image's la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ldm.modules.layers import zero_module
 from ldm.modules.unet import DenoiserEncoder, TimestepEmbedSequential
 from ldm.util import InputError
 
-HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)  # of the hint block's convolutions but the last
+HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)  # channels of the hint block's convolutions but the last
 
 
 class ControlNet(DenoiserEncoder):
@@ -24,13 +25,24 @@ class ControlNet(DenoiserEncoder):
         hint_channels: channels of the hint.
         hint_scale: ``image`` (the hint has the image's size) or ``latent`` (the latent's).
         hint_factor: image pixels a latent pixel, for ``hint_scale`` image: 1, 2, 4 or 8.
+        hint_widths: channels of the hint block's convolutions before the last; published weights need the default.
+        zero_init: the branch adds nothing at first, as it must beside a trained U-Net (Zhang et al. 2023, section 3.1).
+            False passes its features on from the first step, for models that train from scratch.
         **encoder: see ``DenoiserEncoder``.
 
     Raises:
         InputError: an unknown scale or factor.
     """
 
-    def __init__(self, hint_channels: int, hint_scale: str = "image", hint_factor: int = 8, **encoder: Any) -> None:
+    def __init__(
+        self,
+        hint_channels: int,
+        hint_scale: str = "image",
+        hint_factor: int = 8,
+        hint_widths: Sequence[int] = HINT_WIDTHS,
+        zero_init: bool = True,
+        **encoder: Any,
+    ) -> None:
         super().__init__(**encoder)
         strides = {"image": {1: 0, 2: 1, 4: 2, 8: 3}.get(hint_factor), "latent": 0}.get(hint_scale)
         if strides is None:
@@ -38,18 +50,21 @@ class ControlNet(DenoiserEncoder):
                              "choose image or latent, and a factor of 1, 2, 4 or 8")  # fmt: skip
         layers: list[nn.Module] = []
         channels = hint_channels
-        for i, width in enumerate(HINT_WIDTHS):
+        for i, width in enumerate(hint_widths):
             halves = i in (2, 4, 6)[:strides]
             layers += [nn.Conv2d(channels, width, 3, padding=1, stride=2 if halves else 1), nn.SiLU()]
             channels = width
-        layers.append(zero_module(nn.Conv2d(channels, self.model_channels, 3, padding=1)))
+        layers.append(nn.Conv2d(channels, self.model_channels, 3, padding=1))
         self.input_hint_block = TimestepEmbedSequential(*layers)
         self.zero_convs = nn.ModuleList(self._zero_conv(c) for c in self.feature_channels)
         self.middle_block_out = self._zero_conv(self.middle_channels)
+        if zero_init:
+            for part in (layers[-1], self.zero_convs, self.middle_block_out):
+                zero_module(part)
 
     @staticmethod
     def _zero_conv(channels: int) -> TimestepEmbedSequential:
-        return TimestepEmbedSequential(zero_module(nn.Conv2d(channels, channels, 1)))
+        return TimestepEmbedSequential(nn.Conv2d(channels, channels, 1))
 
     def encode_hint(self, hint: Tensor) -> Tensor:
         """Hint (B, C, H, W) -> its features (B, model_channels, h, w), which no time step changes."""

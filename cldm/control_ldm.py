@@ -72,11 +72,13 @@ class ControlLDM(LatentDiffusion):
         self.model.requires_grad_(trainable == "all")
         for _, parameter in self.new_parameters():
             parameter.requires_grad_(True)
-        # Blocks without attention read no features: their zero convolutions cannot learn.
-        read = self.model.diffusion_model.fused_features()
+        # Blocks without attention read no features: zero convolutions that only they would read cannot learn.
+        unet = self.model.diffusion_model
+        read = unet.fused_features()
         for branch in (self.control_model, self.ssl_stage_model):
+            added = unet.add_mask_features and branch is self.control_model
             for i, conv in enumerate(branch.zero_convs):
-                conv.requires_grad_(i in read)
+                conv.requires_grad_(added or i in read)
 
     @property
     def multiple(self) -> int:

@@ -10,8 +10,6 @@ from ldm.modules.unet import UNetModel
 class ControlledUnetModel(UNetModel):
     """U-Net with all-in-attention in its middle and output blocks (TISynth, joint reference-semantic fusion).
 
-    The branches' features enter by attention alone; unlike in ControlNet, nothing is added to the skip connections.
-
     Args:
         ssl_dim: of published YAML files, without effect: features have the channels of the skip they meet.
         **unet: see ``UNetModel``.

@@ -98,8 +98,9 @@ class JobDataset(Dataset[dict[str, Any]]):
         return len(self.jobs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Sample of job ``index``."""
-        return {**self.items[self.jobs[index].item], "job": self.jobs[index]}
+        """The item of job ``index``, with the job's seed and name."""
+        job = self.jobs[index]
+        return {**self.items[job.item], "job_seed": job.seed, "job_name": job.name}
 
 
 def same_size_batches(dataset: PairedImages, jobs: Sequence[Job], batch_size: int) -> list[list[int]]:
@@ -178,11 +179,11 @@ class Synthesiser(pl.LightningModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Samples, decodes, and hands over to the writers."""
         images = to_uint8(self.make(batch))
-        for image, job, *about in zip(
-            images, batch["job"], batch["txt"], batch["mask_path"], batch["reference_path"], strict=True
-        ):
-            record = dict(zip(("prompt", "mask", "reference"), about, strict=True))
-            self.writing.append(self.pool.submit(self._write, image, job, record))
+        fields = {"name": "job_name", "seed": "job_seed", "prompt": "txt", "mask": "mask_path",
+                  "reference": "reference_path"}  # fmt: skip
+        for i, image in enumerate(images):
+            record = {field: batch[key][i] for field, key in fields.items()}
+            self.writing.append(self.pool.submit(self._write, image, record))
         while len(self.writing) > 4 * len(images):
             self.writing.pop(0).result()  # a full disk stops the run here
 
@@ -195,7 +196,7 @@ class Synthesiser(pl.LightningModule):
             "c_ssl": [model.image_latent(batch["ssl"])],
         }
         uncond = {**cond, "c_crossattn": [model.get_learned_conditioning([""] * len(batch["txt"]))]}
-        seeds = [seed_from(job.seed, name) for job, name in zip(batch["job"], batch["name"], strict=True)]
+        seeds = [seed_from(seed, name) for seed, name in zip(batch["job_seed"], batch["name"], strict=True)]
         shape = (model.channels, *(side // model.factor for side in batch["hint"].shape[-2:]))
         x_T = item_noise(seeds, shape).to(batch["hint"])
         latents = sample(
@@ -204,12 +205,10 @@ class Synthesiser(pl.LightningModule):
         )  # fmt: skip
         return model.decode_first_stage(latents.to(x_T.dtype))
 
-    def _write(self, image: np.ndarray, job: Job, record: dict[str, Any]) -> None:
+    def _write(self, image: np.ndarray, record: dict[str, Any]) -> None:
         options = self.options
         made = {
-            "name": job.name,
             **record,
-            "seed": job.seed,
             "sampler": options.sampler,
             "steps": options.steps,
             "scale": options.scale,
@@ -219,7 +218,7 @@ class Synthesiser(pl.LightningModule):
             **self.about,
         }
         part = self._records()
-        with atomic_path(options.outdir / f"{job.name}.{options.image_format}") as path:
+        with atomic_path(options.outdir / f"{record['name']}.{options.image_format}") as path:
             kind: dict[str, Any] = {"format": "PNG"}
             if options.image_format == "jpg":
                 kind = {"format": "JPEG", "quality": options.quality}

@@ -11,14 +11,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from cldm.build import create_model
-from cldm.callbacks import ImageLogger, StopOnSignal, training_report
+from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, training_report
 from cldm.control_ldm import ControlLDM
 from cldm.start import origin_table, start_weights
-from ldm.checkpoint import load_weights
+from ldm.checkpoint import load_weights, read_state_dict
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.util import InputError, atomic_path, check_writable, instantiate_from_config
 
@@ -48,7 +48,10 @@ class TrainingOptions:
 
 
 def parse_devices(gpus: str) -> dict[str, Any]:
-    """Lightning's ``accelerator`` and ``devices`` from ``--gpus``: ``auto``, ``cpu``, or indices such as ``0,1,2``.
+    """Lightning's ``accelerator`` and ``devices`` from ``--gpus``.
+
+    Args:
+        gpus: ``auto`` (all GPUs, else the CPU), ``cpu``, ``cpu:2`` (two processes), or indices such as ``0,1,2``.
 
     Raises:
         InputError: no such text, or a device that is absent.
@@ -56,8 +59,8 @@ def parse_devices(gpus: str) -> dict[str, Any]:
     present = torch.cuda.device_count()
     if gpus == "auto":
         return {"accelerator": "gpu", "devices": present} if present else {"accelerator": "cpu", "devices": 1}
-    if gpus == "cpu":
-        return {"accelerator": "cpu", "devices": 1}
+    if gpus == "cpu" or (gpus.startswith("cpu:") and gpus[4:].isdecimal()):
+        return {"accelerator": "cpu", "devices": int(gpus[4:] or 1)}
     try:
         indices = [int(index) for index in gpus.split(",") if index.strip()]
     except ValueError:
@@ -67,6 +70,11 @@ def parse_devices(gpus: str) -> dict[str, Any]:
     if absent := [index for index in indices if not 0 <= index < present]:
         raise InputError(f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or another index")
     return {"accelerator": "gpu", "devices": indices}
+
+
+def count_devices(devices: int | list[int]) -> int:
+    """Number of devices in Lightning's way of writing them."""
+    return devices if isinstance(devices, int) else len(devices)
 
 
 def run_folder(options: TrainingOptions) -> Path:
@@ -125,7 +133,7 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
     trainer.num_nodes = options.nodes
     if options.precision:
         trainer.precision = options.precision
-    devices = trainer.devices if isinstance(trainer.devices, int) else len(trainer.devices)
+    devices = count_devices(parse_devices(options.gpus)["devices"])
     rate = config.base_learning_rate
     if options.scale_lr:  # as published: the rate is per item
         rate *= trainer.get("accumulate_grad_batches", 1) * devices * options.nodes * config.data.params.batch_size
@@ -138,23 +146,34 @@ def build_data(config: DictConfig) -> DataModuleFromConfig:
     section: Any = OmegaConf.to_container(config.data)
     data = instantiate_from_config(section)
     data.setup()
-    for name, dataset in data.datasets.items():
-        log.info("%s: %d items%s", name, len(dataset), f", {len(f)} left out" if (f := dataset.faults) else "")
+    datasets: dict[str, Any] = data.datasets
+    for name, dataset in datasets.items():
+        left_out = f", {len(dataset.faults)} left out" if dataset.faults else ""
+        print(f"{name}: {len(dataset)} items{left_out}")
     return data
 
 
 def build_model(config: DictConfig, options: TrainingOptions) -> tuple[ControlLDM, dict[str, str]]:
     """The model with its start weights, and by module where they came from."""
-    model = create_model(config)
-    if options.resume is not None:
-        return model, {}  # Lightning loads the weights with the optimizer's state
+    if options.resume is not None:  # Lightning loads the weights with the optimizer's state
+        origin = f"from {resume_checkpoint(options.resume)}"
+        model = create_model(config)
+        return model, dict.fromkeys(dict(model.named_children()), origin)
     if options.pretrain_path is None:
-        return model, {}
+        return create_model(config), {}
+    read_state_dict(options.pretrain_path)  # refused before the model is built
+    model = create_model(config)
     state, origins = start_weights(model, [options.pretrain_path])
     report = load_weights(model, state, options.allow, name=str(options.pretrain_path))
     log.info(report.summary())
     table = origin_table(origins, model.state_dict())
     return model, {part: "; ".join(f"{n} {what}" for what, n in counts.items()) for part, counts in table.items()}
+
+
+def outline(config: DictConfig) -> ControlLDM:
+    """The model without memory for its weights: refuses a wrong configuration within a second."""
+    with torch.device("meta"):
+        return create_model(config)
 
 
 def check_hints(model: ControlLDM, data: DataModuleFromConfig) -> None:
@@ -187,15 +206,15 @@ def build_trainer(config: DictConfig, folder: Path) -> pl.Trainer:
     }
     images = (lightning.get("callbacks") or {}).get("image_logger", {}).get("params") or {}
     callbacks: list[pl.Callback] = [
-        TQDMProgressBar(refresh_rate=lightning.get("progress_refresh", 1)),
         LearningRateMonitor("step"),
         ImageLogger(**images),
         StopOnSignal(),
         ModelCheckpoint(**checkpoint),
     ]
+    if (lightning.get("trainer") or {}).get("enable_progress_bar", True):
+        callbacks.append(ProgressBar())
     options = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, **(lightning.get("trainer") or {})}
-    many = options["num_nodes"] > 1 or (not isinstance(options["devices"], int) and len(options["devices"]) > 1)
-    if many or (isinstance(options["devices"], int) and options["devices"] > 1):
+    if options["num_nodes"] > 1 or count_devices(options["devices"]) > 1:
         options.setdefault("strategy", "ddp")
     try:
         return pl.Trainer(
@@ -224,11 +243,13 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
     checkpoint = None if options.resume is None else resume_checkpoint(options.resume)
     config = resolve(config, options)
     pl.seed_everything(options.seed, workers=True, verbose=False)
+    shape = outline(config)
+    for part in ("train", "validation"):
+        if part in config.data.params:
+            config.data.params[part].params.setdefault("multiple_of", shape.multiple)
     data = build_data(config)
+    check_hints(shape, data)
     model, origins = build_model(config, options)
-    check_hints(model, data)
-    if checkpoint is not None:
-        origins = dict.fromkeys(dict(model.named_children()), f"from {checkpoint}")
     folder = run_folder(options)
     trainer = build_trainer(config, folder)
     if trainer.is_global_zero:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -61,3 +64,46 @@ def golden_model(golden: Path, recipe: ModuleType) -> torch.nn.Module:
         for name in set(keys) - recipe.SCHEDULE_BUFFERS:
             state[name].copy_(torch.from_numpy(recipe.weight(name, tuple(keys[name]))))
     return model.requires_grad_(False)
+
+
+SMALL = ROOT / "tests" / "small.yaml"
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set of the demonstration's generator: 8 training, 4 test scenes of 32 px."""
+    out = tmp_path_factory.mktemp("scenes")
+    options = ["--train", "8", "--test", "4", "--references", "4", "--size", "32"]
+    script = str(ROOT / "demo" / "make_data.py")
+    subprocess.run([sys.executable, script, "--out", str(out), *options], check=True, capture_output=True)
+    return out
+
+
+class Cli:
+    """Runs a command of ``scripts`` in this process, as ``python -m`` would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, command: str, *args: object, code: int = 0) -> str:
+        """Runs ``scripts.<command>``, checks its exit code, and returns what it printed."""
+        self._monkeypatch.setattr(sys, "argv", [command, *map(str, args)])
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(f"scripts.{command}", run_name="__main__")
+        output = self._capsys.readouterr()
+        assert end.value.code == code, output.out[-2000:] + output.err[-4000:]
+        return output.out + output.err
+
+    def refused(self, command: str, *args: object) -> str:
+        """Runs a command that must refuse its input in one line, with exit code 2; returns that line."""
+        output = self(command, *args, code=2)
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and "Traceback" not in output, output
+        return errors[0]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs commands; see ``Cli``."""
+    return Cli(monkeypatch, capsys)

@@ -33,7 +33,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: seed of the order.
         rank: this process, 0..world_size - 1.
         world_size: number of processes.
-        shuffle: False keeps the dataset's order.
+        shuffle: False keeps the dataset's order, and epoch 0 for good.
     """
 
     def __init__(self, length: int, seed: int = 0, rank: int = 0, world_size: int = 1, shuffle: bool = True) -> None:
@@ -45,8 +45,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch that the next iteration yields."""
-        self.epoch = epoch
+        """Sets the epoch that the next iteration yields; Lightning calls it on validation loaders, too."""
+        self.epoch = epoch if self.shuffle else 0
 
     def __len__(self) -> int:
         return -(-self.length // self.world_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,39 +66,50 @@ class FixedPosterior:
 class SpaceToDepth(nn.Module):
     """A fixed first stage for models that train without a VAE: every f x f pixels become the channels of one.
 
-    The first three latent channels are the block's mean colour (times f), the others its orthonormal DCT coefficients:
-    the latent is a rotation of the pixels, nothing is lost, and noise stays white.
+    The channels are the block's orthonormal DCT coefficients, colour by colour, low frequencies first. With all of them
+    the latent is a rotation of the pixels: nothing is lost. With ``deviations``, high frequencies are left out and the
+    others scaled to about unit variance, as a VAE's are: a small denoiser then has less, and nothing faint, to predict.
 
     Args:
         factor: block size f in pixels.
+        deviations: standard deviation of the coefficients of each order u + v = 0, 1, ... (images in [-1, 1]); orders
+            beyond the list are left out. None keeps all, unscaled.
+
+    Raises:
+        InputError: no such block, or deviations that are not positive.
     """
 
-    def __init__(self, factor: int = 4) -> None:
+    def __init__(self, factor: int = 4, deviations: Sequence[float] | None = None) -> None:
         super().__init__()
-        if factor < 1:
-            raise InputError(f"first_stage_config: factor: {factor} is not a positive number")
+        if factor < 1 or min(deviations or [1]) <= 0 or len(deviations or ()) > 2 * factor - 1:
+            raise InputError(f"first_stage_config: no blocks of factor {factor} with deviations {deviations}")
         self.factor = factor
-        self.latent_channels = 3 * factor**2
-        self.register_buffer("basis", _dct_basis(factor), persistent=False)  # (f^2, f^2), rows: coefficients
-        self.basis: Tensor
+        basis, order = _dct_basis(factor)
+        scale = torch.tensor(deviations or [1.0] * (2 * factor - 1), device="cpu")
+        kept = order < len(scale)
+        self.latent_channels = 3 * int(kept.sum())
+        self.register_buffer("analysis", basis[kept] / scale[order[kept], None], persistent=False)  # (K, f^2)
+        self.register_buffer("synthesis", basis[kept] * scale[order[kept], None], persistent=False)
+        self.analysis: Tensor
+        self.synthesis: Tensor
 
     def encode(self, x: Tensor) -> FixedPosterior:
-        """Image (B, 3, H, W) in [-1, 1] -> latent (B, 3 f^2, H/f, W/f)."""
-        f = self.factor
-        blocks = F.pixel_unshuffle(x, f).unflatten(1, (3, f * f))  # (B, 3, f^2, h, w)
-        return FixedPosterior(torch.einsum("kn,bcnhw->bkchw", self.basis.to(x.dtype), blocks).flatten(1, 2))
+        """Image (B, 3, H, W) in [-1, 1] -> latent (B, 3 K, H/f, W/f)."""
+        blocks = F.pixel_unshuffle(x, self.factor).unflatten(1, (3, -1))  # (B, 3, f^2, h, w)
+        return FixedPosterior(torch.einsum("kn,bcnhw->bkchw", self.analysis.to(x.dtype), blocks).flatten(1, 2))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latent (B, 3 f^2, h, w) -> image (B, 3, h*f, w*f)."""
-        f = self.factor
-        coefficients = z.unflatten(1, (f * f, 3))  # (B, f^2, 3, h, w)
-        return F.pixel_shuffle(torch.einsum("kn,bkchw->bcnhw", self.basis.to(z.dtype), coefficients).flatten(1, 2), f)
+        """Latent (B, 3 K, h, w) -> image (B, 3, h*f, w*f)."""
+        coefficients = z.unflatten(1, (-1, 3))  # (B, K, 3, h, w)
+        blocks = torch.einsum("kn,bkchw->bcnhw", self.synthesis.to(z.dtype), coefficients)
+        return F.pixel_shuffle(blocks.flatten(1, 2), self.factor)
 
 
-def _dct_basis(size: int) -> Tensor:
-    """Two-dimensional orthonormal DCT-II of size x size blocks, (size^2, size^2), low frequencies first."""
-    n = torch.arange(size, dtype=torch.float64)
+def _dct_basis(size: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal DCT-II of blocks: rows (size^2, size^2), low frequencies first, and their orders u + v."""
+    n = torch.arange(size, dtype=torch.float64, device="cpu")
     one = torch.cos(torch.pi * (2 * n[None] + 1) * n[:, None] / (2 * size)) * (2 / size) ** 0.5  # (k, n)
     one[0] /= 2**0.5
-    order = torch.argsort((n[:, None] + n[None]).flatten(), stable=True)
-    return torch.kron(one, one)[order].float()
+    orders = (n[:, None] + n[None]).flatten().long()
+    rank = torch.argsort(orders, stable=True)
+    return torch.kron(one, one)[rank].float(), orders[rank]

@@ -119,10 +119,11 @@ class TextEncoder(nn.Module):
         found = {text: self._cache[text] for text in texts if text in self._cache}
         if new:
             with torch.no_grad():
-                found.update(zip(new, self.embed(self.tokenizer(new).to(device)), strict=True))
+                for text in new:
+                    # one at a time: a remembered embedding must not depend, by rounding, on the batch that it came with
+                    found[text] = self.embed(self.tokenizer([text]).to(device))[0]
         for text in dict.fromkeys(texts):
-            # a clone, since a view would keep its whole batch alive
-            self._cache[text] = found[text].clone() if text in new else found[text]
+            self._cache[text] = found[text]
             self._cache.move_to_end(text)
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
@@ -179,7 +180,7 @@ class FrozenCLIPEmbedder(TextEncoder):
         vocab_size: int = VOCAB_SIZE,
         hidden_act: str = "quick_gelu",
         pad_token: int = END_ID,
-        cache_size: int = 256,
+        cache_size: int = 1024,
     ) -> None:
         if vocab_size < VOCAB_SIZE:
             raise InputError(f"vocab_size {vocab_size}: CLIP's vocabulary has {VOCAB_SIZE} tokens")
@@ -254,7 +255,7 @@ class FrozenOpenCLIPEmbedder(TextEncoder):
         freeze: bool = True,
         layer: str = "last",
         text_config: Mapping[str, Any] | None = None,
-        cache_size: int = 256,
+        cache_size: int = 1024,
     ) -> None:
         if layer not in ("last", "penultimate"):
             raise InputError(f"layer {layer!r}: must be last or penultimate")

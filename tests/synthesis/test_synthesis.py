@@ -1,0 +1,217 @@
+"""Synthesis by the command line: the same image in any batch, on any number of devices, after any kill."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cldm.build import create_model
+from ldm.checkpoint import save_state_dict
+from tests.conftest import ROOT, SMALL
+
+
+@pytest.fixture(scope="module")
+def ckpt(scenes, tmp_path_factory):
+    """Weights that make images depend on everything: none of the zero initialisations is left."""
+    torch.manual_seed(0)
+    model = create_model(SMALL, classes=str(scenes / "classes.json"))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not name.startswith(("first_stage", "cond_stage")) and not p.any():
+                p.copy_(torch.randn_like(p) * 0.1)
+    path = tmp_path_factory.mktemp("ckpt") / "small.safetensors"
+    save_state_dict(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def command(scenes, ckpt):
+    def build(outdir, *more):
+        return [
+            "--config", SMALL, "--ckpt", ckpt, "--data_root", scenes, "--gpus", "cpu", "--outdir", outdir,
+            "--txt_file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json",
+            "--ddim_steps", "3", "--scale", "2", "--seed", "5", "--format", "png", "--num_workers", "0", *more,
+        ]  # fmt: skip
+
+    return build
+
+
+def images(folder):
+    return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def close(a, b):
+    """Equal but for the rounding of other matrix sizes: one grey level in a few pixels."""
+    difference = np.abs(a.astype(int) - b.astype(int))
+    return difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+@pytest.fixture(scope="module")
+def made(scenes, ckpt, tmp_path_factory):
+    """The images of seed 5, made in batches of 8 by the command line."""
+    out = tmp_path_factory.mktemp("made")
+    arguments = [
+        "--config", SMALL, "--ckpt", ckpt, "--data_root", scenes, "--gpus", "cpu", "--outdir", out,
+        "--txt_file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json",
+        "--ddim_steps", "3", "--scale", "2", "--seed", "5", "--format", "png",
+    ]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "scripts.inference", *map(str, arguments)], cwd=ROOT, check=True)
+    return out
+
+
+def test_one_image_an_item_with_its_record(made, scenes):
+    pictures = images(made)
+    items = [json.loads(line) for line in (scenes / "inference_set_items.json").read_text().splitlines()]
+    assert set(pictures) == {f"train_{i:04d}_seed_5.png" for i in range(8)}
+    assert all(p.shape == (32, 32, 3) for p in pictures.values())
+    assert len({p.tobytes() for p in pictures.values()}) == 8
+    for record, item in zip(records(made), items, strict=True):
+        assert record["mask"].endswith(item["source"]) and record["reference"].endswith(item["ref_image"])
+        assert record["prompt"] == item["prompt"] and record["seed"] == 5 and record["sampler"] == "ddim"
+        assert len(record["checkpoint_hash"]) == 16 and record["steps"] == 3 and record["scale"] == 2.0
+
+
+@pytest.mark.parametrize("more", [("--batch_size", "1"), ("--batch_size", "3"), ("--split_guidance",)], ids=str)
+def test_an_image_does_not_depend_on_its_batch(cli, made, command, tmp_path, more):
+    cli("inference", *command(tmp_path, *more))
+    again = images(tmp_path)
+    assert again.keys() == images(made).keys()
+    assert all(close(again[name], picture) for name, picture in images(made).items())
+
+
+def test_an_image_does_not_depend_on_the_order(cli, made, command, scenes, tmp_path):
+    lines = (scenes / "inference_set_items.json").read_text().splitlines()
+    shuffled = tmp_path / "items.json"
+    shuffled.write_text("\n".join(lines[::-1][:5]))
+    cli("inference", *command(tmp_path / "out", "--batch_size", "2", "--txt_file", shuffled))
+    for name, picture in images(tmp_path / "out").items():
+        assert close(picture, images(made)[name])
+
+
+def test_two_processes_share_the_work(made, command, tmp_path):
+    arguments = command(tmp_path, "--gpus", "cpu:2", "--batch_size", "2")
+    subprocess.run([sys.executable, "-m", "scripts.inference", *map(str, arguments)], cwd=ROOT, check=True, timeout=200)
+    assert all(close(images(tmp_path)[name], picture) for name, picture in images(made).items())
+    assert [r["name"] for r in records(tmp_path)] == sorted(r["name"] for r in records(made))
+    assert {p.name for p in tmp_path.glob("*.jsonl")} == {"samples.jsonl"}
+
+
+def test_a_second_start_makes_what_is_missing(cli, made, command, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    for i in (2, 6):
+        (out / f"train_{i:04d}_seed_5.png").unlink()
+    (out / ".train_0002_seed_5.x.tmp.png").write_bytes(b"cut off")
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    said = cli("inference", *command(out))
+    assert "6 images are in" in said and "2 to make" in said
+    assert all(close(images(out)[name], picture) for name, picture in images(made).items())
+    assert all((out / name).stat().st_mtime_ns == time for name, time in kept.items())
+    assert not list(out.glob(".*")) and len(records(out)) == 8
+    assert "0 to make" in cli("inference", *command(out))
+
+
+def test_a_kill_leaves_nothing_cut_off(cli, made, command, tmp_path):
+    arguments = [*map(str, command(tmp_path, "--batch_size", "1", "--num_samples", "20"))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.inference", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("*.png"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = images(tmp_path)  # every one opens
+    assert 3 <= len(before) < 160
+    named = {json.loads(line)["name"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()}
+    assert {name.removesuffix(".png") for name in before} <= named
+    cli("inference", *command(tmp_path, "--num_samples", "20"))
+    assert len(images(tmp_path)) == len(records(tmp_path)) == 160
+    assert all(close(images(tmp_path)[name], picture) for name, picture in images(made).items())
+
+
+def test_only_makes_one_image_again(cli, made, command, tmp_path):
+    cli("inference", *command(tmp_path, "--only", "train_0003_seed_5"))
+    assert set(images(tmp_path)) == {"train_0003_seed_5.png"}
+    assert close(images(tmp_path)["train_0003_seed_5.png"], images(made)["train_0003_seed_5.png"])
+    assert "no such image" in cli.refused("inference", *command(tmp_path, "--only", "nobody_seed_5"))
+
+
+def test_options_matter(cli, made, command, tmp_path):
+    one = ("--only", "train_0003_seed_5")
+    reference = images(made)["train_0003_seed_5.png"]
+    for i, change in enumerate((["--scale", "7"], ["--sampler", "euler"], ["--ddim_steps", "5"], ["--ddim_eta", "1"])):
+        cli("inference", *command(tmp_path / str(i), *one, *change))
+        assert not close(images(tmp_path / str(i))["train_0003_seed_5.png"], reference), change
+
+
+def test_fresh_noise_is_the_images_own(cli, command, tmp_path):
+    for batch in ("1", "4"):
+        cli("inference", *command(tmp_path / batch, "--ddim_eta", "1", "--batch_size", batch))
+    assert all(close(images(tmp_path / "1")[name], p) for name, p in images(tmp_path / "4").items())
+
+
+def test_sizes_and_aspect_ratios(cli, command, tmp_path):
+    cli("inference", *command(tmp_path, "--size", "48", "80", "--only", "train_0003_seed_5"))
+    assert images(tmp_path)["train_0003_seed_5.png"].shape == (48, 80, 3)
+
+
+def test_jpeg(cli, command, tmp_path):
+    cli("inference", *command(tmp_path, "--format", "jpg", "--only", "train_0003_seed_5"))
+    assert Image.open(tmp_path / "train_0003_seed_5.jpg").format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--gpus", "3"], "--gpus 3: no GPU 3 here"),
+        (["--ckpt", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
+        (["--ddim_steps", "0"], "--steps 0: must be"),
+        (["--size", "40"], "multiples of"),
+        (["--sampler", "euler", "--ddim_eta", "1"], "--ddim_eta"),
+        (["--txt_file", "nowhere.json"], "nowhere.json"),
+        (["--outdir", "/proc/synth"], "--outdir /proc/synth: cannot write there"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else " ".join(v),
+)
+def test_bad_input_is_refused(cli, command, tmp_path, change, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert says in cli.refused("inference", *command(tmp_path), *change)
+
+
+def test_checkpoint_of_another_architecture(cli, command, ckpt, golden, tmp_path):
+    line = cli.refused("inference", *command(tmp_path), "--config", golden / "tisynth_small.yaml")
+    assert str(ckpt) in line and "does not fit" in line
+
+
+def test_truncated_checkpoint(cli, command, ckpt, tmp_path):
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(ckpt.read_bytes()[:5000])
+    assert "cut.safetensors" in cli.refused("inference", *command(tmp_path / "out"), "--ckpt", cut)
+
+
+def test_empty_list(cli, command, tmp_path):
+    empty = tmp_path / "none.json"
+    empty.write_text("")
+    assert "none.json" in cli.refused("inference", *command(tmp_path / "out"), "--txt_file", empty)
+
+
+def test_a_full_disk_leaves_no_image_cut_off(command, tmp_path):
+    # a file-size limit of 2 kB stands for a full disk: the image does not fit, the record would
+    arguments = " ".join(map(str, command(tmp_path, "--size", "64")))
+    shell = f"ulimit -f 2; exec {sys.executable} -m scripts.inference {arguments}"
+    run = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert not list(tmp_path.glob("*.png"))

@@ -1,0 +1,180 @@
+"""Training by the command line: what learns, what is written, and that a run can be stopped anywhere."""
+
+import copy
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from cldm.build import create_model
+from tests.conftest import ROOT, SMALL
+
+
+def options(scenes, logdir, name, *more):
+    return [
+        "--config_model", SMALL, "-n", name, "-l", logdir, "--data_root", scenes, "--gpus", "cpu",
+        "--train_txt_file", scenes / "train_set_items.json", "--val_txt_file", scenes / "test_set_items.json",
+        f"model.params.classes={scenes}/classes.json", *more,
+    ]  # fmt: skip
+
+
+def weights(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_one_step_moves_exactly_what_trains(golden, golden_model, recipe):
+    model = copy.deepcopy(golden_model)
+    learning = create_model(golden / "tisynth_small.yaml")
+    trains = {name for name, p in learning.named_parameters() if p.requires_grad}
+    # both branches but the zero convolutions whose features no attention reads, and all the new attention
+    unread = tuple(f"{b}.zero_convs.{i}." for b in ("control_model", "ssl_stage_model") for i in (9, 10, 11))
+    expected = {
+        name
+        for name, _ in model.named_parameters()
+        if (name.startswith(("control_model.", "ssl_stage_model.")) and not name.startswith(unread))
+        or "attn00_ls_trainable" in name or "attn01_ssl_trainable" in name
+        or "norm00_trainable" in name or "norm01_trainable" in name
+    }  # fmt: skip
+    assert trains == expected and len([n for n in trains if "middle_block.1" in n and "_trainable" in n]) == 14
+
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trains)
+    model.learning_rate, model.weight_decay = 1e-3, 0.0
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    noise = {k: torch.from_numpy(recipe.noise(k, (1, 4, 8, 8))) for k in ("x", "ref", "eps")}
+    cond = {
+        "c_concat": [torch.rand(1, 3, 64, 64)],
+        "c_crossattn": [torch.from_numpy(recipe.noise("text", (1, 77, 48)))],
+        "c_ssl": [noise["ref"]],
+    }
+    model.p_losses(noise["x"], cond, torch.tensor([500]), noise["eps"]).mean().backward()
+    configured = model.configure_optimizers()
+    configured["optimizer"].step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == expected
+
+
+def test_a_run_writes_what_it_says(cli, scenes, tmp_path):
+    images = "lightning.callbacks.image_logger.params.batch_frequency=4"
+    out = cli("train", *options(scenes, tmp_path, "run", images, "lightning.trainer.max_steps=4"))
+    run = tmp_path / "run"
+    assert "trained 4 steps" in out and "that train" in out and "control_model" in out
+    assert OmegaConf.load(run / "config.yaml").model.params.learning_rate == pytest.approx(2e-3)  # rate x batch
+    assert Image.open(run / "images" / "step_000004.png").size == (4 * 32 + 3 * 4, 2 * 32 + 4)
+    assert list((run / "tensorboard").glob("events*"))
+    assert not list(run.rglob("*.tmp*"))
+    # a finished run's settings and weights are what inference takes
+    create_model(run / "config.yaml", run / "checkpoints" / "last.ckpt")
+    # the same name again is refused, not overwritten
+    assert "holds a run" in cli.refused("train", *options(scenes, tmp_path, "run"))
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5], ids=["first step", "end of an epoch", "within an epoch"])
+def test_a_resumed_run_is_the_unbroken_run(cli, scenes, tmp_path, stop):
+    # 8 items, batch 2: an epoch is 4 steps; the running average and the optimizer go on, too
+    ema, steps = "model.params.use_ema=true", "lightning.trainer.max_steps={}"
+    cli("train", *options(scenes, tmp_path, "whole", ema, steps.format(7)))
+    cli("train", *options(scenes, tmp_path, "part", ema, steps.format(stop)))
+    cli("train", "--resume", tmp_path / "part", "--gpus", "cpu", steps.format(7))
+    whole, part = weights(tmp_path / "whole"), weights(tmp_path / "part")
+    assert [k for k in whole if not torch.equal(whole[k], part[k])] == []
+    assert whole.keys() == part.keys() and any(k.startswith("model_ema.") for k in whole)
+
+
+def test_validation_is_the_same_for_the_same_weights(cli, scenes, tmp_path):
+    slow = ["base_learning_rate=0", "lightning.trainer.check_val_every_n_epoch=1", "lightning.trainer.max_epochs=2"]
+    run = cli("train", *options(scenes, tmp_path, "still", *slow, "lightning.trainer.max_steps=-1"))
+    assert "trained 8 steps" in run
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "still" / "tensorboard")).Reload()
+    first, second = (e.value for e in events.Scalars("val/loss"))
+    assert first == second
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_losses_do_not_depend_on_the_batch(scenes, batch_size):
+    from torch.utils.data import default_collate
+
+    from ldm.data.pairs import PairedImages
+
+    torch.manual_seed(0)
+    model = create_model(SMALL, classes=str(scenes / "classes.json"))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
+    table = str(scenes / "classes.json")
+    data = PairedImages(scenes, scenes / "train_set_items.json", 32, 0.5, "palette", table, multiple_of=16)
+    items = [data[3, i] for i in range(6)]
+
+    def losses(size):
+        with torch.no_grad():
+            batches = [default_collate(items[i : i + size]) for i in range(0, 6, size)]
+            return torch.cat([model.batch_losses(batch) for batch in batches])
+
+    assert torch.allclose(losses(batch_size), losses(6), rtol=1e-4)
+
+
+def test_sigterm_saves_and_ends_cleanly(cli, scenes, tmp_path):
+    steps = "lightning.trainer.max_steps={}"
+    command = [sys.executable, "-m", "scripts.train", *map(str, options(scenes, tmp_path, "run", steps.format(10**6)))]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "SIGTERM: saved" in output and "Traceback" not in output
+    done = torch.load(checkpoint, weights_only=True)["global_step"]
+    more = cli("train", "--resume", tmp_path / "run", "--gpus", "cpu", steps.format(done + 2))
+    assert f"trained {done + 2} steps" in more
+
+
+def test_a_diverged_run_stops_with_a_reason(cli, scenes, tmp_path):
+    out = cli("train", *options(scenes, tmp_path, "run", "base_learning_rate=1e30"), code=1)
+    assert "error: the loss is nan at step" in out and "base_learning_rate" in out and "Traceback" not in out
+
+
+def test_dry_run_trains_nothing(cli, scenes, tmp_path):
+    out = cli("train", *options(scenes, tmp_path, "run", "--dry_run"))
+    assert "dry run" in out and "that train" in out
+    assert not list((tmp_path / "run").rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--gpus", "0"], "--gpus 0: no GPU 0 here"),
+        (["--gpus", "first"], "write auto, cpu, or indices"),
+        (["--config_model", "nowhere.yaml"], "nowhere.yaml: cannot read this YAML file"),
+        (["model.params.unet_config.params.model_chanels=8"], "model_chanels"),
+        (["model.params.hint_encoding=onehot"], "hint_channels is 3"),
+        (["lightning.trainer.max_stepps=3"], "max_stepps"),
+        (["oops"], "oops: not understood"),
+        (["--pretrain_path", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
+        (["--resume", "nowhere"], "--resume nowhere"),
+        (["--train_txt_file", "nowhere.json"], "nowhere.json"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else " ".join(v),
+)
+def test_bad_input_is_refused(cli, scenes, tmp_path, change, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert says in cli.refused("train", *options(scenes, tmp_path, "run"), *change)
+
+
+def test_faulty_items_are_listed_or_left_out(cli, scenes, tmp_path):
+    lines = (scenes / "train_set_items.json").read_text().splitlines()
+    faulty = tmp_path / "items.json"
+    faulty.write_text("\n".join([*lines[:4], "not json", lines[4].replace("label_train/", "label_trian/")]))
+    changed = options(scenes, tmp_path, "run", "--train_txt_file", faulty)
+    out = cli("train", *changed, code=2)
+    assert "items.json line 5" in out and "items.json line 6" in out and "Traceback" not in out
+    out = cli("train", *changed, "--skip_invalid", "lightning.trainer.max_steps=1")
+    assert "4 items, 2 left out" in out
