@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.build import create_model
 from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, training_report
@@ -85,8 +87,12 @@ def run_folder(options: TrainingOptions) -> Path:
     """
     if options.resume is not None:
         return resume_checkpoint(options.resume).parent.parent
-    folder = options.logdir / (options.name or datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
-    if (folder / CONFIG_NAME).exists():
+    if options.name is None and options.nodes > 1:
+        raise InputError("-n: give the run a name; machines that start at different times would not agree on one")
+    # Lightning starts this command again for each further GPU, which must find the first one's name
+    now = os.environ.setdefault("TISYNTH_RUN", datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
+    folder = options.logdir / (options.name or now)
+    if rank_zero_only.rank == 0 and (folder / CONFIG_NAME).exists():
         raise InputError(f"-n {options.name}: {folder} holds a run; go on with it by -r {folder}, or take another name")
     return check_writable(folder, "--logdir")
 

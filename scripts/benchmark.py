@@ -137,7 +137,8 @@ class Bench:
     @torch.no_grad()
     def step(self, **options: bool) -> Callable[[], Tensor]:
         """One guided denoising step, solver included, in the middle of a sampling run."""
-        guidance = Guidance(self.model, *self.conditions(), SCALE, **options)
+        cond, uncond = self.conditions()
+        guidance = Guidance(self.model, cond, uncond, SCALE, **options)
         scheduler = make_scheduler("ddim", self.model.betas)
         scheduler.set_timesteps(50, device=self.device)
         t = scheduler.timesteps[25]
@@ -163,7 +164,7 @@ class Bench:
         model = self.model.float()
         configured: Any = model.train().configure_optimizers()
         optimizer = configured["optimizer"]
-        batch = {"jpg": self.image.float(), "hint": self.hint.float(), "ssl": self.image.float()}
+        batch: dict[str, Any] = {"jpg": self.image.float(), "hint": self.hint.float(), "ssl": self.image.float()}
         batch |= {"txt": self.prompts, "seed": list(range(len(self.prompts)))}
 
         def work() -> None:

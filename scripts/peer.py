@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.pipelines.controlnet import MultiControlNetModel
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from torch import Tensor, nn
 
 from cldm.control_ldm import ControlLDM
@@ -46,8 +46,6 @@ class ControlNetPeer:
             any(isinstance(m, SpatialTransformer) for m in unet.input_blocks[1 + i * (per_level + 1)])
             for i in range(depth)
         ]
-        transformers = [m for m in unet.modules() if isinstance(m, SpatialTransformer)]
-        first = transformers[0].transformer_blocks[0]
         number, size = unet.heads
         self.network = diffusers.UNet2DConditionModel(
             sample_size=x.shape[-1],
@@ -57,7 +55,7 @@ class ControlNetPeer:
             layers_per_block=per_level,
             down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
             up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
-            cross_attention_dim=first.attn2.to_k.in_features,
+            cross_attention_dim=unet.transformer_options["context_dim"],
             # diffusers calls the number of heads attention_head_dim
             attention_head_dim=number if number != -1 else [w // size for w in widths],
             norm_num_groups=min(32, unet.model_channels),

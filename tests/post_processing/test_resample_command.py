@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -95,12 +96,33 @@ def test_a_file_system_without_hard_links(data, monkeypatch):
     assert (data / "out/resampled_img/full_seed_1.jpg").read_bytes() == (data / "images/full_seed_1.jpg").read_bytes()
 
 
-def test_the_mask_gets_the_image_size(data):
+def test_a_full_disk_leaves_nothing_half_written(data, capsys, monkeypatch):
+    copy, copied = resample.shutil.copy2, []
+
+    def fill(source, target):
+        copied.append(target)
+        if len(copied) == 3:
+            target.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        copy(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resample.shutil, "copy2", fill)
+        patch.setattr(resample, "ProcessPoolExecutor", ThreadPoolExecutor)
+        assert run(*options(data, "--copy")) == 2
+    assert "No space left on device; make room" in capsys.readouterr().err
+    whole = {path.stat().st_size for path in (data / "images").iterdir()}
+    assert {path.stat().st_size for path in (data / "out/resampled_img").iterdir()} <= whole
+    assert run(*options(data, "--copy")) == 0
+    assert kept(data) == {"full", "over", "both"}
+
+
+def test_the_image_gets_the_mask_size(data):
     path = data / "images/full_seed_1.jpg"
     Image.open(path).resize((5, 5)).save(path)
     assert run(*options(data)) == 0
-    assert Image.open(data / "out/resampled_label/full_seed_1.png").size == (5, 5)
-    assert Image.open(data / "masks/full_seed_1.png").size == (10, 10)
+    assert Image.open(data / "out/resampled_img/full_seed_1.jpg").size == (10, 10)
+    assert Image.open(path).size == (5, 5)
 
 
 def test_all_cores_choose_the_same(data):

@@ -120,6 +120,16 @@ def test_losses_do_not_depend_on_the_batch(scenes, batch_size):
     assert torch.allclose(losses(batch_size), losses(6), rtol=1e-4)
 
 
+def test_two_processes_train_as_one(cli, scenes, tmp_path):
+    # 8 items, 2 a step: shared by two processes, or not; SGD would be exact, AdamW magnifies rounding of tiny gradients
+    change = ["model.params.warmup_steps=1000", "lightning.trainer.max_steps=3"]
+    cli("train", *options(scenes, tmp_path, "one", *change))
+    arguments = [*options(scenes, tmp_path, "two", *change), "--gpus", "cpu:2", "data.params.batch_size=1"]
+    subprocess.run([sys.executable, "-m", "scripts.train", *map(str, arguments)], cwd=ROOT, check=True, timeout=240)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max((one[k].float() - two[k].float()).abs().max().item() for k in one) < 1e-5
+
+
 def test_sigterm_saves_and_ends_cleanly(cli, scenes, tmp_path):
     steps = "lightning.trainer.max_steps={}"
     command = [sys.executable, "-m", "scripts.train", *map(str, options(scenes, tmp_path, "run", steps.format(10**6)))]

@@ -1,0 +1,87 @@
+r"""Shows synthesised images beside what they were made from: mask, reference, synthesised, and real image of the mask.
+
+  python -m scripts.contact_sheet --samples synth --data_root DATA --items DATA/inference_set_items.json \
+      --classes MBRSC --out sheet.png
+
+Rows are spread evenly over the folder's records.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cldm.callbacks import contact_sheet
+from cldm.synthesis import RECORDS
+from ldm.data.classes import load_class_table
+from ldm.data.hints import colorize
+from ldm.data.images import read_image, read_mask
+from ldm.util import InputError, atomic_path, check_writable
+from scripts.cli import parser, run
+
+COLUMNS = ("mask", "reference", "synthesised", "real")
+
+
+def rows(
+    samples: Path, data_root: Path, items: Path, classes: str, count: int, size: int
+) -> list[list[np.ndarray]]:
+    """Pictures (size, size, 3) of ``count`` samples spread over the folder's records."""
+    try:
+        records = [json.loads(line) for line in (samples / RECORDS).read_text().splitlines()]
+        listed = [json.loads(line) for line in items.read_text().splitlines() if line.strip()]
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{error}") from error
+    if not records:
+        raise InputError(f"--samples {samples}: {RECORDS} is empty")
+    real = {Path(item["source"]).stem: data_root / item["target"] for item in listed if "target" in item}
+    table = load_class_table(classes)
+    chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, count).round().astype(int))]
+
+    def fit(picture: np.ndarray, resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+        return np.array(Image.fromarray(picture).resize((size, size), resample))
+
+    sheet = []
+    for record in chosen:
+        mask = Path(record["mask"])
+        made = next(samples / f"{record['name']}{s}" for s in (".jpg", ".png")
+                    if (samples / f"{record['name']}{s}").exists())  # fmt: skip
+        sheet.append(
+            [
+                fit(colorize(read_mask(mask), table), Image.Resampling.NEAREST),
+                fit(read_image(record["reference"])),
+                fit(read_image(made)),
+                fit(read_image(real[mask.stem])) if mask.stem in real else np.full((size, size, 3), 255, np.uint8),
+            ]
+        )
+    return sheet
+
+
+def main() -> None:
+    """Parses, draws, writes."""
+    options = parser(__doc__ or "")
+    add = options.add_argument
+    add("--samples", type=Path, required=True, metavar="DIR", help="folder that inference wrote")
+    add("--data_root", type=Path, required=True, metavar="DIR", help="folder that the list's paths are relative to")
+    add("--items", type=Path, required=True, metavar="FILE", help="the list that inference was given")
+    add("--classes", required=True, metavar="TABLE", help="FUSU, GID, LoveDA, MBRSC or a classes.json")
+    add("--count", type=int, default=8, help="samples to show")
+    add("--size", type=int, default=128, help="side of each picture in pixels")
+    add("--out", type=Path, required=True, metavar="PNG", help="picture to write")
+    args = options.parse_args()
+    check_writable(args.out.parent, "--out")
+    pictures = contact_sheet(rows(args.samples, args.data_root, args.items, args.classes, args.count, args.size))
+    sheet = Image.new("RGB", (pictures.shape[1], pictures.shape[0] + 18), "white")
+    sheet.paste(Image.fromarray(pictures), (0, 18))
+    draw = ImageDraw.Draw(sheet)
+    for i, title in enumerate(COLUMNS):
+        draw.text((i * (args.size + 4) + 4, 3), title, fill="black")
+    with atomic_path(args.out) as path:
+        sheet.save(path, format="PNG")
+    print(f"{args.out}: {', '.join(COLUMNS)} of {args.count} samples")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,65 @@
+"""The house rules that a machine can check: which way imports run, and that configurations name no script."""
+
+import ast
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+
+# package (or subpackage) -> project packages that it may import
+ALLOWED = {
+    "ldm/util.py": set(),
+    "ldm/modules": {"ldm.modules", "ldm.util"},
+    "ldm/data": {"ldm.data", "ldm.util"},
+    "ldm/models": {"ldm.models", "ldm.modules", "ldm.util"},
+    "ldm": {"ldm"},
+    "cldm": {"cldm", "ldm"},
+    "gss": {"gss"},
+    "post_processing": {"post_processing"},
+    "segmentation": {"segmentation"},
+    "scripts": {"scripts", "cldm", "ldm", "gss", "post_processing", "segmentation"},
+}
+PROJECT = ("ldm", "cldm", "gss", "post_processing", "segmentation", "scripts", "tests", "demo")
+FOREIGN = {"post_processing": ("mmseg", "mmengine", "mmcv"), "ldm": ("mmseg",), "cldm": ("mmseg",)}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rule_for(path):
+    name = path.relative_to(ROOT).as_posix()
+    return max((key for key in ALLOWED if name == key or name.startswith(key + "/")), key=len, default=None)
+
+
+@pytest.mark.parametrize("package", ["ldm", "cldm", "gss", "post_processing", "segmentation", "scripts"])
+def test_imports_run_one_way(package):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for name in imports(path):
+            if name.split(".")[0] in PROJECT:
+                allowed = ALLOWED[rule_for(path)]
+                assert any(name == a or name.startswith(a + ".") for a in allowed), f"{path} imports {name}"
+            assert name.split(".")[0] not in FOREIGN.get(package, ()), f"{path} imports {name}"
+
+
+def test_no_yaml_names_a_script():
+    for path in [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("demo/**/*.yaml")]:
+        assert "target: scripts" not in path.read_text() and "target: main" not in path.read_text(), path
+
+
+def test_files_are_of_a_size_to_read():
+    files = [path for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts]
+    assert [path for path in files if len(path.read_text().splitlines()) > 400] == []
+
+
+@pytest.mark.parametrize("name", ["train.sh", "inference.sh", "filter.sh", "resample.sh"])
+def test_shell_entry_points_are_short_and_explain_themselves(name):
+    lines = [line for line in (ROOT / name).read_text().splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) <= 15
+    said = subprocess.run(["bash", ROOT / name], capture_output=True, text=True)
+    assert said.returncode == 2 and f"bash {name} " in said.stderr
