@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Filters the masks of synthesised images; arguments go to scripts/filter.py (see --help), margin 1.25 as published.
-here=$PWD && source "$(dirname "${BASH_SOURCE[0]}")/scripts/setup.sh" && cd "$here"
+cd "$(dirname "$0")" || exit 1
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 if [ $# = 0 ]; then
   cat >&2 <<'END'
-filter.sh needs a segmentor trained on real images (config, weights), real images and synthesised ones. After demo/run.sh:
+filter.sh needs a segmentor trained on real images (config, weights), real and synthesised images. After demo/run.sh:
   bash filter.sh demo/output/segmentor/tiny.py "$(cat demo/output/segmentor/last_checkpoint)" \
     --real-img-path demo/output/data/img_train --real-label-path demo/output/data/label_train \
     --syn-img-path demo/output/images --syn-mask-path demo/output/data/label_train --filtered-mask-path outputs/filtered
 END
   exit 2
 fi
-exec "$PYTHON" -m scripts.filter --tolerance-margin 1.25 "$@"
+exec "$python" -m scripts.filter --tolerance-margin 1.25 "$@"

@@ -19,7 +19,7 @@ from post_processing.pairing import IMAGE_SUFFIXES, Pair, list_files, read_mask
 from post_processing.samples_report import nearest_sheet, samples_figure
 from post_processing.scores import confusion, scores
 from scripts import cli
-from scripts.pairs import find_pairs, pick_device, write_json
+from scripts.pairs import find_pairs, pick_device, room_for, write_json
 from segmentation import SegmentationError
 from segmentation.config import load_config, set_data
 from segmentation.inference import load_segmentor, segment
@@ -155,7 +155,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = parse_args(argv)
-    report = evaluate(args)
+    with room_for("--out-dir", args.out_dir):
+        report = evaluate(args)
     for kind in ("real", "synthesised"):
         entry = report[kind]
         print(f"{kind:12} {entry['images']:6} images  OA {entry['OA']:.4f}  mIoU {entry['mIoU']:.4f}  "

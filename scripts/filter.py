@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
@@ -23,7 +22,7 @@ from post_processing.filter_report import filter_figure, filter_statistics
 from post_processing.pairing import MASK_SUFFIXES, Pair, list_files, pair_files, read_mask
 from post_processing.records import RecordWriter, read_records
 from scripts import cli
-from scripts.pairs import PAIRS, digest, find_pairs, inside, pick_device, write_json
+from scripts.pairs import PAIRS, digest, find_pairs, inside, pick_device, room_for, write_json
 from segmentation import SegmentationError
 from segmentation.config import load_config, set_data
 from segmentation.inference import load_segmentor, pixel_losses, segment
@@ -293,13 +292,8 @@ def run_filter(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = parse_args(argv)
-    try:
+    with room_for("--filtered-mask-path", args.filtered_mask_path):
         run_filter(args)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise InputError(f"--filtered-mask-path {args.filtered_mask_path}: {error.strerror}; "
-                         "make room and start the same command again, it goes on where it stopped") from error
 
 
 if __name__ == "__main__":

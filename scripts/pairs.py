@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,22 @@ def pick_device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device {name}: no GPU here; use --device cpu")
     return "cpu" if name == "auto" else name
+
+
+@contextlib.contextmanager
+def room_for(option: str, folder: Path) -> Iterator[None]:
+    """Turns a full disk into one line; outputs are written whole or not at all, so that a second start goes on.
+
+    Raises:
+        InputError: the disk, a quota or a limit on file sizes is reached.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(f"{option} {folder}: {error.strerror}; make room and start the same command again, "
+                         "it goes on where it stopped") from error
 
 
 def inside(path: Path, folder: Path | None) -> bool:

@@ -23,6 +23,7 @@ from post_processing import PostProcessingError, balancing
 from post_processing.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, list_files, listed, pair_files
 from post_processing.resample_report import resample_figure
 from scripts import cli
+from scripts.pairs import inside, room_for, write_json
 
 DESCRIPTION = """Keeps a filtered image if it shows a poorly recognised class, or if more than --min-valid of its
 pixels survived; writes OUT/resampled_img and OUT/resampled_label for joint training, and a report.
@@ -60,7 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.num_workers < 1:
         raise InputError("--num-workers must be at least 1")
     for folder in (args.filtered_mask_path, args.syn_img_path):
-        if args.out_dir.resolve().is_relative_to(folder.resolve()):
+        if inside(args.out_dir, folder):
             raise InputError(f"--out-dir {args.out_dir}: lies inside {folder}; name another folder")
     return args
 
@@ -96,14 +97,15 @@ def count(pair: Pair, num_classes: int) -> tuple[np.ndarray, int] | str:
 
 
 def place(pair: Pair, out: Path, copy: bool) -> None:
-    """Puts image and mask into the output folders, by hard link where possible; the mask gets the image's size."""
+    """Puts image and mask into the output folders, by hard link where possible; the image gets the mask's size."""
+    target = out / "resampled_img" / pair.image.name
     with Image.open(pair.image) as image, Image.open(pair.mask) as mask:
-        if image.size != mask.size:
-            with atomic_path(out / "resampled_label" / pair.mask.name) as path:
-                mask.resize(image.size, Image.Resampling.NEAREST).save(path)
-        else:
-            link(pair.mask, out / "resampled_label" / pair.mask.name, copy)
-    link(pair.image, out / "resampled_img" / pair.image.name, copy)
+        if image.size == mask.size:
+            link(pair.image, target, copy)
+        elif not target.is_file() or target.stat().st_mtime < pair.image.stat().st_mtime:
+            with atomic_path(target) as path:
+                image.resize(mask.size, Image.Resampling.BICUBIC).save(path, quality=95)
+    link(pair.mask, out / "resampled_label" / pair.mask.name, copy)
 
 
 def link(source: Path, target: Path, copy: bool) -> None:
@@ -137,9 +139,8 @@ def check_out_dir(out: Path, kept: list[Pair]) -> None:
                              f"({folder}/{strange[0]}); name another folder or remove this one")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    args = parse_args(argv)
+def run_resample(args: argparse.Namespace) -> None:
+    """Counts, chooses, places, reports."""
     classes = list(load_class_table(args.classes).names)
     inaccurate = inaccurate_classes(args, classes)
     options = ("--syn-img-path", "--filtered-mask-path")
@@ -175,8 +176,8 @@ def report(args: argparse.Namespace, classes: list[str], inaccurate: list[int],
     given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     images = {pair.name: {"kept": reason, "valid_share": round(pixels.sum() / size, 4)}
               for (pair, pixels, size), reason in zip(read, reasons, strict=True)}
-    with atomic_path(args.out_dir / "resample_stats.json") as path:
-        path.write_text(json.dumps({"options": given, "skipped": skipped, **statistics, "image": images}) + "\n")
+    write_json({"options": given, "skipped": skipped, **statistics, "image": images},
+               args.out_dir / "resample_stats.json", indent=None)
     with atomic_path(args.out_dir / "resample_stats.svg") as path:
         resample_figure(path, statistics)
     why = statistics["reasons"]
@@ -184,6 +185,13 @@ def report(args: argparse.Namespace, classes: list[str], inaccurate: list[int],
     print(f"poorly recognised classes: {names}")
     print(f"{statistics['kept']} of {len(read)} images kept in {args.out_dir}: {why['inaccurate class']} show a poorly "
           f"recognised class, {why['valid pixels']} more have over {100 * args.min_valid:g} % valid pixels")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    args = parse_args(argv)
+    with room_for("--out-dir", args.out_dir):
+        run_resample(args)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmcv import imresize
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmseg.models import BaseSegmentor
-from mmseg.registry import MODELS
+from mmseg.registry import MODELS, TRANSFORMS
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -45,12 +47,26 @@ def load_segmentor(config: Config, checkpoint: str, device: str) -> BaseSegmento
     return model.to(device).eval()
 
 
+@TRANSFORMS.register_module()
+class MatchMask(BaseTransform):
+    """Brings an image to its mask's size (``mask_size``), and so to the ground resolution of the real images."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Replaces ``img`` (H, W, 3) and the shapes that name its size."""
+        height, width = results["mask_size"]
+        if results["img"].shape[:2] != (height, width):
+            results["img"] = imresize(results["img"], (width, height), interpolation="bicubic")
+            results["img_shape"] = results["ori_shape"] = (height, width)
+        return results
+
+
 def test_pipeline(config: Config) -> Compose:
-    """The config's preparation of test images, without the loading of masks."""
+    """The config's preparation of test images, without the loading of masks, from images at their masks' size."""
     loader = config.get("test_dataloader") or {}
     steps = config.get("test_pipeline") or loader.get("dataset", {}).get("pipeline")
     steps = steps or [{"type": "LoadImageFromFile"}, {"type": "PackSegInputs"}]
-    return Compose([step for step in steps if "Annotations" not in step["type"]])
+    load, *others = [step for step in steps if "Annotations" not in step["type"]]
+    return Compose([load, {"type": "MatchMask"}, *others])
 
 
 class _Images(Dataset):
@@ -61,8 +77,9 @@ class _Images(Dataset):
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[int, dict[str, Any], np.ndarray]:
-        image, mask = self.items[index]
-        return index, self.prepare({"img_path": str(image)}), self.read_mask(mask)
+        image, mask_file = self.items[index]
+        mask = self.read_mask(mask_file)
+        return index, self.prepare({"img_path": str(image), "mask_size": mask.shape}), mask
 
 
 @torch.inference_mode()
@@ -74,7 +91,7 @@ def segment(
     batch_size: int = 8,
     num_workers: int = 4,
 ) -> Iterator[tuple[int, torch.Tensor, np.ndarray]]:
-    """Runs the segmentor over images of any sizes.
+    """Runs the segmentor over images of any sizes; an image is first brought to its mask's size.
 
     Args:
         model: see ``load_segmentor``.
@@ -94,7 +111,7 @@ def segment(
             indices, inputs, masks = zip(*group, strict=True)
             data = {key: [item[key] for item in inputs] for key in ("inputs", "data_samples")}
             for index, sample, mask in zip(indices, model.test_step(data), masks, strict=True):
-                yield index, _at_size(_two_or_more(sample.seg_logits.data), mask.shape, model.align_corners), mask
+                yield index, _two_or_more(sample.seg_logits.data), mask
 
 
 def _two_or_more(logits: torch.Tensor) -> torch.Tensor:
@@ -103,12 +120,6 @@ def _two_or_more(logits: torch.Tensor) -> torch.Tensor:
         return logits
     logit = torch.logit(logits, eps=1e-7)
     return torch.cat([torch.zeros_like(logit), logit])
-
-
-def _at_size(logits: torch.Tensor, size: tuple[int, ...], align_corners: bool) -> torch.Tensor:
-    if logits.shape[1:] == size:
-        return logits
-    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=align_corners)[0]
 
 
 def pixel_losses(logits: torch.Tensor, mask: np.ndarray) -> np.ndarray:
