@@ -16,4 +16,3 @@ model = dict(
         post_swin_depth=1,
     ),
 )
-find_unused_parameters = True

@@ -18,4 +18,3 @@ model = dict(
     ),
 )
 train_dataloader = dict(batch_size=2)  # the way back works at twice the image's size
-find_unused_parameters = True
