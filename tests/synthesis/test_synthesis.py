@@ -44,7 +44,7 @@ def command(scenes, ckpt):
 
 
 def images(folder):
-    return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
+    return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("[!.]*.png"))}
 
 
 def records(folder):
@@ -112,8 +112,8 @@ def test_a_second_start_makes_what_is_missing(cli, made, command, tmp_path):
     shutil.copytree(made, out)
     for i in (2, 6):
         (out / f"train_{i:04d}_seed_5.png").unlink()
-    (out / ".train_0002_seed_5.x.tmp.png").write_bytes(b"cut off")
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    (out / ".train_0002_seed_5.x.tmp.png").write_bytes(b"cut off")
     said = cli("inference", *command(out))
     assert "6 images are in" in said and "2 to make" in said
     assert all(close(images(out)[name], picture) for name, picture in images(made).items())
@@ -179,7 +179,7 @@ def test_jpeg(cli, command, tmp_path):
         (["--gpus", "3"], "--gpus 3: no GPU 3 here"),
         (["--ckpt", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
         (["--ddim_steps", "0"], "--steps 0: must be"),
-        (["--size", "40"], "multiples of"),
+        (["--size", "44"], "multiples of"),
         (["--sampler", "euler", "--ddim_eta", "1"], "--ddim_eta"),
         (["--txt_file", "nowhere.json"], "nowhere.json"),
         (["--outdir", "/proc/synth"], "--outdir /proc/synth: cannot write there"),
