@@ -92,7 +92,7 @@ def run_folder(options: TrainingOptions) -> Path:
     # Lightning starts this command again for each further GPU, which must find the first one's name
     now = os.environ.setdefault("TISYNTH_RUN", datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
     folder = options.logdir / (options.name or now)
-    if rank_zero_only.rank == 0 and (folder / CONFIG_NAME).exists():
+    if getattr(rank_zero_only, "rank", 0) == 0 and (folder / CONFIG_NAME).exists():
         raise InputError(f"-n {options.name}: {folder} holds a run; go on with it by -r {folder}, or take another name")
     return check_writable(folder, "--logdir")
 

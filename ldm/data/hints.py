@@ -8,7 +8,7 @@ import torch
 from ldm.data.classes import ClassTable, far_apart_colors
 from ldm.util import InputError
 
-ENCODINGS = ("index", "palette", "onehot")
+ENCODINGS = ("index", "palette", "table", "onehot")
 
 
 class HintEncoder:
@@ -17,11 +17,13 @@ class HintEncoder:
     * ``index``: id / 255 in three equal channels, as published weights expect; classes lie 1/255 apart.
     * ``palette``: one far-apart colour a class (``far_apart_colors``, whatever the table's colours for pictures are, so
       that a trained model depends on the order of the classes alone), ignored pixels black.
+    * ``table``: the class table's own colours, such as a palette that ``scripts.posterior_learning`` has learnt; ignored
+      pixels black.
     * ``onehot``: one channel a class, ignored pixels zero in all of them.
 
     Args:
         encoding: one of ``ENCODINGS``.
-        classes: class table; needed by ``palette`` and ``onehot``.
+        classes: class table; needed by all but ``index``.
 
     Attributes:
         channels: number of channels C of a hint.
@@ -37,8 +39,9 @@ class HintEncoder:
             table = np.repeat(np.arange(256, dtype=np.float32)[:, None] / 255, 3, axis=1)
         elif classes is None:
             raise InputError(f"hint_encoding {encoding}: needs a class table; set classes to its name or file")
-        elif encoding == "palette":
-            table = _lookup(far_apart_colors(len(classes))).astype(np.float32) / 255
+        elif encoding in ("palette", "table"):
+            colors = far_apart_colors(len(classes)) if encoding == "palette" else classes.palette
+            table = _lookup(colors).astype(np.float32) / 255
         else:
             table = _lookup(np.eye(len(classes), dtype=np.float32))
         self.channels = table.shape[1]
