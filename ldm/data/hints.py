@@ -17,7 +17,7 @@ class HintEncoder:
     * ``index``: id / 255 in three equal channels, as published weights expect; classes lie 1/255 apart.
     * ``palette``: one far-apart colour a class (``far_apart_colors``, whatever the table's colours for pictures are, so
       that a trained model depends on the order of the classes alone), ignored pixels black.
-    * ``table``: the class table's own colours, such as a palette that ``scripts.posterior_learning`` has learnt; ignored
+    * ``table``: the class table's own colours, such as a palette learnt by ``scripts.posterior_learning``; ignored
       pixels black.
     * ``onehot``: one channel a class, ignored pixels zero in all of them.
 

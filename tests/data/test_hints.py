@@ -23,6 +23,18 @@ def test_palette_is_a_far_colour_a_class_and_black_for_ignore() -> None:
     assert np.allclose(hint.permute(1, 2, 0), colors[MASK] / 255, atol=1e-7)
 
 
+def test_table_is_the_tables_own_colours() -> None:
+    hint = HintEncoder("table", TABLE)(MASK)
+    expected = np.vstack([TABLE.palette, np.zeros((256 - len(TABLE), 3), np.uint8)])[MASK] / 255
+    assert np.allclose(hint.permute(1, 2, 0).numpy(), expected)
+
+
+def test_decoding_gives_the_mask_back() -> None:
+    for encoding in ("index", "palette", "table", "onehot"):
+        encode = HintEncoder(encoding, TABLE)
+        assert (encode.decode(encode(MASK)) == MASK).all(), encoding
+
+
 def test_onehot_has_a_channel_a_class_and_none_for_ignore() -> None:
     encode = HintEncoder("onehot", TABLE)
     hint = encode(MASK)
@@ -40,7 +52,7 @@ def test_all_classes_and_ignore_stay_apart(encoding: str, distance: float) -> No
 
 
 def test_what_cannot_be_encoded_is_refused() -> None:
-    with pytest.raises(InputError, match="hint_encoding rgb: must be one of index, palette, onehot"):
+    with pytest.raises(InputError, match="hint_encoding rgb: must be one of index, palette, table, onehot"):
         HintEncoder("rgb")
     with pytest.raises(InputError, match="onehot: needs a class table"):
         HintEncoder("onehot")
