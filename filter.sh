@@ -7,7 +7,8 @@ if [ $# = 0 ]; then
 filter.sh needs a segmentor trained on real images (config, weights), real and synthesised images. After demo/run.sh:
   bash filter.sh demo/output/segmentor/tiny.py "$(cat demo/output/segmentor/last_checkpoint)" \
     --real-img-path demo/output/data/img_train --real-label-path demo/output/data/label_train \
-    --syn-img-path demo/output/images --syn-mask-path demo/output/data/label_train --filtered-mask-path outputs/filtered
+    --syn-img-path demo/output/images --syn-mask-path demo/output/data/label_train --skip-invalid \
+    --filtered-mask-path outputs/filtered
 END
   exit 2
 fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from ldm.util import InputError, atomic_path, check_writable
 from post_processing import PostProcessingError
 from post_processing.nearest import nearest, thumbnail
-from post_processing.pairing import IMAGE_SUFFIXES, Pair, list_files, read_mask
+from post_processing.pairing import IMAGE_SUFFIXES, Pair, list_files, listed, read_mask
 from post_processing.samples_report import nearest_sheet, samples_figure
 from post_processing.scores import confusion, scores
 from scripts import cli
@@ -166,6 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
           f"{copies['median_distance']:.4f}; of training images {copies['median_distance_of_training_images']:.4f})")
     if "FID" in report:
         print(f"FID {report['FID']:.2f}  KID {report['KID']:.4f} +- {report['KID_std']:.4f}")
+    if report["skipped"]:
+        print(f"{len(report['skipped'])} files left out: {listed(report['skipped'])}", file=sys.stderr)
     print(f"{args.out_dir}: evaluation.json, evaluation.svg, nearest.jpg")
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ldm.util import InputError, atomic_path, check_writable
 from post_processing import PostProcessingError, filtering
 from post_processing.filter_report import filter_figure, filter_statistics
-from post_processing.pairing import MASK_SUFFIXES, Pair, list_files, pair_files, read_mask
+from post_processing.pairing import MASK_SUFFIXES, Pair, list_files, listed, pair_files, read_mask
 from post_processing.records import RecordWriter, read_records
 from scripts import cli
 from scripts.pairs import PAIRS, digest, find_pairs, inside, pick_device, room_for, write_json
@@ -273,8 +273,8 @@ def run_filter(args: argparse.Namespace) -> None:
     losses, pairs, classes, real, state, skipped = prepare(args, ranks)
     unseen = [name for name, pixels in zip(classes, real["pixels"], strict=True) if not pixels]
     if ranks.rank == 0:
-        for line in skipped:
-            print(f"left out: {line}", file=sys.stderr)
+        if skipped:
+            print(f"{len(skipped)} files left out: {listed(skipped)}", file=sys.stderr)
         if unseen:
             fate = "become 255" if args.unseen_class == "ignore" else "are kept"
             print(f"warning: no real image shows {', '.join(unseen)}; their synthesised pixels {fate} (--unseen-class)",

@@ -169,8 +169,8 @@ def run_resample(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace, classes: list[str], inaccurate: list[int],
            read: list[tuple[Pair, np.ndarray, int]], reasons: list[str | None], skipped: list[str]) -> None:
     """Writes resample_stats.json and resample_stats.svg, and says in short what was kept."""
-    for line in skipped:
-        print(f"left out: {line}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} files left out: {listed(skipped)}", file=sys.stderr)
     statistics = balancing.resample_statistics(classes, np.array([pixels for _, pixels, _ in read]),
                                                np.array([size for *_, size in read]), reasons, inaccurate)
     given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
