@@ -85,6 +85,20 @@ class ControlLDM(LatentDiffusion):
         """Height and width of images must be multiples of this many pixels."""
         return self.factor * self.model.diffusion_model.max_factor
 
+    def accelerate(self, channels_last: bool, compile_networks: bool) -> None:
+        """Changes how the networks run, not what they compute.
+
+        Args:
+            channels_last: convolution weights in channels-last memory format, for GPUs.
+            compile_networks: ``torch.compile``: slow start, quicker steps.
+        """
+        networks = (self.control_model, self.ssl_stage_model, self.model.diffusion_model)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        if compile_networks:
+            for network in networks:
+                network.compile()
+
     def new_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What TISynth adds to Stable Diffusion: both branches, and the attention to their features."""
         for name, parameter in self.named_parameters():

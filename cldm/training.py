@@ -256,6 +256,8 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
     data = build_data(config)
     check_hints(shape, data)
     model, origins = build_model(config, options)
+    on_gpu = config.lightning.trainer.accelerator == "gpu"
+    model.accelerate(channels_last=on_gpu, compile_networks=config.lightning.get("compile", False))
     folder = run_folder(options)
     trainer = build_trainer(config, folder)
     if trainer.is_global_zero:

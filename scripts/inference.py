@@ -115,9 +115,7 @@ def main() -> None:
         "config": args.config.name,
         "precision": args.precision,
     }
-    if args.compile:
-        for network in (model.control_model, model.ssl_stage_model, model.model.diffusion_model):
-            network.compile(dynamic=False)
+    model.accelerate(channels_last=devices["accelerator"] == "gpu", compile_networks=args.compile)
     torch.set_float32_matmul_precision("high")
     synthesise(
         model, dataset, jobs, options, about, min(args.batch_size, len(jobs)), args.num_workers,

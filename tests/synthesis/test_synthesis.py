@@ -191,6 +191,54 @@ def test_bad_input_is_refused(cli, command, tmp_path, change, says, monkeypatch)
     assert says in cli.refused("inference", *command(tmp_path), *change)
 
 
+def spoil(folder, what):
+    """Spoils the third item of a data set's inference list in one way; returns what the refusal must say."""
+    items = folder / "inference_set_items.json"
+    lines = [json.loads(line) for line in items.read_text().splitlines()]
+    item = lines[2]
+    if what == "field":
+        del item["prompt"]
+    elif what == "missing file":
+        item["ref_image"] = "ref_img/nothing.jpg"
+    elif what == "truncated JPEG":
+        path = folder / item["ref_image"]
+        path.write_bytes(path.read_bytes()[:300])
+    elif what == "class id":
+        Image.fromarray(np.full((32, 32), 77, np.uint8)).save(folder / item["source"])
+    elif what == "outside":
+        item["source"] = "../elsewhere.png"
+    items.write_text("\n".join("{" if what == "no JSON" and i == 2 else json.dumps(x) for i, x in enumerate(lines)))
+    return {"field": "prompt", "missing file": "nothing.jpg", "truncated JPEG": item.get("ref_image"), "class id": "77",
+            "outside": "elsewhere.png", "no JSON": "JSON"}[what]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["no JSON", "field", "missing file", "truncated JPEG", "class id", "outside"])
+def test_a_faulty_item_is_named_by_file_line_and_field(cli, command, scenes, tmp_path, what):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    says = spoil(data, what)
+    changed = ["--data_root", data, "--txt_file", data / "inference_set_items.json", "--classes", data / "classes.json"]
+    said = cli("inference", *command(tmp_path / "out", *changed), code=2)  # two items share the truncated reference
+    assert "inference_set_items.json line 3" in said and says in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+class Trap:
+    """Unpickled by code, this makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(cli, command, tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "more": Trap(str(tmp_path / "ran"))}, tmp_path / "evil.ckpt")
+    line = cli.refused("inference", *command(tmp_path / "out"), "--ckpt", tmp_path / "evil.ckpt")
+    assert "evil.ckpt" in line and not (tmp_path / "ran").exists()
+
+
 def test_checkpoint_of_another_architecture(cli, command, ckpt, golden, tmp_path):
     line = cli.refused("inference", *command(tmp_path), "--config", golden / "tisynth_small.yaml")
     assert str(ckpt) in line and "does not fit" in line
