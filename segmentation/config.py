@@ -116,9 +116,17 @@ def check_classes(config: Config) -> None:
 
 
 def set_max_iters(config: Config, max_iters: int) -> None:
-    """Trains for another number of iterations; schedules that ended with the training still do."""
+    """Trains for another number of iterations; schedules that ended with the training still do.
+
+    A short training saves its state at least 5 times, so that a stopped one loses little.
+
+    Raises:
+        SegmentationError: a schedule's fixed part is longer than the training.
+    """
     old = config.train_cfg.max_iters
     config.train_cfg.max_iters = max_iters
+    for hook in nodes(config.get("default_hooks"), "CheckpointHook"):
+        hook.interval = max(1, min(hook.get("interval", max_iters), max_iters // 5))
     for scheduler in config.get("param_scheduler") or []:
         if scheduler.get("end") == old:
             scheduler.end = max_iters

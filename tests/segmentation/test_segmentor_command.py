@@ -105,6 +105,7 @@ def test_mask_lists(chain):
     ("configs/mmseg/loveda_joint.py", 7, True),
     ("configs/mmseg/segformer_b0.py", 17, False),
     ("configs/mmseg/tiny.py", 17, False),
+    ("configs/mmseg/tiny_unet.py", 17, False),
 ])
 def test_every_config_agrees_with_its_class_table(path, count, joint):
     config = load_config(str(ROOT / path))
@@ -129,6 +130,7 @@ def test_schedules_end_with_the_training():
     config = load_config(str(ROOT / "configs/mmseg/segformer_b0.py"))
     set_max_iters(config, 2000)
     assert [(part.begin, part.end) for part in config.param_scheduler] == [(0, 1500), (1500, 2000)]
+    assert config.default_hooks.checkpoint.interval == 400
     with pytest.raises(SegmentationError, match="does not fit"):
         set_max_iters(config, 1000)
 
