@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The demonstration: makes a data set, trains the tiny model on the CPU, synthesises images in the style of the other
-# domain, and writes one contact sheet. Run again, it goes on where it stopped, and repeats nothing.
+# The demonstration, the whole chain on the CPU: makes a data set, trains the tiny model, synthesises images in the style
+# of the other domain, filters and re-samples them, and compares segmentors trained with and without them. Writes a
+# contact sheet and a page. Run again, it goes on where it stopped, and repeats nothing.
 #   bash demo/run.sh            STEPS=3000 bash demo/run.sh for better images
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
-: "${STEPS:=1000}" "${COUNT:=64}" "${OUT:=demo/output}"
+: "${STEPS:=1000}" "${COUNT:=128}" "${ITERS:=300}" "${OUT:=demo/output}"
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}  # threads that wait leave the cores to others
 data=$OUT/data run=$OUT/logs/demo
 say() { echo "== $* ($SECONDS s)"; }
@@ -34,4 +35,31 @@ bash inference.sh --config "$run/config.yaml" --ckpt "$run/checkpoints/last.ckpt
 say "contact sheet"
 "$PYTHON" -m scripts.contact_sheet --samples "$OUT/images" --data_root "$data" --items "$data/demo_items.json" \
   --classes "$data/classes.json" --out "$OUT/contact_sheet.png"
-say "done: open $OUT/contact_sheet.png"
+
+# Real images alone, or joined by synthesised ones: filter.sh, resample.sh, and segmentors over two seeds.
+tiles=(--data-root "$data" --classes "$data/classes.json" --crop-size 64 --pretrained none --max-iters "$ITERS"
+       --cfg-options train_dataloader.batch_size=16 train_dataloader.num_workers=1 test_dataloader.num_workers=1)
+say "segmentor on real images, $ITERS steps"
+if [ ! -e "$OUT/segmentor/done" ]; then
+  "$PYTHON" -m scripts.segmentor train configs/mmseg/tiny_unet.py --work-dir "$OUT/segmentor" --resume "${tiles[@]}"
+  touch "$OUT/segmentor/done"
+fi
+weights=$(cat "$OUT/segmentor/last_checkpoint")
+"$PYTHON" -m scripts.segmentor test configs/mmseg/tiny_unet.py --load-from "$weights" --work-dir "$OUT/segmentor" \
+  --split train "${tiles[@]}"
+
+say "filter, re-sample, evaluate"
+pairs=(--syn-img-path "$OUT/images" --syn-mask-path "$data/label_train" --skip-invalid)  # not every mask is painted
+bash filter.sh "$OUT/segmentor/tiny_unet.py" "$weights" --real-img-path "$data/img_train" \
+  --real-label-path "$data/label_train" "${pairs[@]}" --filtered-mask-path "$OUT/filtered"
+bash resample.sh --filtered-mask-path "$OUT/filtered" --syn-img-path "$OUT/images" --out-dir "$OUT/resampled" \
+  --classes "$data/classes.json" --metrics "$OUT/segmentor/metrics.json" --worst 1
+"$PYTHON" -m scripts.evaluate_samples "$OUT/segmentor/tiny_unet.py" "$weights" --real-img-path "$data/img_test" \
+  --real-label-path "$data/label_test" "${pairs[@]}" --train-img-path "$data/img_train" "$data/ref_img" \
+  --out-dir "$OUT/evaluation"
+
+say "comparison over two seeds"
+"$PYTHON" -m scripts.compare configs/mmseg/tiny_unet.py "${tiles[@]}" --synthesised "$OUT/resampled" --repeat 1 --seeds 2 \
+  --splits test target --out-dir "$OUT/comparison" --syn-img-path "$OUT/images" --mask-path "$data/label_train" \
+  --filtered-mask-path "$OUT/filtered" --evaluation "$OUT/evaluation"
+say "done: open $OUT/contact_sheet.png and $OUT/comparison/comparison.html"

@@ -16,6 +16,7 @@ from mmengine.config import DictAction
 from PIL import Image
 from tqdm import tqdm
 
+import gss
 from ldm.data.classes import load_class_table
 from ldm.util import InputError, atomic_path, check_writable
 from post_processing import PostProcessingError
@@ -38,7 +39,7 @@ tables, plots and a gallery. A stopped comparison goes on with the same command;
       --seeds 5 --max-iters 1000 --splits test target --out-dir out/comparison \\
       --syn-img-path out/images --mask-path data/label_train --filtered-mask-path out/filtered"""
 
-ERRORS = (PostProcessingError, SegmentationError)
+ERRORS = (PostProcessingError, SegmentationError, gss.InputError)
 KINDS = ("baseline", "joint")
 
 

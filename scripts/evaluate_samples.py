@@ -13,6 +13,7 @@ import numpy as np
 from mmengine.config import Config
 from tqdm import tqdm
 
+import gss
 from ldm.util import InputError, atomic_path, check_writable
 from post_processing import PostProcessingError
 from post_processing.nearest import nearest, thumbnail
@@ -33,7 +34,7 @@ them (beside its score on real images that it was not trained on), how far are t
       --real-img-path data/img_test --real-label-path data/label_test --syn-img-path out/images \\
       --syn-mask-path data/label_train --train-img-path data/img_train --out-dir out/evaluation"""
 
-ERRORS = (PostProcessingError, SegmentationError)
+ERRORS = (PostProcessingError, SegmentationError, gss.InputError)
 SHOWN = 8  # nearest pairs in the picture
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import distributed
 from tqdm import tqdm
 
+import gss
 from ldm.util import InputError, atomic_path, check_writable
 from post_processing import PostProcessingError, filtering
 from post_processing.filter_report import filter_figure, filter_statistics
@@ -39,7 +40,7 @@ Another margin, from losses that --save-loss wrote, without the segmentor:
       --tolerance-margin 2
 Several GPUs: torchrun --nproc-per-node 4 -m scripts.filter ... A stopped run goes on with the same command."""
 
-ERRORS = (PostProcessingError, SegmentationError)
+ERRORS = (PostProcessingError, SegmentationError, gss.InputError)
 HISTOGRAM_IMAGES = 500  # images of each kind whose losses enter the figure
 STATE = ".filter"  # below --filtered-mask-path: the settings, and what is done
 

@@ -26,7 +26,6 @@ from ldm.util import InputError, check_writable
 from scripts.cli import parser, run
 
 PRECISIONS = ("32", "bf16", "16", "bf16-mixed", "16-mixed")
-LIGHTNING_PRECISIONS = {"32": "32-true", "bf16": "bf16-true", "16": "16-true"}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -119,8 +118,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     synthesise(
         model, dataset, jobs, options, about, min(args.batch_size, len(jobs)), args.num_workers,
-        num_nodes=args.num_nodes, precision=LIGHTNING_PRECISIONS.get(args.precision, args.precision),
-        **devices,
+        num_nodes=args.num_nodes, precision=args.precision, **devices,
     )  # fmt: skip
     print(f"{len(jobs)} images written to {outdir}")
 

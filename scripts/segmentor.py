@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+import gss
 from ldm.util import InputError, check_writable
 from scripts import cli
 from scripts.pairs import write_json
@@ -133,4 +134,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=(SegmentationError,))
+    cli.run(main, errors=(SegmentationError, gss.InputError))

@@ -66,43 +66,57 @@ class FixedPosterior:
 class SpaceToDepth(nn.Module):
     """A fixed first stage for models that train without a VAE: every f x f pixels become the channels of one.
 
-    The channels are the block's orthonormal DCT coefficients, colour by colour, low frequencies first. With all of them
-    the latent is a rotation of the pixels: nothing is lost. With ``deviations``, high frequencies are left out and the
-    others scaled to about unit variance, as a VAE's are: a small denoiser then has less, and nothing faint, to predict.
+    The channels are the block's orthonormal DCT coefficients of luminance and two opponent colours, low frequencies
+    first. With all of them, unscaled, the latent is a rotation of the pixels: nothing is lost. With ``deviations``, high
+    frequencies are left out and the others scaled to about unit variance, as a VAE's are: a small denoiser then has
+    less, and nothing faint, to predict.
 
     Args:
         factor: block size f in pixels.
-        deviations: standard deviation of the coefficients of each order u + v = 0, 1, ... (images in [-1, 1]); orders
-            beyond the list are left out. None keeps all, unscaled.
+        deviations: standard deviation of the luminance coefficients of each order u + v = 0, 1, ..., images in
+            [-1, 1]; orders beyond the list are left out. None keeps all, unscaled.
+        chroma: standard deviation of the opponent colours, as a share of the luminance's.
 
     Raises:
         InputError: no such block, or deviations that are not positive.
     """
 
-    def __init__(self, factor: int = 4, deviations: Sequence[float] | None = None) -> None:
+    def __init__(self, factor: int = 4, deviations: Sequence[float] | None = None, chroma: float = 1.0) -> None:
         super().__init__()
-        if factor < 1 or min(deviations or [1]) <= 0 or len(deviations or ()) > 2 * factor - 1:
-            raise InputError(f"first_stage_config: no blocks of factor {factor} with deviations {deviations}")
+        scales = list(deviations or [1.0] * (2 * factor - 1))
+        if factor < 1 or min(*scales, chroma) <= 0 or len(scales) > 2 * factor - 1:
+            raise InputError(f"first_stage_config: no blocks of factor {factor} with {deviations=} and {chroma=}")
         self.factor = factor
         basis, order = _dct_basis(factor)
-        scale = torch.tensor(deviations or [1.0] * (2 * factor - 1), device="cpu")
-        kept = order < len(scale)
-        self.latent_channels = 3 * int(kept.sum())
-        self.register_buffer("analysis", basis[kept] / scale[order[kept], None], persistent=False)  # (K, f^2)
-        self.register_buffer("synthesis", basis[kept] * scale[order[kept], None], persistent=False)
-        self.analysis: Tensor
-        self.synthesis: Tensor
+        basis, order = basis[order < len(scales)], order[order < len(scales)]
+        self.latent_channels = 3 * len(basis)
+        # (K, f^2) and (3, 3), orthonormal rows; (K, 3) deviations
+        self.register_buffer("frequencies", basis, persistent=False)
+        self.register_buffer("colors", _opponent_colors(), persistent=False)
+        shares = torch.tensor([[1.0, chroma, chroma]], device="cpu")
+        self.register_buffer("deviation", torch.tensor(scales, device="cpu")[order, None] * shares, persistent=False)
+        self.frequencies: Tensor
+        self.colors: Tensor
+        self.deviation: Tensor
 
     def encode(self, x: Tensor) -> FixedPosterior:
         """Image (B, 3, H, W) in [-1, 1] -> latent (B, 3 K, H/f, W/f)."""
         blocks = F.pixel_unshuffle(x, self.factor).unflatten(1, (3, -1))  # (B, 3, f^2, h, w)
-        return FixedPosterior(torch.einsum("kn,bcnhw->bkchw", self.analysis.to(x.dtype), blocks).flatten(1, 2))
+        analysis = torch.einsum("kn,dc->kdcn", self.frequencies, self.colors) / self.deviation[..., None, None]
+        return FixedPosterior(torch.einsum("kdcn,bcnhw->bkdhw", analysis.to(x.dtype), blocks).flatten(1, 2))
 
     def decode(self, z: Tensor) -> Tensor:
         """Latent (B, 3 K, h, w) -> image (B, 3, h*f, w*f)."""
         coefficients = z.unflatten(1, (-1, 3))  # (B, K, 3, h, w)
-        blocks = torch.einsum("kn,bkchw->bcnhw", self.synthesis.to(z.dtype), coefficients)
+        synthesis = torch.einsum("kn,dc->kdcn", self.frequencies, self.colors) * self.deviation[..., None, None]
+        blocks = torch.einsum("kdcn,bkdhw->bcnhw", synthesis.to(z.dtype), coefficients)
         return F.pixel_shuffle(blocks.flatten(1, 2), self.factor)
+
+
+def _opponent_colors() -> Tensor:
+    """Rows of an orthonormal (3, 3) matrix: luminance, red against green, yellow against blue."""
+    rows = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], device="cpu")
+    return rows / rows.norm(dim=1, keepdim=True)
 
 
 def _dct_basis(size: int) -> tuple[Tensor, Tensor]:

@@ -90,6 +90,16 @@ class LatentDiffusion(pl.LightningModule):
         """Image pixels a latent pixel."""
         return self.first_stage_model.factor
 
+    def _apply(self, fn: Any, recurse: bool = True) -> LatentDiffusion:
+        """Moves and casts all but the noise schedule, which half precision would blur: it stays in 32 bit."""
+        tables = {name: table for name, table in self.named_buffers(recurse=False) if table.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, table in tables.items():
+            moved = getattr(self, name)
+            if moved.dtype.itemsize < table.dtype.itemsize:
+                setattr(self, name, table.to(moved.device))
+        return self
+
     def train(self, mode: bool = True) -> LatentDiffusion:
         """Training mode for all but the frozen first stage and text encoder."""
         super().train(mode)
@@ -151,11 +161,12 @@ class LatentDiffusion(pl.LightningModule):
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Forward process x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, equation 4)."""
-        signal, sigma = self._coefficients(t, x_start)
+        signal, sigma = self._coefficients(t)
         return signal * x_start + sigma * noise
 
-    def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        alphas_cumprod = self.alphas_cumprod[t][:, None, None, None].to(like)  # type: ignore[index]
+    def _coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # always in 32 bit: in bfloat16, 1 - abar is 0 at the first steps
+        alphas_cumprod = self.alphas_cumprod[t][:, None, None, None]  # type: ignore[index]
         return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
 
     def p_losses(self, x_start: Tensor, cond: Mapping[str, Any], t: Tensor, noise: Tensor) -> Tensor:
@@ -167,7 +178,7 @@ class LatentDiffusion(pl.LightningModule):
             t: time steps (B,).
             noise: standard normal (B, C, h, w).
         """
-        signal, sigma = self._coefficients(t, x_start)
+        signal, sigma = self._coefficients(t)
         target = noise if self.parameterization == "eps" else signal * noise - sigma * x_start
         prediction = self.apply_model(signal * x_start + sigma * noise, t, cond)
         return F.mse_loss(prediction.float(), target.float(), reduction="none").mean((1, 2, 3))
@@ -179,7 +190,8 @@ class LatentDiffusion(pl.LightningModule):
     def batch_losses(self, batch: Mapping[str, Any]) -> Tensor:
         """Losses (B,) of a batch; time step and noise of each image come from the batch's field ``seed`` alone."""
         seeds = [int(seed) for seed in batch["seed"]]
-        x_start = self.image_latent(batch[self.first_stage_key], [seed_from(s, "posterior") for s in seeds])
+        # autocast may give the latent in half precision: noise and target must not be rounded to it
+        x_start = self.image_latent(batch[self.first_stage_key], [seed_from(s, "posterior") for s in seeds]).float()
         draws = torch.tensor([seed_from(s, "t") for s in seeds], device=x_start.device)
         noise = item_noise([seed_from(s, "noise") for s in seeds], x_start.shape[1:]).to(x_start)
         return self.p_losses(x_start, self.condition(batch), draws % len(self.betas), noise)

@@ -56,7 +56,7 @@ def test_timestep_embedding_values():
 
 @pytest.mark.parametrize("deviations", [None, [2.0, 0.35, 0.2]])
 def test_space_to_depth(deviations):
-    stage = SpaceToDepth(4, deviations)
+    stage = SpaceToDepth(4, deviations, 1.0 if deviations is None else 0.4)
     image = torch.rand(2, 3, 16, 24) * 2 - 1
     latent = stage.encode(image).mode()
     assert latent.shape == (2, 48 if deviations is None else 18, 4, 6)
