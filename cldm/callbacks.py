@@ -21,7 +21,8 @@ from ldm.checkpoint_names import module_of
 from ldm.data.classes import far_apart_colors
 from ldm.data.hints import HintEncoder
 from ldm.models.sampling import sample
-from ldm.util import atomic_path, item_noise, seed_from
+from ldm.models.schedule import SAMPLERS
+from ldm.util import InputError, atomic_path, item_noise, seed_from
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,16 @@ class ImageLogger(pl.Callback):
         steps: denoising steps.
         sampler: see ``ldm.models.schedule.SAMPLERS``.
         guidance_scale: of classifier-free guidance.
-        **published: fields of published YAML files without effect (``increase_log_steps``, ``clamp``).
+        **published: fields of published YAML files without effect (``increase_log_steps``, ``clamp``, ...).
+
+    Raises:
+        InputError: an unknown field or sampler, or a number out of range; not at the first picture, hours later.
     """
+
+    PUBLISHED = frozenset(
+        ("increase_log_steps", "clamp", "rescale", "disabled", "log_on_batch_idx", "log_first_step",
+         "log_images_kwargs")
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -68,6 +77,14 @@ class ImageLogger(pl.Callback):
         guidance_scale: float = 9.0,
         **published: Any,
     ) -> None:
+        if unknown := sorted(set(published) - self.PUBLISHED):
+            raise InputError(f"image_logger: unknown fields {', '.join(unknown)}")
+        if sampler not in SAMPLERS:
+            raise InputError(f"image_logger: sampler: {sampler}: choose one of {', '.join(SAMPLERS)}")
+        for name, value, low in (("batch_frequency", batch_frequency, 1), ("max_images", max_images, 0),
+                                 ("steps", steps, 1)):  # fmt: skip
+            if not isinstance(value, int) or value < low:
+                raise InputError(f"image_logger: {name}: {value}: must be an integer from {low}")
         self.batch_frequency, self.max_images = batch_frequency, max_images
         self.steps, self.sampler, self.guidance_scale = steps, sampler, guidance_scale
         self._logged = -1
@@ -148,6 +165,7 @@ class StopOnSignal(pl.Callback):
         trainer.save_checkpoint(path)
         log.info("SIGTERM: saved %s after step %d; go on with --resume", path, trainer.global_step)
         trainer.should_stop = True
+        trainer.limit_val_batches = 0  # Lightning would validate first; the cluster does not wait
 
 
 def training_report(model: ControlLDM, origins: dict[str, str]) -> str:

@@ -25,6 +25,9 @@ from ldm.models.sampling import sample
 from ldm.util import InputError, atomic_path, item_noise, seed_from
 
 RECORDS = "samples.jsonl"
+FORMATS = (".jpg", ".png")
+SETTINGS = ("checkpoint_hash", "use_ema", "sampler", "steps", "scale", "eta")  # of a record: what makes its picture
+HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,35 @@ def plan(
             else:
                 jobs.append(Job(i, seed, name))
     return jobs, done
+
+
+def refuse_mixture(
+    dataset: PairedImages, options: SynthesisOptions, seeds: Sequence[int], about: dict[str, Any]
+) -> None:
+    """Refuses to complete a folder whose images were made with other weights or settings.
+
+    Args:
+        dataset: items with references.
+        options: of this run.
+        seeds: of this run.
+        about: what this run's records say beside, see ``Synthesiser``.
+
+    Raises:
+        InputError: an image of this run is there, made otherwise; the message names it and the first difference.
+    """
+    now = {**about, "sampler": options.sampler, "steps": options.steps, "scale": options.scale, "eta": options.eta}
+    planned = {f"{item.name}_seed_{seed}" for item in dataset.items for seed in seeds}
+    present = {entry.name for entry in os.scandir(options.outdir)}
+    for name, line in read_records(options.outdir).items():
+        if name not in planned or f"{name}.{options.image_format}" not in present:
+            continue
+        then = json.loads(line)
+        for setting in SETTINGS:
+            if setting in then and then[setting] != now.get(setting):
+                raise InputError(
+                    f"--outdir {options.outdir}: {name} there was made with {setting} {then[setting]}, not "
+                    f"{now.get(setting)}; name another folder, or remove these images"
+                )
 
 
 class JobDataset(Dataset[dict[str, Any]]):
@@ -172,13 +204,18 @@ class Synthesiser(pl.LightningModule):
 
     def __init__(self, model: ControlLDM, options: SynthesisOptions, about: dict[str, Any]) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than devices
         self.model, self.options, self.about = model, options, about
         self.pool = ThreadPoolExecutor(max_workers=4)
         self.writing: list[Future[None]] = []
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Samples, decodes, and hands over to the writers."""
-        images = to_uint8(self.make(batch))
+        made = self.make(batch)
+        if not torch.isfinite(made).all():
+            names = ", ".join(batch["job_name"])
+            raise InputError(f"not a number in one of the images {names}; take another --precision or checkpoint")
+        images = to_uint8(made)
         fields = {"name": "job_name", "seed": "job_seed", "prompt": "txt", "mask": "mask_path",
                   "reference": "reference_path"}  # fmt: skip
         for i, image in enumerate(images):
@@ -190,15 +227,17 @@ class Synthesiser(pl.LightningModule):
     def make(self, batch: dict[str, Any]) -> torch.Tensor:
         """Images (B, 3, H, W), about [-1, 1], of a batch of jobs."""
         model, options = self.model, self.options
+        dtype = next(model.control_model.parameters()).dtype
+        hint = batch["hint"].to(dtype)
         cond = {
-            "c_concat": [batch["hint"]],
+            "c_concat": [hint],
             "c_crossattn": [model.get_learned_conditioning(batch["txt"])],
-            "c_ssl": [model.image_latent(batch["ssl"])],
+            "c_ssl": [model.image_latent(batch["ssl"].to(dtype))],
         }
         uncond = {**cond, "c_crossattn": [model.get_learned_conditioning([""] * len(batch["txt"]))]}
         seeds = [seed_from(seed, name) for seed, name in zip(batch["job_seed"], batch["name"], strict=True)]
-        shape = (model.channels, *(side // model.factor for side in batch["hint"].shape[-2:]))
-        x_T = item_noise(seeds, shape).to(batch["hint"])
+        shape = (model.channels, *(side // model.factor for side in hint.shape[-2:]))
+        x_T = item_noise(seeds, shape).to(hint)
         latents = sample(
             model, cond, uncond, x_T, options.steps, options.sampler, options.scale, options.eta, seeds,
             split=options.split_guidance,
@@ -235,7 +274,16 @@ class Synthesiser(pl.LightningModule):
         for future in self.writing:
             future.result()
         self.writing.clear()
-        self.trainer.strategy.barrier("images written")
+
+
+def read_records(outdir: Path) -> dict[str, str]:
+    """Records by name, as JSON text, of all processes; the latest where repeated."""
+    records: dict[str, str] = {}
+    for part in sorted(outdir.glob("samples*.jsonl")):
+        for line in part.read_text().splitlines():
+            with suppress(json.JSONDecodeError, KeyError, TypeError):  # a line cut off by a kill
+                records[json.loads(line)["name"]] = line
+    return records
 
 
 def merge_records(outdir: Path, names: Sequence[str] | None = None) -> None:
@@ -245,12 +293,7 @@ def merge_records(outdir: Path, names: Sequence[str] | None = None) -> None:
         outdir: folder of the images.
         names: names whose images exist; records of others are dropped. None keeps all.
     """
-    records: dict[str, str] = {}
-    parts = sorted(outdir.glob("samples*.jsonl"))
-    for part in parts:
-        for line in part.read_text().splitlines():
-            with suppress(json.JSONDecodeError, KeyError, TypeError):  # a line cut off by a kill
-                records[json.loads(line)["name"]] = line
+    records, parts = read_records(outdir), list(outdir.glob("samples*.jsonl"))
     if not records:
         return
     kept = set(names) if names is not None else None
@@ -274,6 +317,7 @@ def synthesise(
     about: dict[str, Any],
     batch_size: int,
     num_workers: int = 2,
+    precision: str = "32",
     **trainer: Any,
 ) -> None:
     """Makes the images of all jobs on the devices that Lightning is given.
@@ -286,8 +330,12 @@ def synthesise(
         about: what every record says.
         batch_size: images a batch and device.
         num_workers: processes that read items, a device.
-        **trainer: accelerator, devices, num_nodes, precision, strategy of Lightning's Trainer.
+        precision: of the weights, one of ``HALF``; or Lightning's, such as ``bf16-mixed``.
+        **trainer: accelerator, devices, num_nodes, strategy of Lightning's Trainer.
     """
+    # Not by Lightning, which would also draw all noise in half precision: another picture.
+    if precision in HALF:
+        model.to(HALF[precision])
     engine = pl.Trainer(
         logger=False,
         enable_checkpointing=False,
@@ -295,16 +343,18 @@ def synthesise(
         use_distributed_sampler=False,
         inference_mode=True,
         callbacks=[TQDMProgressBar(refresh_rate=1)],
+        precision="32-true" if precision in HALF else precision,  # type: ignore[arg-type]
         **trainer,
     )
     if engine.is_global_zero:
         for path in leftovers(options.outdir):
             path.unlink(missing_ok=True)
+        merge_records(options.outdir)  # of a run that was killed: older than what this one writes
     engine.predict(
         Synthesiser(model, options, about),
         datamodule=Jobs(dataset, jobs, batch_size, num_workers),
         return_predictions=False,
     )
+    engine.strategy.barrier("images written")  # not in a hook: a process without a batch runs none
     if engine.is_global_zero:
-        suffix = f".{options.image_format}"
-        merge_records(options.outdir, [p.stem for p in options.outdir.iterdir() if p.suffix == suffix])
+        merge_records(options.outdir, [path.stem for path in options.outdir.iterdir() if path.suffix in FORMATS])

@@ -14,6 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.build import create_model
@@ -130,7 +132,8 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
             for key, value in {**shared, "txt_file": items}.items():
                 if value is not None:
                     params[key] = value
-            for key, option in (("data_root", "--data_root"), ("txt_file", f"--{part[:5].rstrip('i')}_txt_file")):
+            list_option = "--train_txt_file" if part == "train" else "--val_txt_file"
+            for key, option in (("data_root", "--data_root"), ("txt_file", list_option)):
                 if key not in params:
                     raise InputError(f"configuration: data.params.{part}.params.{key} is not set; give {option}")
     config.data.params.setdefault("seed", options.seed)
@@ -140,6 +143,17 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
     if options.precision:
         trainer.precision = options.precision
     devices = count_devices(parse_devices(options.gpus)["devices"])
+    for name, value in (("base_learning_rate", config.base_learning_rate),
+                        ("data.params.batch_size", config.data.params.get("batch_size"))):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"configuration: {name}: {value}: must be a number")
+    if trainer.get("precision") in ("bf16-true", "16-true"):
+        raise InputError(f"--precision {trainer.precision}: weights in 16 bit lose steps as small as these; "
+                         f"take {trainer.precision.replace('true', 'mixed')}")  # fmt: skip
+    frozen = model.get("trainable", "fusion") == "fusion"
+    if frozen and options.pretrain_path is None and options.resume is None and "all" not in options.allow:
+        raise InputError("--pretrain_path is needed: what does not train (model.params.trainable: fusion) would stay "
+                         "random; give start weights, or --allow_mismatch all")  # fmt: skip
     rate = config.base_learning_rate
     if options.scale_lr:  # as published: the rate is per item
         rate *= trainer.get("accumulate_grad_batches", 1) * devices * options.nodes * config.data.params.batch_size
@@ -194,6 +208,19 @@ def check_hints(model: ControlLDM, data: DataModuleFromConfig) -> None:
             )
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints beside their final name, then renames them.
+
+    Lightning's own way leads through memory and the system's temporary folder, which may be small, and from which a
+    move to another disk is a copy that a kill cuts off.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes one checkpoint, whole or not at all."""
+        with atomic_path(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
 def build_trainer(config: DictConfig, folder: Path) -> pl.Trainer:
     """Lightning's trainer as ``lightning`` in the configuration says.
 
@@ -206,28 +233,37 @@ def build_trainer(config: DictConfig, folder: Path) -> pl.Trainer:
         "dirpath": folder / "checkpoints",
         "filename": "{epoch:06}",
         "save_last": True,
+        "enable_version_counter": False,  # last.ckpt is the newest, whoever wrote the one before it
         "save_top_k": 2 if has_validation else 1,
         "monitor": "val/loss" if has_validation else None,
         **(lightning.get("modelcheckpoint", {}).get("params") or {}),
     }
     images = (lightning.get("callbacks") or {}).get("image_logger", {}).get("params") or {}
-    callbacks: list[pl.Callback] = [
-        LearningRateMonitor("step"),
-        ImageLogger(**images),
-        StopOnSignal(),
-        ModelCheckpoint(**checkpoint),
-    ]
+    if str((lightning.get("trainer") or {}).get("strategy")).startswith(("fsdp", "deepspeed")):
+        if config.model.params.get("use_ema"):
+            raise InputError("configuration: model.params.use_ema: running averages need whole weights on each device; "
+                             "take lightning.trainer.strategy=ddp, or model.params.use_ema=false")  # fmt: skip
+        images["max_images"] = 0
+        log.info("no pictures while training: they need whole weights on each device")
+    callbacks: list[pl.Callback] = [LearningRateMonitor("step"), ImageLogger(**images), StopOnSignal()]
+    try:
+        callbacks.append(ModelCheckpoint(**checkpoint))
+    except (TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"configuration: lightning.modelcheckpoint.params: {reason}") from error
     if (lightning.get("trainer") or {}).get("enable_progress_bar", True):
         callbacks.append(ProgressBar())
     options = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, **(lightning.get("trainer") or {})}
     if options["num_nodes"] > 1 or count_devices(options["devices"]) > 1:
-        options.setdefault("strategy", "ddp")
+        # no process ever changes its buffers alone; sending them at every step would send the running average
+        options.setdefault("strategy", DDPStrategy(broadcast_buffers=False))
     try:
         return pl.Trainer(
             default_root_dir=folder,
             callbacks=callbacks,
             logger=TensorBoardLogger(folder, name="", version="tensorboard"),
             use_distributed_sampler=False,  # the data module shares the items among processes
+            plugins=[WholeCheckpoints()],
             **options,
         )
     except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
@@ -268,6 +304,8 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
         print("dry run: everything is in place; nothing was trained")
         return
     if trainer.is_global_zero:
+        for left_over in (folder / "checkpoints").glob(".*.tmp.ckpt"):  # of a run that was killed while it saved
+            left_over.unlink(missing_ok=True)
         with atomic_path(folder / CONFIG_NAME) as path:
             path.write_text(OmegaConf.to_yaml(config))
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from cldm.build import create_model
-from cldm.synthesis import SynthesisOptions, plan, synthesise
+from cldm.synthesis import SynthesisOptions, plan, refuse_mixture, synthesise
 from cldm.training import parse_devices
 from ldm.checkpoint import file_hash
 from ldm.data.pairs import PairedImages
@@ -67,7 +67,7 @@ def check_ranges(args: argparse.Namespace) -> None:
     for name, low, high in (
         ("num_samples", 1, 10**6),
         ("batch_size", 1, 10**4),
-        ("steps", 1, 1000),
+        ("steps", 1, 500),
         ("quality", 1, 100),
         ("seed", 0, 2**62),
     ):
@@ -103,10 +103,6 @@ def main() -> None:
         outdir, args.steps, args.sampler, args.scale, args.ddim_eta, args.format, args.quality, args.split_guidance
     )
     seeds = range(args.seed, args.seed + args.num_samples)
-    jobs, done = plan(dataset, options, seeds, args.only)
-    print(f"{len(dataset)} items, {args.num_samples} seeds: {done} images are in {outdir}, {len(jobs)} to make")
-    if args.dry_run or not jobs:
-        return
     about: dict[str, Any] = {
         "checkpoint": args.ckpt.name,
         "checkpoint_hash": file_hash(args.ckpt),
@@ -114,6 +110,12 @@ def main() -> None:
         "config": args.config.name,
         "precision": args.precision,
     }
+    if not args.only:
+        refuse_mixture(dataset, options, seeds, about)
+    jobs, done = plan(dataset, options, seeds, args.only)
+    print(f"{len(dataset)} items, {args.num_samples} seeds: {done} images are in {outdir}, {len(jobs)} to make")
+    if args.dry_run or not jobs:
+        return
     model.accelerate(channels_last=devices["accelerator"] == "gpu", compile_networks=args.compile)
     torch.set_float32_matmul_precision("high")
     synthesise(

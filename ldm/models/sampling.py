@@ -35,7 +35,7 @@ def sample(
         cond: ``{c_concat: [hint], c_crossattn: [text], c_ssl: [latent]}``.
         uncond: alike, with the empty text; None for no guidance.
         x_T: standard normal noise (B, C, h, w).
-        steps: denoising steps, 1 to 1000.
+        steps: denoising steps, 1 to half the noise process's: beyond, leading time steps would begin far from noise.
         sampler: one of ``ldm.models.schedule.SAMPLERS``.
         guidance_scale: 1 is no guidance.
         eta: share of fresh noise a step, DDIM alone (Song et al. 2021, equation 16); 0 is deterministic.
@@ -50,8 +50,8 @@ def sample(
         InputError: a sampler, number of steps or eta that cannot be.
     """
     scheduler = make_scheduler(sampler, model.betas, model.parameterization)
-    if not 1 <= steps <= len(model.betas):
-        raise InputError(f"--ddim_steps {steps}: must be 1 to {len(model.betas)}")
+    if not 1 <= steps <= len(model.betas) // 2:
+        raise InputError(f"--ddim_steps {steps}: must be 1 to {len(model.betas) // 2}")
     if eta and sampler != "ddim":
         raise InputError(f"--ddim_eta {eta}: only the sampler ddim takes fresh noise; leave it at 0 for {sampler}")
     scheduler.set_timesteps(steps, device=x_T.device)

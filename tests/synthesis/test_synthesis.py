@@ -149,6 +149,29 @@ def test_only_makes_one_image_again(cli, made, command, tmp_path):
     assert "no such image" in cli.refused("inference", *command(tmp_path, "--only", "nobody_seed_5"))
 
 
+def test_half_precision_makes_the_same_picture(cli, made, command, tmp_path):
+    cli("inference", *command(tmp_path, "--precision", "bf16"))
+    for name, picture in images(tmp_path).items():
+        assert np.abs(picture.astype(int) - images(made)[name].astype(int)).mean() < 3  # other noise: more than 50
+
+
+def test_fewer_images_than_processes(made, command, tmp_path):
+    arguments = command(tmp_path, "--gpus", "cpu:2", "--only", "train_0003_seed_5")
+    subprocess.run([sys.executable, "-m", "scripts.inference", *map(str, arguments)], cwd=ROOT, check=True, timeout=200)
+    assert close(images(tmp_path)["train_0003_seed_5.png"], images(made)["train_0003_seed_5.png"])
+    assert len(records(tmp_path)) == 1
+
+
+def test_images_of_other_settings_are_not_mixed_in(cli, made, command, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    (out / "train_0002_seed_5.png").unlink()
+    assert "made with scale 2.0, not 3.0" in cli.refused("inference", *command(out, "--scale", "3"))
+    # another seed, format or one image by name is another matter, and no record is lost
+    cli("inference", *command(out, "--scale", "3", "--seed", "9", "--format", "jpg"))
+    assert len(records(out)) == 7 + 8
+
+
 def test_options_matter(cli, made, command, tmp_path):
     one = ("--only", "train_0003_seed_5")
     reference = images(made)["train_0003_seed_5.png"]
@@ -179,6 +202,7 @@ def test_jpeg(cli, command, tmp_path):
         (["--gpus", "3"], "--gpus 3: no GPU 3 here"),
         (["--ckpt", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
         (["--ddim_steps", "0"], "--steps 0: must be"),
+        (["--ddim_steps", "600"], "--steps 600: must be"),
         (["--size", "44"], "multiples of"),
         (["--sampler", "euler", "--ddim_eta", "1"], "--ddim_eta"),
         (["--txt_file", "nowhere.json"], "nowhere.json"),

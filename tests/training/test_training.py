@@ -1,6 +1,7 @@
 """Training by the command line: what learns, what is written, and that a run can be stopped anywhere."""
 
 import copy
+import os
 import signal
 import subprocess
 import sys
@@ -147,6 +148,35 @@ def test_sigterm_saves_and_ends_cleanly(cli, scenes, tmp_path):
     assert f"trained {done + 2} steps" in more
 
 
+def test_last_is_the_newest_after_a_stop_before_the_first_checkpoint(cli, scenes, tmp_path, monkeypatch):
+    from cldm.callbacks import StopOnSignal
+
+    monkeypatch.setattr(StopOnSignal, "on_train_batch_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM), False)
+    cli("train", *options(scenes, tmp_path, "run"))
+    monkeypatch.undo()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 1
+    (checkpoints / ".last.x.tmp.ckpt").write_bytes(b"cut off")
+    cli("train", "--resume", tmp_path / "run", "--gpus", "cpu", "lightning.trainer.max_steps=6")
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert not [p.name for p in checkpoints.iterdir() if p.name.startswith(("last-", "."))]
+
+
+def test_noise_is_exact_in_half_precision():
+    model = create_model(SMALL, classes="MBRSC")
+    exact = model.alphas_cumprod.clone()
+    x, noise, seen = torch.zeros(1, 48, 8, 8), torch.ones(1, 48, 8, 8), []
+    model.apply_model = lambda x_noisy, t, cond: seen.append(x_noisy) or torch.zeros_like(x_noisy)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.p_losses(x, {}, torch.tensor([0]), noise)
+        model.condition = lambda batch: {}
+        model.batch_losses({"jpg": torch.rand(1, 3, 32, 32), "seed": torch.tensor([3])})
+    assert torch.allclose(seen[0], (1 - exact[0]).sqrt()) and seen[1].dtype == torch.float32
+    model.to(torch.bfloat16)  # the weights, not the schedule
+    assert torch.equal(model.alphas_cumprod, exact) and model.betas.dtype == torch.float32
+    assert next(model.control_model.parameters()).dtype == torch.bfloat16
+
+
 def test_a_diverged_run_stops_with_a_reason(cli, scenes, tmp_path):
     out = cli("train", *options(scenes, tmp_path, "run", "base_learning_rate=1e30"), code=1)
     assert "error: the loss is nan at step" in out and "base_learning_rate" in out and "Traceback" not in out
@@ -168,6 +198,13 @@ def test_dry_run_trains_nothing(cli, scenes, tmp_path):
         (["model.params.hint_encoding=onehot"], "hint_channels is 3"),
         (["lightning.trainer.max_stepps=3"], "max_stepps"),
         (["oops"], "oops: not understood"),
+        (["--precision", "bf16-true"], "take bf16-mixed"),
+        (["model.params.trainable=fusion"], "--pretrain_path is needed"),
+        (["base_learning_rate=high"], "base_learning_rate: high: must be a number"),
+        (["lightning.callbacks.image_logger.params.sampler=ddpm"], "image_logger: sampler: ddpm"),
+        (["lightning.callbacks.image_logger.params.batch_freqency=9"], "batch_freqency"),
+        (["lightning.modelcheckpoint.params.every_n_epoch=1"], "modelcheckpoint.params"),
+        (["lightning.trainer.strategy=fsdp", "model.params.use_ema=true"], "running averages"),
         (["--pretrain_path", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
         (["--resume", "nowhere"], "--resume nowhere"),
         (["--train_txt_file", "nowhere.json"], "nowhere.json"),
