@@ -56,7 +56,7 @@ def draw_mask(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def draw_image(rng: np.random.Generator, mask: np.ndarray, domain: str) -> np.ndarray:
     """An image (H, W, 3) uint8 of a mask: class colours, changed by season and light, with texture and sensor noise."""
-    colors = np.array(COLORS[domain]) + rng.normal(0, 0.04, (len(CLASSES), 3))
+    colors = np.array(COLORS[domain]) + rng.normal(0, 0.10, (len(CLASSES), 3))  # crops, soils, waters differ
     season = rng.normal(0, 0.13, 3) + rng.normal(0, 0.08)  # one shift of all colours an image
     size = len(mask)
     texture = np.array(TEXTURE)[mask] * (smooth_noise(rng, size, 1.0) + 0.5 * smooth_noise(rng, size, 3.0))

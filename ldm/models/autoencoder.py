@@ -67,25 +67,26 @@ class SpaceToDepth(nn.Module):
     """A fixed first stage for models that train without a VAE: every f x f pixels become the channels of one.
 
     The channels are the block's orthonormal DCT coefficients of luminance and two opponent colours, low frequencies
-    first. With all of them, unscaled, the latent is a rotation of the pixels: nothing is lost. With ``deviations``, high
-    frequencies are left out and the others scaled to about unit variance, as a VAE's are: a small denoiser then has
-    less, and nothing faint, to predict.
+    first. With all of them, unscaled, the latent is a rotation of the pixels: nothing is lost. With ``deviations``,
+    high frequencies are left out and the others scaled to about unit variance, as a VAE's are: a small denoiser then
+    has less, and nothing faint, to predict.
 
     Args:
         factor: block size f in pixels.
-        deviations: standard deviation of the luminance coefficients of each order u + v = 0, 1, ..., images in
-            [-1, 1]; orders beyond the list are left out. None keeps all, unscaled.
-        chroma: standard deviation of the opponent colours, as a share of the luminance's.
+        deviations: standard deviations of the coefficients of each order u + v = 0, 1, ..., images in [-1, 1]: one
+            triple (luminance, red-green, yellow-blue) an order; orders beyond the list are left out. Smaller numbers
+            than the data's own give an order more weight. None keeps all, unscaled.
 
     Raises:
         InputError: no such block, or deviations that are not positive.
     """
 
-    def __init__(self, factor: int = 4, deviations: Sequence[float] | None = None, chroma: float = 1.0) -> None:
+    def __init__(self, factor: int = 4, deviations: Sequence[Sequence[float]] | None = None) -> None:
         super().__init__()
-        scales = list(deviations or [1.0] * (2 * factor - 1))
-        if factor < 1 or min(*scales, chroma) <= 0 or len(scales) > 2 * factor - 1:
-            raise InputError(f"first_stage_config: no blocks of factor {factor} with {deviations=} and {chroma=}")
+        scales = [list(triple) for triple in deviations or [[1.0] * 3] * (2 * factor - 1)]
+        triples = all(len(triple) == 3 and min(triple) > 0 for triple in scales)
+        if factor < 1 or len(scales) > 2 * factor - 1 or not triples:
+            raise InputError(f"first_stage_config: factor {factor}, deviations {deviations}: not positive triples")
         self.factor = factor
         basis, order = _dct_basis(factor)
         basis, order = basis[order < len(scales)], order[order < len(scales)]
@@ -93,8 +94,7 @@ class SpaceToDepth(nn.Module):
         # (K, f^2) and (3, 3), orthonormal rows; (K, 3) deviations
         self.register_buffer("frequencies", basis, persistent=False)
         self.register_buffer("colors", _opponent_colors(), persistent=False)
-        shares = torch.tensor([[1.0, chroma, chroma]], device="cpu")
-        self.register_buffer("deviation", torch.tensor(scales, device="cpu")[order, None] * shares, persistent=False)
+        self.register_buffer("deviation", torch.tensor(scales, device="cpu")[order], persistent=False)
         self.frequencies: Tensor
         self.colors: Tensor
         self.deviation: Tensor

@@ -54,9 +54,9 @@ def test_timestep_embedding_values():
     assert embedding[1, 1].item() == pytest.approx(torch.cos(torch.tensor(7 * 10000 ** (-1 / 3))).item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("deviations", [None, [2.0, 0.35, 0.2]])
+@pytest.mark.parametrize("deviations", [None, [[2.0, 1.0, 0.5], [0.35, 0.1, 0.2], [0.2, 0.1, 0.1]]])
 def test_space_to_depth(deviations):
-    stage = SpaceToDepth(4, deviations, 1.0 if deviations is None else 0.4)
+    stage = SpaceToDepth(4, deviations)
     image = torch.rand(2, 3, 16, 24) * 2 - 1
     latent = stage.encode(image).mode()
     assert latent.shape == (2, 48 if deviations is None else 18, 4, 6)
@@ -67,6 +67,8 @@ def test_space_to_depth(deviations):
     if deviations is None:
         assert torch.allclose(again, image, atol=1e-5)
         assert torch.allclose(latent.square().sum(), image.square().sum())  # a rotation
+    grey = image.mean(1, keepdim=True).expand(-1, 3, -1, -1)  # has no opponent colours
+    assert stage.encode(grey).mode().unflatten(1, (-1, 3))[:, :, 1:].abs().max() < 1e-5
     assert torch.allclose(stage.encode(again).mode(), latent, atol=1e-4)  # a projection
 
 
