@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import logging
 import os
@@ -192,6 +193,10 @@ def build_model(config: DictConfig, options: TrainingOptions) -> tuple[ControlLD
 
 def outline(config: DictConfig) -> ControlLDM:
     """The model without memory for its weights: refuses a wrong configuration within a second."""
+    config = copy.deepcopy(config)
+    text = config.model.params.cond_stage_config.get("params")
+    if text and text.get("version"):
+        text.version = None  # a folder's or hub's weights are no outline; they come with the model
     with torch.device("meta"):
         return create_model(config)
 
@@ -308,6 +313,7 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
             left_over.unlink(missing_ok=True)
         with atomic_path(folder / CONFIG_NAME) as path:
             path.write_text(OmegaConf.to_yaml(config))
+    model.train()  # Lightning leaves each module's mode as it is
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and not trainer.interrupted:
         print(f"trained {trainer.global_step} steps; newest checkpoint {folder / 'checkpoints' / 'last.ckpt'}")

@@ -151,7 +151,11 @@ def test_sigterm_saves_and_ends_cleanly(cli, scenes, tmp_path):
 def test_last_is_the_newest_after_a_stop_before_the_first_checkpoint(cli, scenes, tmp_path, monkeypatch):
     from cldm.callbacks import StopOnSignal
 
-    monkeypatch.setattr(StopOnSignal, "on_train_batch_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM), False)
+    def at_first_step(self, trainer, model, *_):
+        assert model.control_model.training and not model.first_stage_model.training
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StopOnSignal, "on_train_batch_start", at_first_step, raising=False)
     cli("train", *options(scenes, tmp_path, "run"))
     monkeypatch.undo()
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -160,6 +164,15 @@ def test_last_is_the_newest_after_a_stop_before_the_first_checkpoint(cli, scenes
     cli("train", "--resume", tmp_path / "run", "--gpus", "cpu", "lightning.trainer.max_steps=6")
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 6
     assert not [p.name for p in checkpoints.iterdir() if p.name.startswith(("last-", "."))]
+
+
+def test_a_text_encoder_from_a_folder(cli, scenes, tmp_path):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CLIPTextModel(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **shape)).save_pretrained(tmp_path / "t")
+    version = f"model.params.cond_stage_config.params.version={tmp_path / 't'}"
+    assert "dry run" in cli("train", *options(scenes, tmp_path, "run", version, "--dry_run"))
 
 
 def test_noise_is_exact_in_half_precision():
