@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -211,6 +212,10 @@ class Synthesiser(pl.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Samples, decodes, and hands over to the writers."""
+        if self.trainer.received_sigterm:  # Lightning notes the signal, and goes on
+            self.on_predict_end()
+            print("SIGTERM: stopped; start again to make what is missing", file=sys.stderr)
+            raise SystemExit(143)
         made = self.make(batch)
         if not torch.isfinite(made).all():
             names = ", ".join(batch["job_name"])
@@ -220,7 +225,7 @@ class Synthesiser(pl.LightningModule):
                   "reference": "reference_path"}  # fmt: skip
         for i, image in enumerate(images):
             record = {field: batch[key][i] for field, key in fields.items()}
-            self.writing.append(self.pool.submit(self._write, image, record))
+            self.writing.append(self.pool.submit(self._write_whole, image, record))
         while len(self.writing) > 4 * len(images):
             self.writing.pop(0).result()  # a full disk stops the run here
 
@@ -243,6 +248,12 @@ class Synthesiser(pl.LightningModule):
             split=options.split_guidance,
         )  # fmt: skip
         return model.decode_first_stage(latents.to(x_T.dtype))
+
+    def _write_whole(self, image: np.ndarray, record: dict[str, Any]) -> None:
+        try:
+            self._write(image, record)
+        except OSError as error:
+            raise InputError(f"--outdir {self.options.outdir}: cannot write {record['name']} ({error})") from error
 
     def _write(self, image: np.ndarray, record: dict[str, Any]) -> None:
         options = self.options

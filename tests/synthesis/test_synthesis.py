@@ -142,6 +142,29 @@ def test_a_kill_leaves_nothing_cut_off(cli, made, command, tmp_path):
     assert all(close(images(tmp_path)[name], picture) for name, picture in images(made).items())
 
 
+def test_sigterm_ends_the_run_with_all_that_was_made(command, tmp_path):
+    arguments = [*map(str, command(tmp_path, "--batch_size", "1", "--num_samples", "1000"))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.inference", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*.png")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "start again" in said and "Traceback" not in said
+    assert 1 <= len(images(tmp_path)) == len(records(tmp_path)) < 8000 and not list(tmp_path.glob(".*"))
+
+
+def test_a_failed_write_is_one_line(cli, command, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert "No space left" in cli.refused("inference", *command(tmp_path)) and not list(tmp_path.glob("*.png"))
+
+
 def test_only_makes_one_image_again(cli, made, command, tmp_path):
     cli("inference", *command(tmp_path, "--only", "train_0003_seed_5"))
     assert set(images(tmp_path)) == {"train_0003_seed_5.png"}
