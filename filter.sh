@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Filters the masks of synthesised images; arguments go to scripts/filter.py (see --help), margin 1.25 as published.
-cd "$(dirname "$0")" || exit 1
-python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+here=$(cd "$(dirname "$0")" && pwd) || exit 1
+python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python)}
 if [ $# = 0 ]; then
   cat >&2 <<'END'
 filter.sh needs a segmentor trained on real images (config, weights), real and synthesised images. After demo/run.sh:
@@ -12,4 +12,5 @@ filter.sh needs a segmentor trained on real images (config, weights), real and s
 END
   exit 2
 fi
+export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 exec "$python" -m scripts.filter --tolerance-margin 1.25 "$@"

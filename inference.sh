@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Synthesises images with the published settings; arguments are those of scripts/inference.py (bash inference.sh --help).
-cd "$(dirname "$0")" || exit 1
-python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+here=$(cd "$(dirname "$0")" && pwd) || exit 1
+python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python)}
 if [ $# -eq 0 ]; then
   echo "inference.sh needs weights (--ckpt), --data_root, --train_txt_file (items with ref_image) and --outdir.
 All options: bash inference.sh --help. An example that runs, after bash demo/run.sh:
@@ -10,6 +10,5 @@ All options: bash inference.sh --help. An example that runs, after bash demo/run
     --outdir demo/output/example --ddim_steps 20 --scale 2 --seed 7" >&2
   exit 2
 fi
-defaults=()
-[[ " $* " == *" --config "* ]] || defaults+=(--config configs/model/tisynth_v15.yaml)
-exec "$python" -m scripts.inference "$@" "${defaults[@]}"
+export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
+exec "$python" -m scripts.inference "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Keeps the filtered images that help; arguments go to scripts/resample.py (see --help), 80 % valid pixels as published.
-cd "$(dirname "$0")" || exit 1
-python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+here=$(cd "$(dirname "$0")" && pwd) || exit 1
+python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python)}
 if [ $# = 0 ]; then
   cat >&2 <<'END'
 resample.sh needs filtered masks, their images, an output folder and a class table. After demo/run.sh:
@@ -10,4 +10,5 @@ resample.sh needs filtered masks, their images, an output folder and a class tab
 END
   exit 2
 fi
+export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 exec "$python" -m scripts.resample --min-valid 0.8 "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains TISynth with the published settings; arguments are those of scripts/train.py (bash train.sh --help).
-cd "$(dirname "$0")" || exit 1
-python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+here=$(cd "$(dirname "$0")" && pwd) || exit 1
+python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python)}
 if [ $# -eq 0 ]; then
   echo "train.sh needs a run's name (-n), --data_root, --train_txt_file and --val_txt_file, and weights to start from
 (--pretrain_path). All options: bash train.sh --help. An example that runs, after bash demo/run.sh:
@@ -10,7 +10,5 @@ if [ $# -eq 0 ]; then
     --val_txt_file demo/output/data/test_set_items.json model.params.classes=demo/output/data/classes.json" >&2
   exit 2
 fi
-defaults=(); given=" $* "
-[[ $given == *" -b "* || $given == *" --base "* || $given =~ " -r "|" --resume " ]] || defaults+=(--base configs/train/tisynth.yaml)
-[[ $given == *" --config_model "* || $given =~ " -r "|" --resume " ]] || defaults+=(--config_model configs/model/tisynth_v15.yaml)
-exec "$python" -m scripts.train "$@" "${defaults[@]}"
+export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
+exec "$python" -m scripts.train "$@"

@@ -146,6 +146,7 @@ class StopOnSignal(pl.Callback):
 
     def __init__(self) -> None:
         self._received = False
+        self.stopped = False  # the run ended before its time
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes over the signal."""
@@ -164,7 +165,7 @@ class StopOnSignal(pl.Callback):
         path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         trainer.save_checkpoint(path)
         log.info("SIGTERM: saved %s after step %d; go on with --resume", path, trainer.global_step)
-        trainer.should_stop = True
+        self.stopped = trainer.should_stop = True
         trainer.limit_val_batches = 0  # Lightning would validate first; the cluster does not wait
 
 

@@ -67,6 +67,8 @@ class ControlLDM(LatentDiffusion):
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.ema_decay = ema_decay if use_ema else None
         self.hint_encoding, self.classes, self.augmentation = hint_encoding, classes, dict(aug_pipe_config or {})
+        if not 0 <= ema_decay < 1:
+            raise InputError(f"model: ema_decay: {ema_decay}: must be 0 or more, and below 1")
         if trainable not in ("fusion", "all"):
             raise InputError(f"model: trainable: {trainable}: choose fusion or all")
         self.model.requires_grad_(trainable == "all")

@@ -226,8 +226,8 @@ class WholeCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def build_trainer(config: DictConfig, folder: Path) -> pl.Trainer:
-    """Lightning's trainer as ``lightning`` in the configuration says.
+def build_trainer(config: DictConfig, folder: Path, *more: pl.Callback) -> pl.Trainer:
+    """Lightning's trainer as ``lightning`` in the configuration says, with ``more`` callbacks.
 
     Raises:
         InputError: a value that Lightning does not take.
@@ -250,7 +250,11 @@ def build_trainer(config: DictConfig, folder: Path) -> pl.Trainer:
                              "take lightning.trainer.strategy=ddp, or model.params.use_ema=false")  # fmt: skip
         images["max_images"] = 0
         log.info("no pictures while training: they need whole weights on each device")
-    callbacks: list[pl.Callback] = [LearningRateMonitor("step"), ImageLogger(**images), StopOnSignal()]
+    try:
+        image_logger = ImageLogger(**images)
+    except TypeError as error:
+        raise InputError(f"configuration: lightning.callbacks.image_logger.params: {error}") from error
+    callbacks: list[pl.Callback] = [LearningRateMonitor("step"), image_logger, *more]
     try:
         callbacks.append(ModelCheckpoint(**checkpoint))
     except (TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
@@ -276,13 +280,16 @@ def build_trainer(config: DictConfig, folder: Path) -> pl.Trainer:
         raise InputError(f"configuration: lightning.trainer: {reason}") from error
 
 
-def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -> None:
+def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -> bool:
     """Checks everything, says what will be done, and trains.
 
     Args:
         config: merged configuration, before ``resolve``.
         options: of the command line.
         dry_run: stop before the first step; nothing is written.
+
+    Returns:
+        False if SIGTERM ended the run before its time (it is saved).
 
     Raises:
         InputError: anything the run would trip over.
@@ -296,18 +303,19 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
             config.data.params[part].params.setdefault("multiple_of", shape.multiple)
     data = build_data(config)
     check_hints(shape, data)
+    folder = run_folder(options)
+    stop = StopOnSignal()
+    trainer = build_trainer(config, folder, stop)
     model, origins = build_model(config, options)
     on_gpu = config.lightning.trainer.accelerator == "gpu"
     model.accelerate(channels_last=on_gpu, compile_networks=config.lightning.get("compile", False))
-    folder = run_folder(options)
-    trainer = build_trainer(config, folder)
     if trainer.is_global_zero:
         print(OmegaConf.to_yaml(config), end="")
         print(training_report(model, origins))
         print(f"run folder: {folder}; learning rate {model.learning_rate:.3g}")
     if dry_run:
         print("dry run: everything is in place; nothing was trained")
-        return
+        return True
     if trainer.is_global_zero:
         for left_over in (folder / "checkpoints").glob(".*.tmp.ckpt"):  # of a run that was killed while it saved
             left_over.unlink(missing_ok=True)
@@ -315,5 +323,6 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
             path.write_text(OmegaConf.to_yaml(config))
     model.train()  # Lightning leaves each module's mode as it is
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero and not trainer.interrupted:
+    if trainer.is_global_zero and not (trainer.interrupted or stop.stopped):
         print(f"trained {trainer.global_step} steps; newest checkpoint {folder / 'checkpoints' / 'last.ckpt'}")
+    return not stop.stopped

@@ -7,6 +7,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
 : "${STEPS:=1000}" "${COUNT:=128}" "${ITERS:=300}" "${OUT:=demo/output}"
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}  # threads that wait leave the cores to others
 data=$OUT/data run=$OUT/logs/demo
+settings="STEPS=$STEPS COUNT=$COUNT ITERS=$ITERS"
+mkdir -p "$OUT"
+[ "$(cat "$OUT/settings" 2>/dev/null || echo "$settings")" = "$settings" ] ||
+  die "$OUT holds a demonstration of $(cat "$OUT/settings"): remove it, or give another folder by OUT=..."
+echo "$settings" > "$OUT/settings"
 say() { echo "== $* ($SECONDS s)"; }
 
 say "data set: land-cover scenes as two sensors see them"

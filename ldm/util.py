@@ -139,4 +139,5 @@ def item_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
     Returns:
         float32 tensor (B, *shape) on the CPU.
     """
-    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(tuple(shape), generator=g, dtype=torch.float32) for g in generators])

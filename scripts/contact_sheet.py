@@ -46,8 +46,8 @@ def rows(
     sheet = []
     for record in chosen:
         mask = Path(record["mask"])
-        made = next(samples / f"{record['name']}{s}" for s in (".jpg", ".png")
-                    if (samples / f"{record['name']}{s}").exists())  # fmt: skip
+        made = samples / f"{record['name']}.jpg"
+        made = made if made.exists() else made.with_suffix(".png")  # refused by name where neither exists
         sheet.append(
             [
                 fit(colorize(read_mask(mask), table), Image.Resampling.NEAREST),

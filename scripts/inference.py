@@ -25,6 +25,7 @@ from ldm.models.schedule import SAMPLERS
 from ldm.util import InputError, check_writable
 from scripts.cli import parser, run
 
+MODEL = Path(__file__).resolve().parents[1] / "configs" / "model" / "tisynth_v15.yaml"  # published
 PRECISIONS = ("32", "bf16", "16", "bf16-mixed", "16-mixed")
 
 
@@ -32,7 +33,7 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     options = parser(__doc__ or "")
     add = options.add_argument
-    add("--config", type=Path, required=True, metavar="YAML", help="model settings, or a training run's config.yaml")
+    add("--config", type=Path, default=MODEL, metavar="YAML", help="model settings, or a training run's config.yaml")
     add("--ckpt", type=Path, required=True, help="weights: .ckpt, .safetensors or a diffusers folder")
     add("--use_ema", action="store_true", help="use the checkpoint's running averages (model_ema.*)")
     add("--allow_mismatch", nargs="+", default=[], metavar="MODULE", help="modules that --ckpt need not fit")

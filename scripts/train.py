@@ -6,6 +6,8 @@ r"""Trains TISynth: paints images from masks, references and texts.
 
 Any value of the configuration can be set by key=value:
   data.params.batch_size=4 lightning.trainer.max_steps=50000 lightning.trainer.precision=bf16-mixed
+
+Exit codes: 0 trained, 1 the loss is not a number, 2 bad input, 143 saved and stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ from cldm.training import CONFIG_NAME, TrainingOptions, resume_checkpoint, train
 from ldm.util import InputError
 from scripts.cli import flag, parser, run
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+BASE, MODEL = CONFIGS / "train" / "tisynth.yaml", CONFIGS / "model" / "tisynth_v15.yaml"  # published
+
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     options = parser(__doc__ or "")
     add = options.add_argument
-    add("-b", "--base", type=Path, nargs="*", default=[], metavar="YAML", help="training settings: data, rate, trainer")
-    add("--config_model", type=Path, metavar="YAML", help="model settings; needed unless a run is resumed")
+    add("-b", "--base", type=Path, nargs="*", metavar="YAML",
+        help="training settings: data, rate, trainer; configs/train/tisynth.yaml by default, the run's own to --resume")
+    add("--config_model", type=Path, metavar="YAML", help="model settings; configs/model/tisynth_v15.yaml by default")
     add("-n", "--name", help="name of the run's folder below --logdir; the time by default")
     add("-l", "--logdir", type=Path, default=Path("logs"), help="folder of all runs")
     add("--data_root", metavar="DIR", help="folder that the lists' paths are relative to")
@@ -52,13 +58,12 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Merges the configuration and trains."""
-    parsed = arguments()
-    args = parsed.parse_intermixed_args()
+    args = arguments().parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.resume is None and args.config_model is None:
-        parsed.error("--config_model is needed, or --resume")
-    files = [*args.base, *([args.config_model] if args.config_model else [])]
-    if args.resume is not None:
+    if args.resume is None:
+        files = [*(args.base or [BASE]), args.config_model or MODEL]
+    else:
+        files = [*(args.base or []), *([args.config_model] if args.config_model else [])]
         saved = resume_checkpoint(args.resume).parent.parent / CONFIG_NAME
         files = [saved, *files] if saved.exists() or not files else files
     if wrong := [text for text in args.overrides if "=" not in text]:
@@ -84,11 +89,11 @@ def main() -> int:
         skip_invalid=args.skip_invalid,
     )
     try:
-        train(config, given, dry_run=args.dry_run or not args.train)  # type: ignore[arg-type]
+        finished = train(config, given, dry_run=args.dry_run or not args.train)  # type: ignore[arg-type]
     except TrainingDiverged as error:
         print(f"error: {error}")
         return 1
-    return 0
+    return 0 if finished else 143  # as the shell counts SIGTERM: what follows must not take the run for done
 
 
 if __name__ == "__main__":

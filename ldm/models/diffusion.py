@@ -80,6 +80,10 @@ class LatentDiffusion(pl.LightningModule):
         self.betas: Tensor
         self.model = DiffusionWrapper(unet_config)
         self.first_stage_model = instantiate_from_config(first_stage_config)
+        read = self.model.diffusion_model.input_blocks[0][0].in_channels
+        if not channels == read == self.first_stage_model.latent_channels:
+            raise InputError(f"model: channels is {channels}, unet_config's in_channels {read}, and the first stage's "
+                             f"latent has {self.first_stage_model.latent_channels}: must be one number")  # fmt: skip
         self.cond_stage_model = instantiate_from_config(cond_stage_config)
         for part in (self.first_stage_model, self.cond_stage_model):
             part.requires_grad_(False)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from diffusers import ControlNetModel
 from omegaconf import OmegaConf
-from small_peer import Peer, config
 
 from cldm.build import create_model
 from ldm.checkpoint import file_hash, read_state_dict
 from ldm.modules.encoders import ClipTokenizer
 from scripts import init_checkpoint
 from scripts.cli import run
+from tests.checkpoint.small_peer import Peer, config
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["farmland and a river", ""]
