@@ -87,16 +87,17 @@ class ControlLDM(LatentDiffusion):
         """Height and width of images must be multiples of this many pixels."""
         return self.factor * self.model.diffusion_model.max_factor
 
-    def accelerate(self, channels_last: bool, compile_networks: bool) -> None:
-        """Changes how the networks run, not what they compute.
+    def accelerate(self, compile_networks: bool = False) -> None:
+        """Changes how the networks run, not what they compute: channels-last memory format and, if wanted, compiled.
 
         Args:
-            channels_last: convolution weights in channels-last memory format, for GPUs.
             compile_networks: ``torch.compile``: slow start, quicker steps.
         """
         networks = (self.control_model, self.ssl_stage_model, self.model.diffusion_model)
-        if channels_last:
-            self.to(memory_format=torch.channels_last)
+        for module in self.modules():
+            # 1 x 1 weights are the same in both formats; DDP would find that their gradients' strides differ
+            if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+                module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
         if compile_networks:
             for network in networks:
                 network.compile()
@@ -187,7 +188,9 @@ class ControlLDM(LatentDiffusion):
     def configure_optimizers(self) -> Any:
         """AdamW over what trains, warm-up and cosine decay as asked."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        # one kernel over all parameters, without temporaries; Lightning cannot clip gradients of it in fp16
+        fused = self._trainer is None or self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
 
         def rate(step: int) -> float:
             warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0

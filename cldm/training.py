@@ -307,8 +307,7 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
     stop = StopOnSignal()
     trainer = build_trainer(config, folder, stop)
     model, origins = build_model(config, options)
-    on_gpu = config.lightning.trainer.accelerator == "gpu"
-    model.accelerate(channels_last=on_gpu, compile_networks=config.lightning.get("compile", False))
+    model.accelerate(compile_networks=config.lightning.get("compile", False))
     if trainer.is_global_zero:
         print(OmegaConf.to_yaml(config), end="")
         print(training_report(model, origins))

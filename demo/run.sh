@@ -2,9 +2,11 @@
 # The demonstration, the whole chain on the CPU: makes a data set, trains the tiny model, synthesises images in the style
 # of the other domain, filters and re-samples them, and compares segmentors trained with and without them. Writes a
 # contact sheet and a page. Run again, it goes on where it stopped, and repeats nothing.
-#   bash demo/run.sh            STEPS=3000 bash demo/run.sh for better images
+#   bash demo/run.sh            STEPS=3000 OUT=better bash demo/run.sh for better images
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
 : "${STEPS:=1000}" "${COUNT:=128}" "${ITERS:=300}" "${OUT:=demo/output}"
+: "${PROCESSES:=$(($(nproc) > 1 ? 2 : 1))}"  # at once: small layers gain little from more threads
+share() { OMP_NUM_THREADS=$(($(nproc) / PROCESSES)) "$@"; }
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}  # threads that wait leave the cores to others
 data=$OUT/data run=$OUT/logs/demo
 settings="STEPS=$STEPS COUNT=$COUNT ITERS=$ITERS"
@@ -19,23 +21,24 @@ say "data set: land-cover scenes as two sensors see them"
 
 say "training configs/model/tisynth_tiny.yaml, $STEPS steps"
 if [ ! -e "$run/done" ]; then
-  options=(lightning.trainer.max_steps="$STEPS" model.params.decay_steps="$STEPS" model.params.classes="$data/classes.json")
+  options=(lightning.trainer.max_steps="$STEPS" model.params.decay_steps="$STEPS" model.params.classes="$data/classes.json"
+           data.params.batch_size=$((16 / PROCESSES)) data.params.num_workers=0 --gpus "cpu:$PROCESSES")
   if [ -e "$run/checkpoints/last.ckpt" ]; then
-    bash train.sh --resume "$run" --gpus cpu "${options[@]}"
+    share bash train.sh --resume "$run" "${options[@]}"
   else
     rm -rf "$run"
-    bash train.sh --base configs/train/tiny.yaml --config_model configs/model/tisynth_tiny.yaml -n demo -l "$OUT/logs" \
-      --data_root "$data" --train_txt_file "$data/train_set_items.json" --val_txt_file "$data/test_set_items.json" \
-      --gpus cpu "${options[@]}"
+    share bash train.sh --base configs/train/tiny.yaml --config_model configs/model/tisynth_tiny.yaml -n demo \
+      -l "$OUT/logs" --data_root "$data" --train_txt_file "$data/train_set_items.json" --val_txt_file "$data/test_set_items.json" \
+      "${options[@]}"
   fi
   touch "$run/done"
 fi
 
 say "synthesis: masks of one domain, references of the other"
 head -n "$COUNT" "$data/inference_set_items.json" > "$data/demo_items.json"
-bash inference.sh --config "$run/config.yaml" --ckpt "$run/checkpoints/last.ckpt" --use_ema --data_root "$data" \
-  --txt_file "$data/demo_items.json" --outdir "$OUT/images" --seed 0 --gpus cpu \
-  --sampler dpmsolver++ --ddim_steps 20 --scale 2 --batch_size 16
+share bash inference.sh --config "$run/config.yaml" --ckpt "$run/checkpoints/last.ckpt" --use_ema \
+  --data_root "$data" --txt_file "$data/demo_items.json" --outdir "$OUT/images" --seed 0 --gpus "cpu:$PROCESSES" \
+  --sampler dpmsolver++ --ddim_steps 20 --scale 1 --batch_size 16
 
 say "contact sheet"
 "$PYTHON" -m scripts.contact_sheet --samples "$OUT/images" --data_root "$data" --items "$data/demo_items.json" \
@@ -64,7 +67,7 @@ bash resample.sh --filtered-mask-path "$OUT/filtered" --syn-img-path "$OUT/image
   --out-dir "$OUT/evaluation"
 
 say "comparison over two seeds"
-"$PYTHON" -m scripts.compare configs/mmseg/tiny_unet.py "${tiles[@]}" --synthesised "$OUT/resampled" --repeat 1 --seeds 2 \
-  --splits test target --out-dir "$OUT/comparison" --syn-img-path "$OUT/images" --mask-path "$data/label_train" \
+share "$PYTHON" -m scripts.compare configs/mmseg/tiny_unet.py "${tiles[@]}" --synthesised "$OUT/resampled" \
+  --repeat 1 --seeds 2 --jobs "$PROCESSES" --splits test target --out-dir "$OUT/comparison" --syn-img-path "$OUT/images" --mask-path "$data/label_train" \
   --filtered-mask-path "$OUT/filtered" --evaluation "$OUT/evaluation"
 say "done: open $OUT/contact_sheet.png and $OUT/comparison/comparison.html"

@@ -117,7 +117,7 @@ def main() -> None:
     print(f"{len(dataset)} items, {args.num_samples} seeds: {done} images are in {outdir}, {len(jobs)} to make")
     if args.dry_run or not jobs:
         return
-    model.accelerate(channels_last=devices["accelerator"] == "gpu", compile_networks=args.compile)
+    model.accelerate(compile_networks=args.compile)
     torch.set_float32_matmul_precision("high")
     synthesise(
         model, dataset, jobs, options, about, min(args.batch_size, len(jobs)), args.num_workers,

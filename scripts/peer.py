@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,7 @@ class ControlNetPeer:
             cross_attention_dim=unet.transformer_options["context_dim"],
             # diffusers calls the number of heads attention_head_dim
             attention_head_dim=number if number != -1 else [w // size for w in widths],
-            norm_num_groups=min(32, unet.model_channels),
+            norm_num_groups=math.gcd(unet.norm_groups, unet.model_channels),
         )
         factor = model.factor
         hints = {8: (16, 32, 96, 256), 4: (16, 32, 96), 2: (16, 32), 1: (16,)}[factor]

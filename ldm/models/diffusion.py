@@ -33,7 +33,8 @@ class LatentDiffusion(pl.LightningModule):
         timesteps: length T of the noise process.
         linear_start: variance of its first step.
         linear_end: variance of its last step.
-        parameterization: what the network predicts: ``eps`` (noise) or ``v`` (velocity, Salimans & Ho 2022).
+        parameterization: what the network predicts: ``eps`` (noise), ``v`` (velocity, Salimans & Ho 2022) or ``x0``
+            (the clean latent: a network too small for it errs on the smooth side, not on the noisy one).
         scale_factor: the latent's scale, so that it has about unit variance.
         channels: of the latent.
         first_stage_key: batch field of the image.
@@ -70,7 +71,7 @@ class LatentDiffusion(pl.LightningModule):
         if unknown:
             raise InputError(f"model: unknown fields {', '.join(sorted(unknown))}")
         if parameterization not in PREDICTION_TYPES:
-            raise InputError(f"model: parameterization: {parameterization}: choose eps or v")
+            raise InputError(f"model: parameterization: {parameterization}: choose eps, v or x0")
         self.parameterization = parameterization
         self.scale_factor = scale_factor
         self.channels = channels
@@ -183,7 +184,8 @@ class LatentDiffusion(pl.LightningModule):
             noise: standard normal (B, C, h, w).
         """
         signal, sigma = self._coefficients(t)
-        target = noise if self.parameterization == "eps" else signal * noise - sigma * x_start
+        targets = {"eps": noise, "v": signal * noise - sigma * x_start, "x0": x_start}
+        target = targets[self.parameterization]
         prediction = self.apply_model(signal * x_start + sigma * noise, t, cond)
         return F.mse_loss(prediction.float(), target.float(), reduction="none").mean((1, 2, 3))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.util import InputError
 
 SAMPLERS = ("ddim", "dpmsolver++", "unipc", "euler")
-PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}
+PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
 def make_betas(timesteps: int, linear_start: float, linear_end: float) -> np.ndarray:
@@ -59,7 +59,7 @@ def make_scheduler(sampler: str, betas: Tensor, parameterization: str = "eps") -
     Args:
         sampler: one of ``SAMPLERS``.
         betas: (T,).
-        parameterization: what the network predicts, ``eps`` or ``v``.
+        parameterization: what the network predicts, ``eps``, ``v`` or ``x0``.
 
     Raises:
         InputError: unknown sampler.

@@ -192,6 +192,7 @@ class SpatialTransformer(nn.Module):
         use_linear: projections stored as linear layers (SD 2) or as 1 x 1 convolutions (SD 1).
         dropout: of the feed-forward parts.
         use_checkpoint: recompute activations in the backward pass.
+        norm_groups: groups of the first normalisation.
     """
 
     def __init__(
@@ -205,10 +206,11 @@ class SpatialTransformer(nn.Module):
         use_linear: bool = False,
         dropout: float = 0.0,
         use_checkpoint: bool = False,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         inner_dim = heads * dim_head
-        self.norm = group_norm(channels, eps=1e-6)
+        self.norm = group_norm(channels, eps=1e-6, groups=norm_groups)
         self.proj_in = nn.Linear(channels, inner_dim) if use_linear else nn.Conv2d(channels, inner_dim, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner_dim, heads, dim_head, context_dim, fusion_dim, dropout, use_checkpoint)

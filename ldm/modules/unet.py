@@ -54,6 +54,8 @@ class DenoiserEncoder(nn.Module):
         use_linear_in_transformer: see ``SpatialTransformer``.
         dropout: of residual blocks and feed-forward parts.
         use_checkpoint: recompute the transformers' activations in the backward pass.
+        norm_groups: groups of each normalisation. A group should have several channels: one of a single channel loses
+            its mean, and with it the image's colour.
         joint_fusion: all-in-attention in the middle block (and in a U-Net's output blocks).
         image_size, use_spatial_transformer, legacy, use_fp16: of published YAML files, without effect here.
 
@@ -75,6 +77,7 @@ class DenoiserEncoder(nn.Module):
         use_linear_in_transformer: bool = False,
         dropout: float = 0.0,
         use_checkpoint: bool = False,
+        norm_groups: int = 32,
         joint_fusion: bool = False,
         image_size: int | None = None,
         use_spatial_transformer: bool = True,
@@ -89,7 +92,7 @@ class DenoiserEncoder(nn.Module):
         self.model_channels = model_channels
         self.joint_fusion = joint_fusion
         self.emb_channels = model_channels * 4
-        self.dropout = dropout
+        self.dropout, self.norm_groups = dropout, norm_groups
         self.heads = (num_heads, num_head_channels)
         self.transformer_options = {
             "depth": transformer_depth,
@@ -97,6 +100,7 @@ class DenoiserEncoder(nn.Module):
             "use_linear": use_linear_in_transformer,
             "dropout": dropout,
             "use_checkpoint": use_checkpoint,
+            "norm_groups": norm_groups,
         }
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, self.emb_channels), nn.SiLU(), nn.Linear(self.emb_channels, self.emb_channels)
@@ -125,7 +129,7 @@ class DenoiserEncoder(nn.Module):
         self.middle_channels, self.max_factor = channels, factor
 
     def _residual(self, channels: int, out_channels: int) -> ResBlock:
-        return ResBlock(channels, self.emb_channels, self.dropout, out_channels)
+        return ResBlock(channels, self.emb_channels, self.dropout, out_channels, self.norm_groups)
 
     def _transformer(self, channels: int, fusion_dim: int | None = None) -> SpatialTransformer:
         number, size = self.heads
@@ -206,7 +210,9 @@ class UNetModel(DenoiserEncoder):
                 blocks.append(TimestepEmbedSequential(*layers))
         self.output_blocks = nn.ModuleList(blocks)
         self.out = nn.Sequential(
-            group_norm(channels), nn.SiLU(), zero_module(nn.Conv2d(channels, out_channels, 3, padding=1))
+            group_norm(channels, groups=self.norm_groups),
+            nn.SiLU(),
+            zero_module(nn.Conv2d(channels, out_channels, 3, padding=1)),
         )
 
     def fused_features(self) -> list[int]:

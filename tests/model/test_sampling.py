@@ -30,13 +30,15 @@ class GaussianModel:
         noise = 1 - a
         # E[eps | x] for x = sqrt(a) x_0 + sqrt(1 - a) eps
         eps = noise.sqrt() * (x.double() - a.sqrt() * self.mean) / (a * self.s**2 + noise)
+        if self.parameterization == "x0":
+            return ((x.double() - noise.sqrt() * eps) / a.sqrt()).float()
         if self.parameterization == "v":
             start = (x.double() - noise.sqrt() * eps) / a.sqrt()
             return (a.sqrt() * eps - noise.sqrt() * start).float()
         return eps.float()
 
 
-@pytest.mark.parametrize("parameterization", ["eps", "v"])
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_solvers_reach_the_probability_flows_end(sampler, parameterization):
     # the flow of Gaussian data only scales: x_0 = mean + s (x_T - sqrt(a) mean) / sqrt(a s^2 + 1 - a)
