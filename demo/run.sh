@@ -4,7 +4,7 @@
 # contact sheet and a page. Run again, it goes on where it stopped, and repeats nothing.
 #   bash demo/run.sh            STEPS=3000 OUT=better bash demo/run.sh for better images
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
-: "${STEPS:=1000}" "${COUNT:=128}" "${ITERS:=300}" "${OUT:=demo/output}"
+: "${STEPS:=900}" "${COUNT:=128}" "${ITERS:=300}" "${OUT:=demo/output}"
 : "${PROCESSES:=$(($(nproc) > 1 ? 2 : 1))}"  # at once: small layers gain little from more threads
 share() { OMP_NUM_THREADS=$(($(nproc) / PROCESSES)) "$@"; }
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}  # threads that wait leave the cores to others
@@ -46,7 +46,7 @@ say "contact sheet"
 
 # Real images alone, or joined by synthesised ones: filter.sh, resample.sh, and segmentors over two seeds.
 tiles=(--data-root "$data" --classes "$data/classes.json" --crop-size 64 --pretrained none --max-iters "$ITERS"
-       --cfg-options train_dataloader.batch_size=16 train_dataloader.num_workers=1 test_dataloader.num_workers=1)
+       --cfg-options train_dataloader.batch_size=8 train_dataloader.num_workers=1 test_dataloader.num_workers=1)
 say "segmentor on real images, $ITERS steps"
 if [ ! -e "$OUT/segmentor/done" ]; then
   "$PYTHON" -m scripts.segmentor train configs/mmseg/tiny_unet.py --work-dir "$OUT/segmentor" --resume "${tiles[@]}"
