@@ -4,7 +4,7 @@
 # contact sheet and a page. Run again, it goes on where it stopped, and repeats nothing.
 #   bash demo/run.sh            STEPS=3000 OUT=better bash demo/run.sh for better images
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
-: "${STEPS:=900}" "${COUNT:=128}" "${ITERS:=300}" "${OUT:=demo/output}"
+: "${STEPS:=900}" "${COUNT:=128}" "${ITERS:=250}" "${OUT:=demo/output}"
 : "${PROCESSES:=$(($(nproc) > 1 ? 2 : 1))}"  # at once: small layers gain little from more threads
 share() { OMP_NUM_THREADS=$(($(nproc) / PROCESSES)) "$@"; }
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}  # threads that wait leave the cores to others

@@ -67,6 +67,7 @@ class ControlNetPeer:
             diffusers.ControlNetModel.from_unet(self.network, conditioning_embedding_out_channels=hints)
             for _ in range(2)
         ]
+        self.hint_encoders = [net.controlnet_cond_embedding for net in nets]
         self.control = MultiControlNetModel(nets)
         for part in (self.network, self.control):
             part.to(device, dtype).eval().requires_grad_(False)
@@ -96,17 +97,29 @@ class ControlNetPeer:
         texts = self.model.get_learned_conditioning(self.prompts)
         return texts, self.model.get_learned_conditioning([""] * len(self.prompts))
 
+    def _use(self, hint_encoders: bool) -> None:
+        for net, encode in zip(self.control.nets, self.hint_encoders, strict=True):
+            net.controlnet_cond_embedding = encode if hint_encoders else nn.Identity()
+
     @torch.no_grad()
-    def step(self) -> Callable[[], Tensor]:
-        """One guided step, as the pipeline's loop does it."""
+    def step(self, reuse_hints: bool = False) -> Callable[[], Tensor]:
+        """One guided step, as the pipeline's loop does it.
+
+        Args:
+            reuse_hints: leave out the hints' encoding, which the pipeline repeats at every step: the same work as ours,
+                for a comparison by FLOP.
+        """
         text, empty = self._texts()
         context = torch.cat([empty, text])
         hints = [torch.cat([self.hint] * 2)] * 2
+        if reuse_hints:
+            hints = [encode(hint) for encode, hint in zip(self.hint_encoders, hints, strict=True)]
         self.scheduler.set_timesteps(50, device=self.x.device)
         t = self.scheduler.timesteps[25]
 
         @torch.no_grad()
         def work() -> Tensor:
+            self._use(not reuse_hints)
             x = torch.cat([self.x] * 2)
             down, middle = self.control(
                 x, t, encoder_hidden_states=context, controlnet_cond=hints, conditioning_scale=[1.0, 1.0],
@@ -125,6 +138,7 @@ class ControlNetPeer:
     @torch.no_grad()
     def images(self, steps: int) -> None:
         """A batch of images from text to files, by the pipeline itself."""
+        self._use(True)
         text, empty = self._texts()
         made = self._pipeline()(
             prompt_embeds=text, negative_prompt_embeds=empty, image=[self.hint, self.hint], latents=self.x,

@@ -10,10 +10,10 @@ from cldm.build import create_model
 from ldm.models.autoencoder import SpaceToDepth
 from ldm.modules.attention import BasicTransformerBlock, CachedContext, CrossAttention
 from ldm.modules.ema import EMA
-from ldm.modules.layers import timestep_embedding
+from ldm.modules.layers import GroupNorm, group_norm, timestep_embedding
 from ldm.modules.unet import UNetModel
 from ldm.util import InputError, instantiate_from_config
-from tests.conftest import SMALL
+from tests.conftest import ROOT, SMALL
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,22 @@ def test_timestep_embedding_values():
     embedding = timestep_embedding(torch.tensor([0, 7]), 6)
     assert embedding[0].tolist() == [1, 1, 1, 0, 0, 0]
     assert embedding[1, 1].item() == pytest.approx(torch.cos(torch.tensor(7 * 10000 ** (-1 / 3))).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 8, 8), (2, 64, 16, 8), (1, 64, 32, 32)], ids=str)
+def test_group_norm_is_the_formula(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    norm = group_norm(shape[1])
+    groups = x.reshape(shape[0], 32, -1).double()
+    expected = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(norm(x).double(), expected.reshape(shape), atol=1e-5)
+
+
+def test_norm_groups_are_an_option():
+    model = create_model(ROOT / "configs" / "model" / "tisynth_tiny.yaml")
+    for part in (model.control_model, model.ssl_stage_model, model.model.diffusion_model):
+        norms = [module for module in part.modules() if isinstance(module, GroupNorm)]
+        assert norms and all(norm.num_groups == 8 and norm.num_channels >= 32 for norm in norms)
 
 
 @pytest.mark.parametrize("deviations", [None, [[2.0, 1.0, 0.5], [0.35, 0.1, 0.2], [0.2, 0.1, 0.1]]])
@@ -118,7 +134,9 @@ def test_half_precision_is_close(golden_model, inputs, dtype):
 def test_channels_last_changes_nothing(golden_model, inputs):
     x, t, cond = inputs
     with torch.no_grad():
-        other = copy.deepcopy(golden_model).to(memory_format=torch.channels_last)
+        other = copy.deepcopy(golden_model)
+        other.accelerate()
+        assert other.control_model.input_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
         assert torch.allclose(other.apply_model(x, t, cond), golden_model.apply_model(x, t, cond), atol=1e-4)
 
 

@@ -1,0 +1,42 @@
+"""The benchmark by the command line: what it counts, not how fast it is."""
+
+import json
+
+import torch
+
+from tests.conftest import SMALL
+
+
+def test_benchmark_counts_and_compares(cli, tmp_path):
+    out = tmp_path / "bench.json"
+    short = ["--size", 32, "--steps", 2, "--repeats", 1, "--device", "cpu"]
+    said = cli("benchmark", "--config", SMALL, *short, "--out", out)
+    result = json.loads(out.read_text())
+    peer = result["peer"]
+    assert "peer, its hints encoded once" in said and result["flops_per_step"] > 0
+    # the peer encodes both hints at every step; without that it has less to do
+    assert 0 < peer["hints_once"]["flops_per_step"] < peer["flops_per_step"]
+    assert peer["time_ratio"] > 0 and result["images_per_second"] > 0 and result["training_samples_per_second"] > 0
+    assert set(result["ablations"]) == {
+        "text and hints anew each step", "nothing shared between the texts", "one text after the other",
+        "attention not fused", "not channels-last",
+    }  # fmt: skip
+
+
+def test_savings_leave_out_work_and_change_nothing():
+    from argparse import Namespace
+
+    from scripts.benchmark import Bench, count_flops
+
+    bench = Bench(Namespace(config=SMALL, size=[32], batch_size=2, precision="32", steps=2), torch.device("cpu"))
+    every = bench.step()
+    for saving in ("reuse", "share"):
+        other = bench.step(**{saving: False})
+        assert count_flops(every) < count_flops(other), saving
+        assert torch.allclose(every(), other(), atol=1e-4), saving
+
+
+def test_wrong_sizes_and_devices_are_refused(cli, monkeypatch):
+    assert "--size 33 33: must be multiples of" in cli.refused("benchmark", "--config", SMALL, "--size", 33)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no GPU here" in cli.refused("benchmark", "--config", SMALL, "--device", "cuda")
