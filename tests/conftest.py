@@ -8,6 +8,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -77,6 +78,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = str(ROOT / "demo" / "make_data.py")
     subprocess.run([sys.executable, script, "--out", str(out), *options], check=True, capture_output=True)
     return out
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Commands run in this process set variables (LOCAL_RANK) that would tell later ones of processes that are not."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 class Cli:
