@@ -106,7 +106,7 @@ def train(cfg: Config) -> None:
 
 def test(cfg: Config, out: Path) -> dict[str, Any]:
     """Tests ``cfg.load_from`` and writes the metrics to ``out``."""
-    if not cfg.load_from and not cfg.model.type == "MaskigeReconstruction":  # that one has nothing to learn
+    if not cfg.load_from and cfg.model.type != "MaskigeReconstruction":  # that one has nothing to learn
         raise InputError("--load-from: name the weights to test")
     check_writable(out.parent, "--out")
     for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler",

@@ -228,7 +228,7 @@ class DataModuleFromConfig(LightningDataModule):
         if workers is None:
             workers = min(8, (os.cpu_count() or 1) // (self.trainer.num_devices if self.trainer else 1))
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return {"num_workers": workers, "worker_init_fn": quiet_worker, "pin_memory": on_gpu}
+        return {"num_workers": workers, "worker_init_fn": _quiet_worker, "pin_memory": on_gpu}
 
     def _batches_done(self) -> int:
         """Batches that the trainer has finished since the start of training, before it was resumed included."""
@@ -243,7 +243,7 @@ class DataModuleFromConfig(LightningDataModule):
         return divmod(first + self._batches_done() - self._start.batches, len(self._batches))
 
 
-def quiet_worker(_: int) -> None:
+def _quiet_worker(_: int) -> None:
     """Workers are processes already; threads of OpenCV would fight for the same CPUs.
 
     A cluster sends its SIGTERM to every process of a job. A worker that obeyed would take the run down before it has

@@ -63,6 +63,17 @@ def test_group_norm_is_the_formula(shape):
     assert torch.allclose(norm(x).double(), expected.reshape(shape), atol=1e-5)
 
 
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
+def test_loss_is_the_distance_to_the_target(parameterization):
+    model = create_model(SMALL, classes="MBRSC")
+    model.parameterization = parameterization
+    model.apply_model = lambda x, t, cond: torch.zeros_like(x)
+    start, noise = torch.full((1, 48, 8, 8), 2.0), torch.full((1, 48, 8, 8), 3.0)
+    signal = float(model.alphas_cumprod[500]) ** 0.5
+    target = {"eps": 3.0, "v": signal * 3.0 - (1 - signal**2) ** 0.5 * 2.0, "x0": 2.0}[parameterization]
+    assert model.p_losses(start, {}, torch.tensor([500]), noise).item() == pytest.approx(target**2, rel=1e-4)
+
+
 def test_norm_groups_are_an_option():
     model = create_model(ROOT / "configs" / "model" / "tisynth_tiny.yaml")
     for part in (model.control_model, model.ssl_stage_model, model.model.diffusion_model):
