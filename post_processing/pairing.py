@@ -111,19 +111,29 @@ def read_mask(path: Path) -> np.ndarray:
         raise PostProcessingError(f"{path}: cannot be read ({error}); write it again or remove it") from error
 
 
+def read_ids(path: Path, num_classes: int, ignore_index: int = 255) -> np.ndarray:
+    """A mask's class ids, uint8 (H, W), each below ``num_classes`` or ``ignore_index``.
+
+    Raises:
+        PostProcessingError: as ``read_mask``, or an id beyond the classes.
+    """
+    mask = read_mask(path)
+    ids = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    beyond = ids[(ids >= num_classes) & (ids != ignore_index)]
+    if len(beyond):
+        raise PostProcessingError(f"{path}: class id {beyond[0]}, but there are {num_classes} classes "
+                                  f"(ids 0 to {num_classes - 1}, {ignore_index} to ignore)")
+    return mask
+
+
 def check_pair(pair: Pair, num_classes: int, ignore_index: int = 255) -> str | None:
     """What is wrong with a pair: damaged files, or ids beyond the classes. None where it is fine."""
     try:
-        mask = read_mask(pair.mask)
+        read_ids(pair.mask, num_classes, ignore_index)
         with Image.open(pair.image) as image:
             image.load()
     except PostProcessingError as error:
         return str(error)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         return f"{pair.image}: cannot be read ({error}); write it again or remove it"
-    beyond = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    beyond = beyond[(beyond >= num_classes) & (beyond != ignore_index)]
-    if len(beyond):
-        return (f"{pair.mask}: class id {beyond[0]}, but the segmentor knows {num_classes} classes "
-                f"(ids 0 to {num_classes - 1}, {ignore_index} to ignore)")
     return None

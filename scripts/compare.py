@@ -115,7 +115,7 @@ def check_equal_effort(args: argparse.Namespace) -> dict[str, Any]:
         list_files(Path(folder) / "resampled_img", IMAGE_SUFFIXES, "--synthesised")
     if any(entry.get("synthesised") for entry in real):
         raise InputError(f"{args.config}: the baseline has synthesised images; name a config without them")
-    names = [str(path) for folder in added for path in sorted(Path(folder).glob("resampled_*/*"))]
+    names = [str(path) for folder in added for path in sorted(Path(folder).glob("resampled_*/[!.]*"))]
     cleaned = {kind: {key: cfg.get(key) for key in ("model", "train_dataloader", "optim_wrapper", "train_cfg")}
                for kind, cfg in configs.items()}
     return {"configs": digest(json.dumps(cleaned, default=str, sort_keys=True)), "synthesised images": digest(names),

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy.optimize import minimize
 from tqdm import tqdm
 
@@ -21,7 +20,11 @@ from gss.dvae import DVAE
 from gss.maskige import IGNORE, PALETTE_FOLDER, Maskige, farthest_colour, load_palette, min_distance, read_palette_file
 from gss.roundtrip import class_iou, confusion, round_trip
 from ldm.util import InputError, atomic_path, check_writable
+from post_processing import PostProcessingError
+from post_processing.pairing import MASK_SUFFIXES, list_files, read_ids
 from scripts import cli
+
+ERRORS = (gss.InputError, PostProcessingError)  # whose messages are meant for the user
 
 DESCRIPTION = """Learns a palette for N classes and one colour more for ignored pixels.
 
@@ -110,7 +113,8 @@ def _repulsion(flat: np.ndarray, p: int, scale: float) -> tuple[float, np.ndarra
     difference = points[:, None] - points[None]  # (M, M, 3)
     squared = np.maximum((difference**2).sum(-1), (scale / 4) ** 2)
     np.fill_diagonal(squared, np.inf)
-    power = np.exp(p * np.minimum(0.5 * np.log(scale**2 / squared), 600 / p))
+    with np.errstate(divide="ignore"):  # a point and itself: log 0, and power 0
+        power = np.exp(p * np.minimum(0.5 * np.log(scale**2 / squared), 600 / p))
     energy = power.sum()
     gradient = -2 * ((power / squared)[..., None] * difference).sum(1) / energy
     return float(np.log(energy) / p), gradient.ravel()
@@ -308,21 +312,11 @@ def read_masks(folder: str, count: int, num_classes: int) -> list[torch.Tensor]:
     """The first ``count`` masks of a folder, evenly spaced by name.
 
     Raises:
-        InputError: no masks, or ids that are no classes.
+        PostProcessingError: no masks, unreadable ones, or ids that are no classes.
     """
-    paths = sorted(Path(folder).glob("*.png"))
-    if not paths:
-        raise InputError(f"--masks {folder}: no .png masks there")
-    masks = []
-    for index in np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)):
-        mask = np.array(Image.open(paths[index]))
-        bad = sorted(set(np.unique(mask).tolist()) - set(range(num_classes)) - {IGNORE})
-        if mask.ndim != 2 or bad:
-            raise InputError(
-                f"{paths[index]}: ids {bad[:5]} are no classes 0..{num_classes - 1}, nor {IGNORE} (ignore)"
-            )
-        masks.append(torch.from_numpy(mask.astype(np.int64)))
-    return masks
+    paths = list(list_files(Path(folder), MASK_SUFFIXES, "--masks").values())
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
+    return [torch.from_numpy(read_ids(paths[i], num_classes, IGNORE).astype(np.int64)) for i in chosen]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -377,4 +371,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=(gss.InputError,))
+    cli.run(main, errors=ERRORS)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,7 +20,11 @@ from gss.maskige import IGNORE, Maskige, load_palette
 from gss.roundtrip import class_iou, confusion, round_trip
 from gss.weights import read_checkpoint
 from ldm.util import InputError, atomic_path, check_writable
+from post_processing import PostProcessingError
+from post_processing.pairing import MASK_SUFFIXES, list_files, read_ids, read_mask
 from scripts import cli
+
+ERRORS = (gss.InputError, PostProcessingError)  # whose messages are meant for the user
 
 DESCRIPTION = """Trains a discrete VAE with DALL-E's structure on the maskiges of masks, for users without DALL-E's
 weights and for palettes it has never seen.
@@ -112,7 +115,7 @@ class Crops:
 
     def _crop(self, rng: np.random.Generator) -> Tensor:
         for _ in range(20):  # then a crop of one class will do
-            mask = read_mask(self.paths[rng.integers(len(self.paths))])
+            mask = cached_mask(self.paths[rng.integers(len(self.paths))])
             y, x = (rng.integers(0, side - self.size + 1) for side in mask.shape)
             crop = mask[y : y + self.size, x : x + self.size]
             if (crop != crop[0, 0]).any():
@@ -122,28 +125,20 @@ class Crops:
         return torch.from_numpy(crop.astype(np.int64))
 
 
-@lru_cache(maxsize=512)
-def read_mask(path: Path) -> np.ndarray:
-    """A mask (H, W), uint8."""
-    return np.array(Image.open(path))
+cached_mask = lru_cache(maxsize=512)(read_mask)
 
 
 def find_masks(option: str, folders: list[str], num_classes: int, min_size: int) -> list[Path]:
     """All masks of some folders, looked at one by one.
 
     Raises:
-        InputError: no masks, one that is no index mask, has ids that are no classes, or is smaller than a crop.
+        InputError: a mask is smaller than a crop.
+        PostProcessingError: no masks, one that is no index mask, or has ids that are no classes.
     """
-    paths = sorted(path for folder in folders for path in Path(folder).glob("*.png"))
-    if not paths:
-        raise InputError(f"{option} {' '.join(folders)}: no .png masks there")
+    found = (list_files(Path(folder), MASK_SUFFIXES, option) for folder in folders)
+    paths = sorted(path for files in found for path in files.values())
     for path in tqdm(paths, desc="checking masks", leave=False):
-        mask = read_mask(path)
-        if mask.ndim != 2:
-            raise InputError(f"{path}: not a mask of class ids, has the shape {mask.shape}")
-        bad = np.unique(mask[(mask >= num_classes) & (mask != IGNORE)]).tolist()
-        if bad:
-            raise InputError(f"{path}: ids {bad[:5]} are no classes 0..{num_classes - 1}, nor {IGNORE} (ignore)")
+        mask = read_ids(path, num_classes, IGNORE)
         if min(mask.shape) < min_size:
             raise InputError(f"{path}: {mask.shape[0]} x {mask.shape[1]} pixels, smaller than --crop-size {min_size}")
     return paths
@@ -236,7 +231,7 @@ def reconstruction(dvae: DVAE, maskige: Maskige, paths: list[Path], scale: int, 
 
     def pairs() -> Any:
         for path in tqdm(paths, desc="round trip", leave=False):
-            mask = torch.from_numpy(read_mask(path).astype(np.int64))[None].to(device)
+            mask = torch.from_numpy(cached_mask(path).astype(np.int64))[None].to(device)
             yield mask, round_trip(mask, maskige, dvae, scale)[0]
 
     return class_iou(confusion(pairs(), maskige.num_classes))
@@ -306,4 +301,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=(gss.InputError,))
+    cli.run(main, errors=ERRORS)

@@ -109,7 +109,7 @@ def command(capsys):
 
     def run(module: ModuleType, *arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:
-            cli.run(lambda: module.main([str(a) for a in arguments]), errors=(InputError,))
+            cli.run(lambda: module.main([str(a) for a in arguments]), errors=getattr(module, "ERRORS", (InputError,)))
         printed = capsys.readouterr()
         return int(end.value.code or 0), printed.out, printed.err
 

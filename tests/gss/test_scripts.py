@@ -80,7 +80,7 @@ def test_command_line_of_the_shell():
         ([], "--num-classes: give it"),
         (["--num-classes", 1], "must be in 2..255"),
         (["--dataset", "mseg", "--num-classes", 3], "mseg has 194 classes"),
-        (["--num-classes", 3, "--masks", "nowhere"], "no .png masks"),
+        (["--num-classes", 3, "--masks", "nowhere"], "--masks nowhere: no such folder"),
         (["--num-classes", 3, "--d-vae", "nowhere.pth"], "no such file"),
         (["--classes", "nowhere.json"], "No such file"),
     ],
@@ -175,15 +175,29 @@ def test_training_learns_two_colours(tmp_path, command):
     assert f"{iou.mean():.4f}" in printed and iou.mean() > 0.8
 
 
+def test_files_of_others_in_a_folder_of_masks(tmp_path, masks, command):
+    """Another command may be writing there: its temporary file is no mask; a mask that is cut off is refused."""
+    whole = (masks / "1.png").read_bytes()
+    (masks / ".1.x.tmp.png").write_bytes(whole[:40])
+    base = ["--masks", masks, "--palette", "mbrsc", "--out", tmp_path / "o.safetensors", *SMALL]
+    code, printed, errors = command(train_dvae, *base)
+    assert code == 0 and "round trip of 3 masks" in printed, errors
+    assert len(posterior_learning.read_masks(str(masks), 9, 5)) == 3
+    (masks / "1.png").write_bytes(whole[:40])
+    for module, more in ((train_dvae, base), (posterior_learning, ["--num-classes", 5, "--masks", masks])):
+        code, _, errors = command(module, *more)
+        assert code == 2 and "1.png: cannot be read" in errors.splitlines()[-1] and "Traceback" not in errors
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (["--crop-size", 30], "must be a multiple of 8"),
         (["--crop-size", 128], "64 x 64 pixels, smaller than --crop-size 128"),
-        (["--palette", "cityscapes", "--masks", "nowhere"], "no .png masks"),
+        (["--palette", "cityscapes", "--masks", "nowhere"], "--masks nowhere: no such folder"),
         (["--palette", "nothing"], "nothing.json: No such file"),
         (["--warmup", 50], "--warmup 50: must be in 1..11"),
-        (["--palette", [[255, 0, 0], [0, 255, 0]]], "2.png: ids [2] are no classes 0..1"),
+        (["--palette", [[255, 0, 0], [0, 255, 0]]], "2.png: class id 2, but there are 2 classes"),
     ],
 )
 def test_bad_input_of_training(tmp_path, masks, command, change, words):

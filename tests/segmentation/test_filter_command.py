@@ -212,7 +212,7 @@ BAD = {
     "image without mask": (lone_image("syn", "lost_seed_3.png"), "lost_seed_3.png: no mask lost.png under --syn-mask"),
     "mask without image": (emptied("syn", "r1*"), "r1.png: no image r1[_seed_<seed>] under --syn-img-path"),
     "real image without mask": (lone_image("img_train", "x.png"), "x.png: no mask x.png under --real-label-path"),
-    "id beyond the classes": (a_beyond_id, "r0.png: class id 5, but the segmentor knows 5 classes"),
+    "id beyond the classes": (a_beyond_id, "r0.png: class id 5, but there are 5 classes"),
     "empty folder": (emptied("syn"), "syn: empty"),
     "colour mask": (lone_image("label_train", "r0.png"), "r0.png: mode RGB"),
     "damaged image": (lambda chain: (chain.root / "syn/r0_seed_1.png").write_bytes(b"no"), "r0_seed_1.png: cannot"),

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from cldm.build import create_model
+from cldm.synthesis import read_records
 from ldm.checkpoint import save_state_dict
 from tests.conftest import ROOT, SMALL
 
@@ -129,14 +130,13 @@ def test_a_kill_leaves_nothing_cut_off(cli, made, command, tmp_path):
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("*.png"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("[!.]*.png"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = images(tmp_path)  # every one opens
     assert 3 <= len(before) < 160
-    named = {json.loads(line)["name"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()}
-    assert {name.removesuffix(".png") for name in before} <= named
+    assert {name.removesuffix(".png") for name in before} <= read_records(tmp_path).keys()
     cli("inference", *command(tmp_path, "--num_samples", "20"))
     assert len(images(tmp_path)) == len(records(tmp_path)) == 160
     assert all(close(images(tmp_path)[name], picture) for name, picture in images(made).items())
@@ -149,7 +149,7 @@ def test_sigterm_ends_the_run_with_all_that_was_made(command, tmp_path):
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("*.png")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(tmp_path.glob("[!.]*.png")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
