@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cldm.callbacks import to_uint8
 from cldm.control_ldm import ControlLDM
+from cldm.records import append_record, merge_records, publishing, read_records, working_in
 from ldm.data.pairs import PairedImages
 from ldm.models.sampling import sample
 from ldm.util import InputError, atomic_path, item_noise, seed_from
 
-RECORDS = "samples.jsonl"
-FORMATS = (".jpg", ".png")
 SETTINGS = ("checkpoint_hash", "use_ema", "sampler", "steps", "scale", "eta")  # of a record: what makes its picture
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
 
@@ -109,10 +107,9 @@ def refuse_mixture(
     now = {**about, "sampler": options.sampler, "steps": options.steps, "scale": options.scale, "eta": options.eta}
     planned = {f"{item.name}_seed_{seed}" for item in dataset.items for seed in seeds}
     present = {entry.name for entry in os.scandir(options.outdir)}
-    for name, line in read_records(options.outdir).items():
+    for name, then in read_records(options.outdir).items():
         if name not in planned or f"{name}.{options.image_format}" not in present:
             continue
-        then = json.loads(line)
         for setting in SETTINGS:
             if setting in then and then[setting] != now.get(setting):
                 raise InputError(
@@ -177,16 +174,16 @@ class Jobs(pl.LightningDataModule):
 
     def __init__(self, items: PairedImages, jobs: Sequence[Job], batch_size: int, num_workers: int) -> None:
         super().__init__()
-        self.items, self.jobs, self.num_workers = items, jobs, num_workers
-        self.batches = same_size_batches(items, jobs, batch_size)
+        self.items, self.jobs, self.batch_size, self.num_workers = items, jobs, batch_size, num_workers
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Every n-th batch, n being the number of processes."""
         assert self.trainer is not None
-        own = self.batches[self.trainer.global_rank :: self.trainer.world_size]
+        jobs = self.trainer.strategy.broadcast(self.jobs)  # a command beside this one may have changed the folder since
+        batches = same_size_batches(self.items, jobs, self.batch_size)
         return DataLoader(
-            JobDataset(self.items, self.jobs),
-            batch_sampler=Batches(own),
+            JobDataset(self.items, jobs),
+            batch_sampler=Batches(batches[self.trainer.global_rank :: self.trainer.world_size]),
             collate_fn=collate,
             num_workers=self.num_workers,
         )
@@ -267,57 +264,21 @@ class Synthesiser(pl.LightningModule):
             "width": image.shape[1],
             **self.about,
         }
-        part = self._records()
-        with atomic_path(options.outdir / f"{record['name']}.{options.image_format}") as path:
-            kind: dict[str, Any] = {"format": "PNG"}
-            if options.image_format == "jpg":
-                kind = {"format": "JPEG", "quality": options.quality}
+        kind: dict[str, Any] = {"format": "PNG"}
+        if options.image_format == "jpg":
+            kind = {"format": "JPEG", "quality": options.quality}
+        name = options.outdir / f"{record['name']}.{options.image_format}"
+        # leaving the block, the image first gets its name, after its record; then others may publish theirs
+        with ExitStack() as turn, atomic_path(name) as path:
             Image.fromarray(image).save(path, **kind)
-            with part.open("a") as file:  # first the record, then the name: no image without its record
-                file.write(json.dumps(made) + "\n")
-
-    def _records(self) -> Path:
-        rank = self.trainer.global_rank
-        return self.options.outdir / (f"samples.rank{rank}.jsonl" if rank else RECORDS)
+            turn.enter_context(publishing(options.outdir))
+            append_record(options.outdir, made, self.trainer.global_rank)
 
     def on_predict_end(self) -> None:
         """Waits for the writers."""
         for future in self.writing:
             future.result()
         self.writing.clear()
-
-
-def read_records(outdir: Path) -> dict[str, str]:
-    """Records by name, as JSON text, of all processes; the latest where repeated."""
-    records: dict[str, str] = {}
-    for part in sorted(outdir.glob("samples*.jsonl")):
-        for line in part.read_text().splitlines():
-            with suppress(json.JSONDecodeError, KeyError, TypeError):  # a line cut off by a kill
-                records[json.loads(line)["name"]] = line
-    return records
-
-
-def merge_records(outdir: Path, names: Sequence[str] | None = None) -> None:
-    """Joins the processes' records in ``samples.jsonl``: one an image, in order of names, the latest where repeated.
-
-    Args:
-        outdir: folder of the images.
-        names: names whose images exist; records of others are dropped. None keeps all.
-    """
-    records, parts = read_records(outdir), list(outdir.glob("samples*.jsonl"))
-    if not records:
-        return
-    kept = set(names) if names is not None else None
-    with atomic_path(outdir / RECORDS) as path:
-        path.write_text("".join(records[n] + "\n" for n in sorted(records) if kept is None or n in kept))
-    for part in parts:
-        if part.name != RECORDS:
-            part.unlink()
-
-
-def leftovers(outdir: Path) -> Iterator[Path]:
-    """Temporary files of a run that was killed."""
-    yield from outdir.glob(".*.tmp.*")
 
 
 def synthesise(
@@ -357,15 +318,15 @@ def synthesise(
         precision="32-true" if precision in HALF else precision,  # type: ignore[arg-type]
         **trainer,
     )
-    if engine.is_global_zero:
-        for path in leftovers(options.outdir):
-            path.unlink(missing_ok=True)
-        merge_records(options.outdir)  # of a run that was killed: older than what this one writes
-    engine.predict(
-        Synthesiser(model, options, about),
-        datamodule=Jobs(dataset, jobs, batch_size, num_workers),
-        return_predictions=False,
-    )
-    engine.strategy.barrier("images written")  # not in a hook: a process without a batch runs none
-    if engine.is_global_zero:
-        merge_records(options.outdir, [path.stem for path in options.outdir.iterdir() if path.suffix in FORMATS])
+    first = engine.is_global_zero
+    with working_in(options.outdir) if first else nullcontext():
+        if first:
+            merge_records(options.outdir)  # of a run that was killed: older than what this one writes
+        engine.predict(
+            Synthesiser(model, options, about),
+            datamodule=Jobs(dataset, jobs, batch_size, num_workers),
+            return_predictions=False,
+        )
+        engine.strategy.barrier("images written")  # not in a hook: a process without a batch runs none
+        if first:
+            merge_records(options.outdir)

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import gss
+from cldm.records import read_records
 from ldm.data.classes import load_class_table
 from ldm.util import InputError, atomic_path, check_writable
 from post_processing import PostProcessingError
@@ -157,9 +158,7 @@ def run_seed(args: argparse.Namespace, kind: str, seed: int) -> dict[str, dict[s
 def gallery_items(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Evenly spread synthesised images with their masks, references and filtered masks."""
     images = list_files(args.syn_img_path, IMAGE_SUFFIXES, "--syn-img-path")
-    path = args.syn_img_path / "samples.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    samples = {record["name"]: record for record in map(json.loads, filter(None, lines))}
+    samples = read_records(args.syn_img_path)
     items = []
     for name in list(images)[:: max(1, -(-len(images) // args.gallery))]:
         record = samples.get(name, {})

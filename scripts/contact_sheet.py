@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cldm.callbacks import contact_sheet
-from cldm.synthesis import RECORDS
+from cldm.records import RECORDS, read_records
 from ldm.data.classes import load_class_table
 from ldm.data.hints import colorize
 from ldm.data.images import read_image, read_mask
@@ -30,12 +30,12 @@ def rows(
 ) -> list[list[np.ndarray]]:
     """Pictures (size, size, 3) of ``count`` samples spread over the folder's records."""
     try:
-        records = [json.loads(line) for line in (samples / RECORDS).read_text().splitlines()]
+        records = list(read_records(samples).values())
         listed = [json.loads(line) for line in items.read_text().splitlines() if line.strip()]
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{error}") from error
     if not records:
-        raise InputError(f"--samples {samples}: {RECORDS} is empty")
+        raise InputError(f"--samples {samples}: no records of scripts/inference.py ({RECORDS}) there")
     real = {Path(item["source"]).stem: data_root / item["target"] for item in listed if "target" in item}
     table = load_class_table(classes)
     chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, count).round().astype(int))]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cldm.build import create_model
-from cldm.synthesis import read_records
+from cldm.records import read_records
 from ldm.checkpoint import save_state_dict
 from tests.conftest import ROOT, SMALL
 
@@ -108,6 +108,18 @@ def test_two_processes_share_the_work(made, command, tmp_path):
     assert {p.name for p in tmp_path.glob("*.jsonl")} == {"samples.jsonl"}
 
 
+def test_two_commands_fill_one_folder_at_once(made, command, tmp_path):
+    """As the tasks of a cluster's array job do, each with a seed of its own."""
+    both = [
+        subprocess.Popen([sys.executable, "-m", "scripts.inference", *map(str, command(tmp_path, *more))], cwd=ROOT)
+        for more in ([], ["--seed", "6", "--batch_size", "3"])
+    ]
+    assert [process.wait(timeout=200) for process in both] == [0, 0]
+    assert all(close(images(tmp_path)[name], picture) for name, picture in images(made).items())
+    assert [r["name"] for r in records(tmp_path)] == sorted(p.removesuffix(".png") for p in images(tmp_path))
+    assert len(records(tmp_path)) == 16
+
+
 def test_a_second_start_makes_what_is_missing(cli, made, command, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(made, out)
@@ -119,7 +131,7 @@ def test_a_second_start_makes_what_is_missing(cli, made, command, tmp_path):
     assert "6 images are in" in said and "2 to make" in said
     assert all(close(images(out)[name], picture) for name, picture in images(made).items())
     assert all((out / name).stat().st_mtime_ns == time for name, time in kept.items())
-    assert not list(out.glob(".*")) and len(records(out)) == 8
+    assert not list(out.glob(".*.tmp.*")) and len(records(out)) == 8
     assert "0 to make" in cli("inference", *command(out))
 
 
@@ -154,7 +166,7 @@ def test_sigterm_ends_the_run_with_all_that_was_made(command, tmp_path):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 143 and "start again" in said and "Traceback" not in said
-    assert 1 <= len(images(tmp_path)) == len(records(tmp_path)) < 8000 and not list(tmp_path.glob(".*"))
+    assert 1 <= len(images(tmp_path)) == len(records(tmp_path)) < 8000 and not list(tmp_path.glob(".*.tmp.*"))
 
 
 def test_a_failed_write_is_one_line(cli, command, tmp_path, monkeypatch):
