@@ -94,6 +94,8 @@ class ImageLogger(pl.Callback):
     ) -> None:
         """Writes the pictures when it is time."""
         step = trainer.global_step
+        if trainer.should_stop:  # a cluster that ends the run does not wait for pictures
+            return
         if step % self.batch_frequency == 0 and step != self._logged and self.max_images > 0:
             self._logged = step
             self._log(trainer, pl_module)
@@ -141,8 +143,12 @@ class ProgressBar(TQDMProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
+class StoppedInValidation(Exception):
+    """SIGTERM came during validation; the run is saved."""
+
+
 class StopOnSignal(pl.Callback):
-    """On SIGTERM (a cluster's end of time), saves ``checkpoints/last.ckpt`` after the step at hand and ends the run."""
+    """On SIGTERM (a cluster's end of time), saves ``checkpoints/last.ckpt`` after the batch at hand and ends."""
 
     def __init__(self) -> None:
         self._received = False
@@ -155,18 +161,31 @@ class StopOnSignal(pl.Callback):
     def _receive(self, number: int, frame: Any) -> None:
         self._received = True
 
+    def _save(self, trainer: pl.Trainer) -> bool:
+        """Saves if any process has received the signal, on all of them at the same batch."""
+        self.stopped = trainer.strategy.reduce_boolean_decision(self._received, all=False)
+        if self.stopped:
+            path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+            trainer.save_checkpoint(path)
+            log.info("SIGTERM: saved %s after step %d; go on with --resume", path, trainer.global_step)
+        return self.stopped
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves and stops, on all processes at the same step."""
-        mid_accumulation = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
-        if mid_accumulation or not trainer.strategy.reduce_boolean_decision(self._received, all=False):
-            return
-        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        trainer.save_checkpoint(path)
-        log.info("SIGTERM: saved %s after step %d; go on with --resume", path, trainer.global_step)
-        self.stopped = trainer.should_stop = True
-        trainer.limit_val_batches = 0  # Lightning would validate first; the cluster does not wait
+        """Saves and stops, unless gradients are being accumulated, which no checkpoint holds."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._save(trainer):
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0  # Lightning would validate first; the cluster does not wait
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Saves and stops; Lightning's own way out of a validation, the end of its loop, may be minutes away.
+
+        Raises:
+            StoppedInValidation: saved.
+        """
+        if not trainer.sanity_checking and self._save(trainer):
+            raise StoppedInValidation
 
 
 def training_report(model: ControlLDM, origins: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from cldm.control import ControlNet
 from ldm.models.diffusion import LatentDiffusion, text_of
@@ -66,6 +67,7 @@ class ControlLDM(LatentDiffusion):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.ema_decay = ema_decay if use_ema else None
+        self.validation_loss = MeanMetric(nan_strategy=torch.inf)  # "disable" would take all weights as 1
         self.hint_encoding, self.classes, self.augmentation = hint_encoding, classes, dict(aug_pipe_config or {})
         if not 0 <= ema_decay < 1:
             raise InputError(f"model: ema_decay: {ema_decay}: must be 0 or more, and below 1")
@@ -180,10 +182,11 @@ class ControlLDM(LatentDiffusion):
             self.model_ema.update()
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Mean loss at time steps and noise that are the same at every epoch."""
+        """Mean loss at time steps and noise that are the same at every epoch, however many devices share the items."""
         with self.ema_scope():
-            loss = self.batch_losses(batch).mean()
-        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["seed"]))
+            losses = self.batch_losses(batch)
+        self.validation_loss.update(losses, batch["weight"])
+        self.log("val/loss", self.validation_loss, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW over what trains, warm-up and cosine decay as asked."""

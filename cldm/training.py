@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import logging
@@ -20,7 +21,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.build import create_model
-from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, training_report
+from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, StoppedInValidation, training_report
 from cldm.control_ldm import ControlLDM
 from cldm.start import origin_table, start_weights
 from ldm.checkpoint import load_weights, read_state_dict
@@ -254,7 +255,7 @@ def build_trainer(config: DictConfig, folder: Path, *more: pl.Callback) -> pl.Tr
         image_logger = ImageLogger(**images)
     except TypeError as error:
         raise InputError(f"configuration: lightning.callbacks.image_logger.params: {error}") from error
-    callbacks: list[pl.Callback] = [LearningRateMonitor("step"), image_logger, *more]
+    callbacks: list[pl.Callback] = [LearningRateMonitor("step"), *more, image_logger]
     try:
         callbacks.append(ModelCheckpoint(**checkpoint))
     except (TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
@@ -321,7 +322,8 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
         with atomic_path(folder / CONFIG_NAME) as path:
             path.write_text(OmegaConf.to_yaml(config))
     model.train()  # Lightning leaves each module's mode as it is
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with contextlib.suppress(StoppedInValidation):
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and not (trainer.interrupted or stop.stopped):
         print(f"trained {trainer.global_step} steps; newest checkpoint {folder / 'checkpoints' / 'last.ckpt'}")
     return not stop.stopped

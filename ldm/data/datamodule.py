@@ -34,29 +34,52 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: seed of the order.
         rank: this process, 0..world_size - 1.
         world_size: number of processes.
-        shuffle: False keeps the dataset's order, and epoch 0 for good.
     """
 
-    def __init__(self, length: int, seed: int = 0, rank: int = 0, world_size: int = 1, shuffle: bool = True) -> None:
+    def __init__(self, length: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
         self.length = length
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.shuffle = shuffle
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch that the next iteration yields; Lightning calls it on validation loaders, too."""
-        self.epoch = epoch if self.shuffle else 0
+        """Sets the epoch that the next iteration yields."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return -(-self.length // self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        rng = np.random.default_rng(seed_from(self.seed, self.epoch))
-        order = rng.permutation(self.length) if self.shuffle else np.arange(self.length)
+        order = np.random.default_rng(seed_from(self.seed, self.epoch)).permutation(self.length)
         filled = np.resize(order, len(self) * self.world_size)  # repeats from the start
         return iter([(self.epoch, int(index)) for index in filled[self.rank :: self.world_size]])
+
+
+class RankItems(Dataset[dict[str, Any]]):
+    """One rank's share of a set, in the set's order, always of epoch 0.
+
+    Ranks have equally many items, as engines that share the weights themselves need. Items that repeat others to fill
+    up the last ranks have ``weight`` 0, the others 1: a weighted mean is the same for any number of ranks.
+
+    Args:
+        items: the set; its items are dictionaries.
+        rank: this process, 0..world_size - 1.
+        world_size: number of processes.
+    """
+
+    def __init__(self, items: Any, rank: int = 0, world_size: int = 1) -> None:
+        self.items = items
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.items) // self.world_size)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The item at place ``index`` x world_size + rank of the set."""
+        place = index * self.world_size + self.rank
+        return {**self.items[place % len(self.items)], "weight": float(place < len(self.items))}
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
@@ -178,19 +201,18 @@ class DataModuleFromConfig(LightningDataModule):
         dataset = self.datasets["train"]
         if self._batches_done() < self._start.batches:  # a new training, after a resumed one, with the same data module
             self._start = _Place()
-        self._batches = TrainBatches(self._order(dataset, shuffle=True), self.batch_size, self._position)
+        order = EpochSampler(len(dataset), self.seed, *self._rank())  # type: ignore[arg-type]
+        self._batches = TrainBatches(order, self.batch_size, self._position)
         options = self._options()
         return TrainLoader(
             dataset, batch_sampler=self._batches, persistent_workers=options["num_workers"] > 0, **options
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """This rank's validation batches: the list's order, always epoch 0; none without a validation set."""
+        """This rank's validation batches (see ``RankItems``); none without a validation set."""
         if "validation" not in self.datasets:
             return []
-        dataset = self.datasets["validation"]
-        order = self._order(dataset, shuffle=False)
-        return DataLoader(dataset, batch_size=self.batch_size, sampler=order, **self._options())
+        return DataLoader(RankItems(self.datasets["validation"], *self._rank()), self.batch_size, **self._options())
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the training data, for the checkpoint."""
@@ -219,9 +241,9 @@ class DataModuleFromConfig(LightningDataModule):
                 )
         return dataset
 
-    def _order(self, dataset: Any, shuffle: bool) -> EpochSampler:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return EpochSampler(len(dataset), self.seed, rank, world_size, shuffle)
+    def _rank(self) -> tuple[int, int]:
+        """This process, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _options(self) -> dict[str, Any]:
         workers = self.num_workers

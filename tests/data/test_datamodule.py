@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from ldm.data.datamodule import DataModuleFromConfig, EpochSampler, TrainBatches
+from ldm.data.datamodule import DataModuleFromConfig, EpochSampler, RankItems, TrainBatches
 from ldm.data.pairs import PairedImages
 from ldm.util import InputError, instantiate_from_config
 
@@ -188,7 +188,6 @@ def test_the_order_follows_from_seed_and_epoch() -> None:
     assert order(1, 2) == order(1, 2) and {epoch for epoch, _ in order(1, 2)} == {2}
     orders = {tuple(index for _, index in order(seed, epoch)) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
-    assert list(EpochSampler(3, shuffle=False)) == [(0, 0), (0, 1), (0, 2)]
 
 
 @pytest.mark.parametrize(("items", "batch", "lengths"), [(1, 4, [1]), (3, 4, [3]), (4, 4, [4]), (9, 4, [4, 4])])
@@ -209,6 +208,16 @@ def test_validation_keeps_the_lists_order_and_one_epoch(root: Path) -> None:
     item = data.datasets["validation"][0]
     assert runs[0][0] == (item["name"], item["seed"]) and isinstance(data.datasets["train"], PairedImages)
     assert data.datasets["train"].seed == 3  # the data module's, as params name none
+
+
+def test_ranks_validate_each_item_once() -> None:
+    items = [{"name": i} for i in range(7)]
+    for world_size in (1, 2, 3, 8):
+        shares = [RankItems(items, rank, world_size) for rank in range(world_size)]
+        assert {len(share) for share in shares} == {-(-7 // world_size)}
+        seen = [share[i] for i in range(len(shares[0])) for share in shares]
+        assert [item["name"] for item in seen if item["weight"]] == list(range(7))
+        assert {item["weight"] for item in seen} <= {0.0, 1.0}
 
 
 def test_published_parameters_are_accepted_and_others_refused(root: Path) -> None:

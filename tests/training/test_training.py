@@ -28,6 +28,12 @@ def weights(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+def validation_losses(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [event.value for event in EventAccumulator(str(run / "tensorboard")).Reload().Scalars("val/loss")]
+
+
 def test_one_step_moves_exactly_what_trains(golden, golden_model, recipe):
     model = copy.deepcopy(golden_model)
     learning = create_model(golden / "tisynth_small.yaml")
@@ -91,10 +97,7 @@ def test_validation_is_the_same_for_the_same_weights(cli, scenes, tmp_path):
     slow = ["base_learning_rate=0", "lightning.trainer.check_val_every_n_epoch=1", "lightning.trainer.max_epochs=2"]
     run = cli("train", *options(scenes, tmp_path, "still", *slow, "lightning.trainer.max_steps=-1"))
     assert "trained 8 steps" in run
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path / "still" / "tensorboard")).Reload()
-    first, second = (e.value for e in events.Scalars("val/loss"))
+    first, second = validation_losses(tmp_path / "still")
     assert first == second
 
 
@@ -123,12 +126,17 @@ def test_losses_do_not_depend_on_the_batch(scenes, batch_size):
 
 def test_two_processes_train_as_one(cli, scenes, tmp_path):
     # 8 items, 2 a step: shared by two processes, or not; SGD would be exact, AdamW magnifies rounding of tiny gradients
-    change = ["model.params.warmup_steps=1000", "lightning.trainer.max_steps=3"]
+    three = tmp_path / "three.json"  # to validate on: one process has two of them, the other one
+    three.write_text("".join((scenes / "test_set_items.json").read_text().splitlines(keepends=True)[:3]))
+    change = ["model.params.warmup_steps=1000", "lightning.trainer.max_steps=4", "--val_txt_file", three]
+    change += ["lightning.trainer.check_val_every_n_epoch=1"]
     cli("train", *options(scenes, tmp_path, "one", *change))
     arguments = [*options(scenes, tmp_path, "two", *change), "--gpus", "cpu:2", "data.params.batch_size=1"]
     subprocess.run([sys.executable, "-m", "scripts.train", *map(str, arguments)], cwd=ROOT, check=True, timeout=240)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert max((one[k].float() - two[k].float()).abs().max().item() for k in one) < 1e-5
+    (one_loss,), (two_losses,) = validation_losses(tmp_path / "one"), validation_losses(tmp_path / "two")
+    assert two_losses == pytest.approx(one_loss, rel=1e-4)
 
 
 def test_sigterm_saves_and_ends_cleanly(cli, scenes, tmp_path):
@@ -149,6 +157,28 @@ def test_sigterm_saves_and_ends_cleanly(cli, scenes, tmp_path):
     done = torch.load(checkpoint, weights_only=True)["global_step"]
     more = cli("train", "--resume", tmp_path / "run", "--gpus", "cpu", steps.format(done + 2))
     assert f"trained {done + 2} steps" in more
+
+
+@pytest.mark.parametrize("interval", [0.5, 1.0], ids=["within an epoch", "end of an epoch"])
+def test_sigterm_during_validation(cli, scenes, tmp_path, monkeypatch, interval):
+    from cldm.callbacks import StopOnSignal
+
+    often = ["lightning.trainer.check_val_every_n_epoch=1", f"lightning.trainer.val_check_interval={interval}"]
+    run = [*often, "lightning.trainer.max_steps=7"]
+    cli("train", *options(scenes, tmp_path, "whole", *run))
+
+    def at_first_batch(self, trainer, model, batch, batch_idx, *_):
+        assert batch_idx == 0  # the second one is not waited for
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StopOnSignal, "on_validation_batch_start", at_first_batch, raising=False)
+    cli("train", *options(scenes, tmp_path, "part", *run), code=143)
+    monkeypatch.undo()
+    last = tmp_path / "part" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 4 * interval
+    cli("train", "--resume", tmp_path / "part", "--gpus", "cpu")
+    whole, part = weights(tmp_path / "whole"), weights(tmp_path / "part")
+    assert [k for k in whole if not torch.equal(whole[k], part[k])] == []
 
 
 def test_last_is_the_newest_after_a_stop_before_the_first_checkpoint(cli, scenes, tmp_path, monkeypatch):
