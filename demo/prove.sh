@@ -18,20 +18,28 @@ tiles=(--data-root "$data" --classes "$data/classes.json" --pretrained none)
 name=$(basename "$SEGMENTOR")
 say() { echo "== $* ($(date +%T))"; }
 
+time=$(printf "%02d:%02d:%02d:00" $((MINUTES / 1440)) $((MINUTES / 60 % 24)) $((MINUTES % 60)))
+
 say "synthesis model: $MINUTES minutes on $MODEL"
-if [ ! -e "$out/logs/synthesis/done" ]; then
-  "$python" -m scripts.train --base configs/train/tiny.yaml --config_model "$MODEL" -n synthesis -l "$out/logs" \
-    --data_root "$data" --train_txt_file "$data/train_set_items.json" --val_txt_file "$data/test_set_items.json" \
-    --gpus "$GPUS" --precision "$PRECISION" model.params.classes="$data/classes.json" \
-    data.params.batch_size="$BATCH" data.params.num_workers=8 base_learning_rate=1e-5 \
-    data.params.train.params.size="$SIZE" data.params.validation.params.size="$SIZE" \
-    lightning.trainer.max_steps=-1 lightning.trainer.max_time="00:00:$MINUTES:00"
-  touch "$out/logs/synthesis/done"
+run="$out/logs/synthesis"
+if [ ! -e "$run/done" ]; then
+  if [ -e "$run/checkpoints/last.ckpt" ]; then  # the time that it has trained is in the checkpoint, too
+    "$python" -m scripts.train --resume "$run" --gpus "$GPUS" lightning.trainer.max_time="$time"
+  else
+    rm -rf "$run"  # of a start that came to nothing
+    "$python" -m scripts.train --base configs/train/tiny.yaml --config_model "$MODEL" -n synthesis -l "$out/logs" \
+      --data_root "$data" --train_txt_file "$data/train_set_items.json" --val_txt_file "$data/test_set_items.json" \
+      --gpus "$GPUS" --precision "$PRECISION" model.params.classes="$data/classes.json" \
+      data.params.batch_size="$BATCH" data.params.num_workers=8 base_learning_rate=1e-5 \
+      data.params.train.params.size="$SIZE" data.params.validation.params.size="$SIZE" \
+      lightning.trainer.check_val_every_n_epoch=25 lightning.trainer.max_steps=-1 lightning.trainer.max_time="$time"
+  fi
+  touch "$run/done"
 fi
 
 say "synthesised images"
-"$python" -m scripts.inference --config "$out/logs/synthesis/config.yaml" --use_ema --gpus "$GPUS" \
-  --ckpt "$out/logs/synthesis/checkpoints/last.ckpt" --data_root "$data" --outdir "$out/images" --size "$SIZE" \
+"$python" -m scripts.inference --config "$run/config.yaml" --use_ema --gpus "$GPUS" \
+  --ckpt "$run/checkpoints/last.ckpt" --data_root "$data" --outdir "$out/images" --size "$SIZE" \
   --train_txt_file "$data/inference_set_items.json" --num_samples "$SAMPLES" --steps "$STEPS" --scale "$SCALE"
 
 say "segmentor trained on real images"
