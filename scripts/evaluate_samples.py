@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from tqdm import tqdm
 
 import gss
@@ -58,6 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
     parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="images of one size in a batch")
     parser.add_argument("--num_workers", "--num-workers", type=int, default=2, help="processes that read images")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="config values to set, key=value")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.num_workers < 0 or not args.copy_distance >= 0:
@@ -108,7 +109,7 @@ def thumbnails(files: Iterable[Path], label: str, workers: int) -> np.ndarray:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that the report says; pictures and evaluation.json are written on the way."""
-    config = load_config(args.config)
+    config = load_config(args.config, args.cfg_options)
     set_data(config, classes=args.classes)
     training = [file for folder in args.train_img_path
                 for file in list_files(folder, IMAGE_SUFFIXES, "--train-img-path").values()]

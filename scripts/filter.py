@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import DictAction
 from PIL import Image
 from torch import distributed
 from tqdm import tqdm
@@ -26,7 +27,7 @@ from scripts import cli
 from scripts.pairs import PAIRS, digest, find_pairs, inside, pick_device, room_for, write_json
 from segmentation import SegmentationError
 from segmentation.config import load_config, set_data
-from segmentation.inference import load_segmentor, pixel_losses, segment
+from segmentation.inference import load_segmentor, pixel_losses, segment, test_steps
 
 DESCRIPTION = """Filters the masks of synthesised images (FreeMask's rule): the cross-entropy of a segmentor trained on
 real images, averaged for each class over all real pixels, says what is normal; a synthesised pixel whose loss exceeds
@@ -65,12 +66,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="images of one size in a batch")
     parser.add_argument("--num_workers", "--num-workers", type=int, default=min(4, os.cpu_count() or 1),
                         help="processes that read images")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="config values to set, key=value")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     needed = {"CONFIG": args.config, "CHECKPOINT": args.checkpoint, "--real-img-path": args.real_img_path,
               "--real-label-path": args.real_label_path, "--syn-img-path": args.syn_img_path}
     if args.from_loss:
-        surplus = [name for name, value in {**needed, "--save-loss": args.save_loss}.items() if value]
+        others = {"--save-loss": args.save_loss, "--cfg-options": args.cfg_options}
+        surplus = [name for name, value in {**needed, **others}.items() if value]
         if surplus:
             raise InputError(f"--from-loss replaces {', '.join(surplus)}; leave out one or the other")
     elif missing := [name for name, value in needed.items() if not value]:
@@ -222,13 +225,13 @@ def report(args: argparse.Namespace, classes: list[str], real: dict[str, Any], l
 def real_from_segmentor(args: argparse.Namespace, ranks: Ranks) -> tuple[Losses, PAIRS, list[str], dict[str, Any], Path,
                                                                          list[str]]:
     """Everything that needs the segmentor: how losses are made, the pairs, and the real images' means."""
-    config = load_config(args.config)
+    config = load_config(args.config, args.cfg_options)
     set_data(config, classes=args.classes)
     model = load_segmentor(config, args.checkpoint, pick_device(args.device))
     pairs, skipped = ranks.once(lambda: find_pairs(args, model.num_classes))
     real_files = [(pair.name, *(path.stat()[6:9:2] for path in (pair.image, pair.mask))) for pair in pairs["real"]]
     settings = {
-        "config": digest(config.model.to_dict()), "checkpoint": digest(Path(args.checkpoint)),
+        "config": digest(config.model.to_dict(), test_steps(config)), "checkpoint": digest(Path(args.checkpoint)),
         "real images": digest(real_files), "--tolerance-margin": args.tolerance_margin,
         "--unseen-class": args.unseen_class,
     }

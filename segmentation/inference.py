@@ -60,12 +60,17 @@ class MatchMask(BaseTransform):
         return results
 
 
-def test_pipeline(config: Config) -> Compose:
-    """The config's preparation of test images, without the loading of masks, from images at their masks' size."""
+def test_steps(config: Config) -> list[dict[str, Any]]:
+    """The config's preparation of test images, step by step, without the loading of masks."""
     loader = config.get("test_dataloader") or {}
     steps = config.get("test_pipeline") or loader.get("dataset", {}).get("pipeline")
     steps = steps or [{"type": "LoadImageFromFile"}, {"type": "PackSegInputs"}]
-    load, *others = [step for step in steps if "Annotations" not in step["type"]]
+    return [step for step in steps if "Annotations" not in step["type"]]
+
+
+def test_pipeline(config: Config) -> Compose:
+    """The same as a function, from images at their masks' size."""
+    load, *others = test_steps(config)
     return Compose([load, {"type": "MatchMask"}, *others])
 
 

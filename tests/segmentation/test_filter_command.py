@@ -268,4 +268,7 @@ def test_another_margin_does_not_mix_into_a_finished_folder(make_chain, capsys):
     before = masks(chain.root / "out")
     assert run(arguments(chain, tolerance_margin=2)) == 2
     assert "another --tolerance-margin" in capsys.readouterr().err
+    for option in ("model.data_preprocessor.mean=[0,0,0]", "test_dataloader.dataset.pipeline.0.backend_args=None"):
+        assert run([*arguments(chain), "--cfg-options", option]) == 2
+        assert "another config" in capsys.readouterr().err
     assert_same(masks(chain.root / "out"), before)
