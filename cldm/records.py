@@ -68,7 +68,11 @@ def read_records(outdir: Path) -> dict[str, dict[str, Any]]:
     """Records by name, of all processes; the latest where repeated."""
     records: dict[str, dict[str, Any]] = {}
     for part in sorted(outdir.glob("samples*.jsonl")):
-        for line in part.read_text(errors="replace").splitlines():
+        try:
+            lines = part.read_text(errors="replace").splitlines()
+        except FileNotFoundError:  # another command has just joined it with the others
+            continue
+        for line in lines:
             with suppress(json.JSONDecodeError, KeyError, TypeError):  # a line cut off by a kill
                 record = json.loads(line)
                 records[record["name"]] = record
