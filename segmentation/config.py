@@ -35,6 +35,10 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         raise SegmentationError(f"{path}: cannot be read as an mmseg config: {error}") from error
     if not isinstance(config.get("model"), dict) or "type" not in config.model:
         raise SegmentationError(f"{path}: not an mmseg config: no model with a field 'type'")
+    for part in ("train", "val", "test"):
+        loader = config.get(f"{part}_dataloader") or {}
+        if loader.get("num_workers") == 0:  # as --cfg-options may say; then torch refuses workers that stay
+            loader["persistent_workers"] = False
     init_default_scope(config.get("default_scope", "mmseg"))
     return config
 

@@ -162,3 +162,8 @@ def test_a_mask_is_missing(chain, capsys):
     (chain.root / "label_train/r1.png").unlink()
     assert run("train", chain.config, "--work-dir", chain.root / "work") == 2
     assert "label_train/r1.png: no such mask" in capsys.readouterr().err
+
+
+def test_reading_without_workers():
+    cfg = load_config(str(Path(__file__).parents[2] / "configs/mmseg/tiny.py"), {"train_dataloader.num_workers": 0})
+    assert not cfg.train_dataloader.persistent_workers and cfg.test_dataloader.num_workers > 0
