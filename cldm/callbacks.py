@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,38 +146,71 @@ class ProgressBar(TQDMProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
+@contextlib.contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Within the block, Ctrl-C is a ``KeyboardInterrupt``; Lightning makes it the exit code of a failure."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
 class StoppedInValidation(Exception):
-    """SIGTERM came during validation; the run is saved."""
+    """A signal came during validation; the run is saved."""
 
 
 class StopOnSignal(pl.Callback):
-    """On SIGTERM (a cluster's end of time), saves ``checkpoints/last.ckpt`` after the batch at hand and ends."""
+    """On SIGTERM (a cluster's end of time) or Ctrl-C, saves ``checkpoints/last.ckpt`` after the batch at hand and ends.
+
+    A second Ctrl-C ends the run at once.
+    """
 
     def __init__(self) -> None:
-        self._received = False
-        self.stopped = False  # the run ended before its time
+        self._received = 0
+        self._before: dict[int, Any] = {}
+        self.stopped = 0  # the signal that ended the run before its time
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes over the signal."""
-        signal.signal(signal.SIGTERM, self._receive)
+        """Takes over the signals."""
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives them back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Gives them back."""
+        self._give_back()
 
     def _receive(self, number: int, frame: Any) -> None:
-        self._received = True
+        if number == signal.SIGINT:
+            if self._received == number:
+                raise KeyboardInterrupt
+            os.write(2, b"\nCtrl-C: stops after this batch; once more: at once\n")  # print may be what it interrupts
+        self._received = number
 
     def _save(self, trainer: pl.Trainer) -> bool:
-        """Saves if any process has received the signal, on all of them at the same batch."""
-        self.stopped = trainer.strategy.reduce_boolean_decision(self._received, all=False)
-        if self.stopped:
-            path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-            trainer.save_checkpoint(path)
-            log.info("SIGTERM: saved %s after step %d; go on with --resume", path, trainer.global_step)
-        return self.stopped
+        """Saves if any process has received a signal, on all of them at the same batch."""
+        if not trainer.strategy.reduce_boolean_decision(self._received > 0, all=False):
+            return False
+        self.stopped = self._received or signal.SIGTERM
+        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        trainer.save_checkpoint(path)
+        name = "Ctrl-C" if self.stopped == signal.SIGINT else "SIGTERM"
+        log.info("%s: saved %s after step %d; go on with --resume", name, path, trainer.global_step)
+        return True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves and stops, unless gradients are being accumulated, which no checkpoint holds."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._save(trainer):
+        if not self._accumulating(trainer, batch_idx) and self._save(trainer):
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # Lightning would validate first; the cluster does not wait
 
@@ -184,8 +220,16 @@ class StopOnSignal(pl.Callback):
         Raises:
             StoppedInValidation: saved.
         """
-        if not trainer.sanity_checking and self._save(trainer):
+        if trainer.sanity_checking or self._accumulating(trainer, trainer.fit_loop.epoch_loop.batch_idx):
+            return
+        if self._save(trainer):
             raise StoppedInValidation
+
+    @staticmethod
+    def _accumulating(trainer: pl.Trainer, batch_idx: int) -> bool:
+        """Whether gradients of this batch wait for others'."""
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return (batch_idx + 1) % trainer.accumulate_grad_batches != 0 and not last
 
 
 def training_report(model: ControlLDM, origins: dict[str, str]) -> str:

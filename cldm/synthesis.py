@@ -18,7 +18,7 @@ from PIL import Image
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cldm.callbacks import to_uint8
+from cldm.callbacks import ctrl_c, to_uint8
 from cldm.control_ldm import ControlLDM
 from cldm.records import append_record, merge_records, publishing, read_records, working_in
 from ldm.data.pairs import PairedImages
@@ -180,7 +180,8 @@ class Jobs(pl.LightningDataModule):
         """Every n-th batch, n being the number of processes."""
         assert self.trainer is not None
         jobs = self.trainer.strategy.broadcast(self.jobs)  # a command beside this one may have changed the folder since
-        batches = same_size_batches(self.items, jobs, self.batch_size)
+        share = -(-len(jobs) // self.trainer.world_size)  # no device is left without work by large batches
+        batches = same_size_batches(self.items, jobs, min(self.batch_size, share))
         return DataLoader(
             JobDataset(self.items, jobs),
             batch_sampler=Batches(batches[self.trainer.global_rank :: self.trainer.world_size]),
@@ -297,7 +298,7 @@ def synthesise(
     Args:
         model: with weights, in eval mode.
         dataset: items with references.
-        jobs: images to make.
+        jobs: images to make, on the first process; the others take its.
         options: how.
         about: what every record says.
         batch_size: images a batch and device.
@@ -322,11 +323,12 @@ def synthesise(
     with working_in(options.outdir) if first else nullcontext():
         if first:
             merge_records(options.outdir)  # of a run that was killed: older than what this one writes
-        engine.predict(
-            Synthesiser(model, options, about),
-            datamodule=Jobs(dataset, jobs, batch_size, num_workers),
-            return_predictions=False,
-        )
+        with ctrl_c():
+            engine.predict(
+                Synthesiser(model, options, about),
+                datamodule=Jobs(dataset, jobs, batch_size, num_workers),
+                return_predictions=False,
+            )
         engine.strategy.barrier("images written")  # not in a hook: a process without a batch runs none
         if first:
             merge_records(options.outdir)

@@ -21,7 +21,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.build import create_model
-from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, StoppedInValidation, training_report
+from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c, training_report
 from cldm.control_ldm import ControlLDM
 from cldm.start import origin_table, start_weights
 from ldm.checkpoint import load_weights, read_state_dict
@@ -65,7 +65,7 @@ def parse_devices(gpus: str) -> dict[str, Any]:
     present = torch.cuda.device_count()
     if gpus == "auto":
         return {"accelerator": "gpu", "devices": present} if present else {"accelerator": "cpu", "devices": 1}
-    if gpus == "cpu" or (gpus.startswith("cpu:") and gpus[4:].isdecimal()):
+    if gpus == "cpu" or (gpus.startswith("cpu:") and gpus[4:].isdecimal() and int(gpus[4:]) > 0):
         return {"accelerator": "cpu", "devices": int(gpus[4:] or 1)}
     try:
         indices = [int(index) for index in gpus.split(",") if index.strip()]
@@ -281,7 +281,7 @@ def build_trainer(config: DictConfig, folder: Path, *more: pl.Callback) -> pl.Tr
         raise InputError(f"configuration: lightning.trainer: {reason}") from error
 
 
-def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -> bool:
+def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -> int:
     """Checks everything, says what will be done, and trains.
 
     Args:
@@ -290,7 +290,7 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
         dry_run: stop before the first step; nothing is written.
 
     Returns:
-        False if SIGTERM ended the run before its time (it is saved).
+        the signal (SIGTERM, SIGINT) that ended the run before its time, and it is saved; else 0.
 
     Raises:
         InputError: anything the run would trip over.
@@ -315,15 +315,15 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
         print(f"run folder: {folder}; learning rate {model.learning_rate:.3g}")
     if dry_run:
         print("dry run: everything is in place; nothing was trained")
-        return True
+        return 0
     if trainer.is_global_zero:
         for left_over in (folder / "checkpoints").glob(".*.tmp.ckpt"):  # of a run that was killed while it saved
             left_over.unlink(missing_ok=True)
         with atomic_path(folder / CONFIG_NAME) as path:
             path.write_text(OmegaConf.to_yaml(config))
     model.train()  # Lightning leaves each module's mode as it is
-    with contextlib.suppress(StoppedInValidation):
+    with ctrl_c(), contextlib.suppress(StoppedInValidation):
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and not (trainer.interrupted or stop.stopped):
         print(f"trained {trainer.global_step} steps; newest checkpoint {folder / 'checkpoints' / 'last.ckpt'}")
-    return not stop.stopped
+    return stop.stopped

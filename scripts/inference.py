@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.build import create_model
-from cldm.synthesis import SynthesisOptions, plan, refuse_mixture, synthesise
+from cldm.synthesis import Job, SynthesisOptions, plan, refuse_mixture, synthesise
 from cldm.training import parse_devices
 from ldm.checkpoint import file_hash
 from ldm.data.pairs import PairedImages
@@ -26,6 +29,7 @@ from ldm.util import InputError, check_writable
 from scripts.cli import parser, run
 
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "model" / "tisynth_v15.yaml"  # published
+LAUNCHED = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by torchrun, Lightning for its children, SLURM
 PRECISIONS = ("32", "bf16", "16", "bf16-mixed", "16-mixed")
 
 
@@ -68,12 +72,17 @@ def check_ranges(args: argparse.Namespace) -> None:
     for name, low, high in (
         ("num_samples", 1, 10**6),
         ("batch_size", 1, 10**4),
+        ("num_workers", 0, 10**3),
+        ("num_nodes", 1, 10**5),
         ("steps", 1, 500),
         ("quality", 1, 100),
         ("seed", 0, 2**62),
     ):
         if not low <= getattr(args, name) <= high:
             raise InputError(f"--{name} {getattr(args, name)}: must be {low} to {high}")
+    for name in ("scale", "ddim_eta"):
+        if not math.isfinite(getattr(args, name)):
+            raise InputError(f"--{name} {getattr(args, name)}: must be a number")
     if args.ddim_eta and args.sampler != "ddim":
         raise InputError(f"--ddim_eta {args.ddim_eta}: only --sampler ddim takes fresh noise")
     if args.size and len(args.size) > 2:
@@ -113,17 +122,22 @@ def main() -> None:
     }
     if not args.only:
         refuse_mixture(dataset, options, seeds, about)
-    jobs, done = plan(dataset, options, seeds, args.only)
-    print(f"{len(dataset)} items, {args.num_samples} seeds: {done} images are in {outdir}, {len(jobs)} to make")
-    if args.dry_run or not jobs:
+    jobs: list[Job] = []
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    if first:  # the others take its jobs: a command beside this one may change the folder at any time
+        jobs, done = plan(dataset, options, seeds, args.only)
+        print(f"{len(dataset)} items, {args.num_samples} seeds: {done} images are in {outdir}, {len(jobs)} to make")
+    others_wait = any(name in os.environ for name in LAUNCHED)
+    if args.dry_run or (first and not jobs and not others_wait):
         return
     model.accelerate(compile_networks=args.compile)
     torch.set_float32_matmul_precision("high")
     synthesise(
-        model, dataset, jobs, options, about, min(args.batch_size, len(jobs)), args.num_workers,
+        model, dataset, jobs, options, about, args.batch_size, args.num_workers,
         num_nodes=args.num_nodes, precision=args.precision, **devices,
     )  # fmt: skip
-    print(f"{len(jobs)} images written to {outdir}")
+    if first:
+        print(f"{len(jobs)} images written to {outdir}")
 
 
 if __name__ == "__main__":

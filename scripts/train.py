@@ -7,7 +7,7 @@ r"""Trains TISynth: paints images from masks, references and texts.
 Any value of the configuration can be set by key=value:
   data.params.batch_size=4 lightning.trainer.max_steps=50000 lightning.trainer.precision=bf16-mixed
 
-Exit codes: 0 trained, 1 the loss is not a number, 2 bad input, 143 saved and stopped by SIGTERM.
+Exit codes: 0 trained, 1 the loss is not a number, 2 bad input, 143 saved and stopped by SIGTERM, 130 by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> int:
     """Merges the configuration and trains."""
     args = arguments().parse_intermixed_args()
+    for taken in (args.allow_mismatch, args.base or []):  # options of several words take settings that follow them, too
+        settings = [text for text in taken if "=" in str(text) and not Path(text).exists()]
+        args.overrides += map(str, settings)
+        taken[:] = [text for text in taken if text not in settings]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.resume is None:
         files = [*(args.base or [BASE]), args.config_model or MODEL]
@@ -89,11 +93,11 @@ def main() -> int:
         skip_invalid=args.skip_invalid,
     )
     try:
-        finished = train(config, given, dry_run=args.dry_run or not args.train)  # type: ignore[arg-type]
+        stopped_by = train(config, given, dry_run=args.dry_run or not args.train)  # type: ignore[arg-type]
     except TrainingDiverged as error:
         print(f"error: {error}")
         return 1
-    return 0 if finished else 143  # as the shell counts SIGTERM: what follows must not take the run for done
+    return 128 + stopped_by if stopped_by else 0  # as the shell counts: what follows must not take the run for done
 
 
 if __name__ == "__main__":

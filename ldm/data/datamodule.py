@@ -268,8 +268,9 @@ class DataModuleFromConfig(LightningDataModule):
 def _quiet_worker(_: int) -> None:
     """Workers are processes already; threads of OpenCV would fight for the same CPUs.
 
-    A cluster sends its SIGTERM to every process of a job. A worker that obeyed would take the run down before it has
-    saved; workers end with the process that started them.
+    A cluster sends its SIGTERM to every process of a job, a terminal its Ctrl-C. A worker that obeyed would take the
+    run down before it has saved; workers end with the process that started them.
     """
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -120,6 +120,34 @@ def test_two_commands_fill_one_folder_at_once(made, command, tmp_path):
     assert len(records(tmp_path)) == 16
 
 
+def test_a_process_takes_the_first_ones_plan(cli, made, command, tmp_path, monkeypatch):
+    """However late it looks at the folder: it finds images there that the first one still counts as missing."""
+    from pytorch_lightning.utilities import rank_zero_only
+
+    shutil.copytree(made, tmp_path / "out")
+    monkeypatch.setattr("cldm.synthesis.plan", lambda *_: pytest.fail("a second plan"))
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert "to make" not in cli("inference", *command(tmp_path / "out"))
+
+
+def test_few_images_are_shared_by_all_devices(scenes):
+    from types import SimpleNamespace
+
+    from cldm.synthesis import Job, Jobs
+
+    items = SimpleNamespace(size=(32, 32))
+    for count, world_size, sizes in ((8, 2, [4, 4]), (3, 2, [2, 1]), (0, 2, []), (9, 1, [8, 1])):
+        jobs = Jobs(items, [Job(i, 0, str(i)) for i in range(count)], 8, 0)
+        strategy = SimpleNamespace(broadcast=lambda given: given)
+        shares = []
+        for rank in range(world_size):
+            jobs.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=strategy)
+            shares += list(jobs.predict_dataloader().batch_sampler)
+        assert [len(batch) for batch in shares] == sizes
+        assert sorted(index for batch in shares for index in batch) == list(range(count))
+
+
 def test_a_second_start_makes_what_is_missing(cli, made, command, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(made, out)

@@ -159,6 +159,51 @@ def test_sigterm_saves_and_ends_cleanly(cli, scenes, tmp_path):
     assert f"trained {done + 2} steps" in more
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c(cli, scenes, tmp_path, monkeypatch, times):
+    """Once: saves and ends; twice: ends at once."""
+    from cldm.callbacks import StopOnSignal
+
+    def at_second_step(self, trainer, *_):
+        if trainer.global_step == 1:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(StopOnSignal, "on_train_batch_start", at_second_step, raising=False)
+    out = cli("train", *options(scenes, tmp_path, "run"), code=130)
+    assert "newest checkpoint" not in out
+    assert signal.getsignal(signal.SIGINT) == before
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert last.exists() == (times == 1)
+    assert times == 2 or torch.load(last, weights_only=True)["global_step"] == 2
+
+
+def test_a_signal_during_validation_waits_for_gradients(cli, scenes, tmp_path, monkeypatch):
+    """Validation after 3 of 4 batches, steps of 2: no checkpoint could hold the third batch's gradients."""
+    from cldm.callbacks import StopOnSignal
+
+    run = ["lightning.trainer.accumulate_grad_batches=2", "lightning.trainer.val_check_interval=3",
+           "lightning.trainer.check_val_every_n_epoch=1", "lightning.trainer.max_steps=4"]  # fmt: skip
+    cli("train", *options(scenes, tmp_path, "whole", *run))
+    monkeypatch.setattr(
+        StopOnSignal, "on_validation_batch_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM), raising=False
+    )
+    cli("train", *options(scenes, tmp_path, "part", *run), code=143)
+    monkeypatch.undo()
+    last = tmp_path / "part" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    cli("train", "--resume", tmp_path / "part", "--gpus", "cpu")
+    whole, part = weights(tmp_path / "whole"), weights(tmp_path / "part")
+    assert [k for k in whole if not torch.equal(whole[k], part[k])] == []
+
+
+def test_settings_after_options_of_several_words(cli, scenes, tmp_path):
+    steps = "lightning.trainer.max_steps=7"
+    out = cli("train", *options(scenes, tmp_path, "run", "--dry_run", "--allow_mismatch", "all", steps))
+    assert "max_steps: 7" in out
+
+
 @pytest.mark.parametrize("interval", [0.5, 1.0], ids=["within an epoch", "end of an epoch"])
 def test_sigterm_during_validation(cli, scenes, tmp_path, monkeypatch, interval):
     from cldm.callbacks import StopOnSignal
