@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import DictAction
 from PIL import Image
 from tqdm import tqdm
 
@@ -26,7 +25,7 @@ from post_processing.comparison_figures import classes_figure, seeds_figure
 from post_processing.page import embedded_svg, gallery, page
 from post_processing.pairing import IMAGE_SUFFIXES, list_files, mask_name, read_mask
 from scripts import cli
-from scripts.pairs import digest, write_json
+from scripts.pairs import add_cfg_options, digest, write_json
 from scripts.segmentor import parse_args as segmentor_args
 from scripts.segmentor import resolve
 from segmentation import SegmentationError
@@ -58,7 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-iters", type=int, help="iterations of every training (default: the config's)")
     parser.add_argument("--crop-size", type=int, help="side of training crops (default: the config's)")
     parser.add_argument("--pretrained", help="backbone weights: a file, or none (default: the config's)")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="config values to set, key=value")
+    add_cfg_options(parser)
     parser.add_argument("--out-dir", type=Path, required=True, help="folder for runs, comparison.json and the page")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once on this machine")
     parser.add_argument("--syn-img-path", type=Path, help="gallery: synthesised images, with samples.jsonl")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from tqdm import tqdm
 
 import gss
@@ -21,7 +21,7 @@ from post_processing.pairing import IMAGE_SUFFIXES, Pair, list_files, listed, re
 from post_processing.samples_report import nearest_sheet, samples_figure
 from post_processing.scores import confusion, scores
 from scripts import cli
-from scripts.pairs import find_pairs, pick_device, room_for, write_json
+from scripts.pairs import add_cfg_options, find_pairs, pick_device, room_for, write_json
 from segmentation import SegmentationError
 from segmentation.config import load_config, set_data
 from segmentation.inference import load_segmentor, segment
@@ -58,7 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
     parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="images of one size in a batch")
     parser.add_argument("--num_workers", "--num-workers", type=int, default=2, help="processes that read images")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="config values to set, key=value")
+    add_cfg_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.num_workers < 0 or not args.copy_distance >= 0:

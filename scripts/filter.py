@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import DictAction
 from PIL import Image
 from torch import distributed
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from post_processing.filter_report import filter_figure, filter_statistics
 from post_processing.pairing import MASK_SUFFIXES, Pair, list_files, listed, pair_files, read_mask
 from post_processing.records import RecordWriter, read_records
 from scripts import cli
-from scripts.pairs import PAIRS, digest, find_pairs, inside, pick_device, room_for, write_json
+from scripts.pairs import PAIRS, add_cfg_options, digest, find_pairs, inside, pick_device, room_for, write_json
 from segmentation import SegmentationError
 from segmentation.config import load_config, set_data
 from segmentation.inference import load_segmentor, pixel_losses, segment, test_steps
@@ -66,7 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="images of one size in a batch")
     parser.add_argument("--num_workers", "--num-workers", type=int, default=min(4, os.cpu_count() or 1),
                         help="processes that read images")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="config values to set, key=value")
+    add_cfg_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     needed = {"CONFIG": args.config, "CHECKPOINT": args.checkpoint, "--real-img-path": args.real_img_path,
@@ -167,6 +166,11 @@ def measure_real(losses: Losses, pairs: list[Pair], num_classes: int, state: Pat
     return {"mean_loss": mean, "pixels": pixels.sum(axis=0), "histogram": total_histogram(records)}
 
 
+def stamp(pair: Pair) -> list[int]:
+    """Sizes and times of a pair's files: another image or mask of the same name has others."""
+    return [value for path in (pair.image, pair.mask) for value in (path.stat().st_size, path.stat().st_mtime_ns)]
+
+
 def total_histogram(records: Iterable[dict[str, Any]]) -> np.ndarray:
     """Sum of the records' histograms (C, bins)."""
     return np.sum([record["histogram"] for record in records if record["histogram"]], axis=0)
@@ -175,13 +179,14 @@ def total_histogram(records: Iterable[dict[str, Any]]) -> np.ndarray:
 def filter_synthesised(losses: Losses, pairs: list[Pair], limits: np.ndarray, args: argparse.Namespace, state: Path,
                        ranks: Ranks) -> dict[str, dict[str, Any]]:
     """Writes the filtered masks; returns total and kept pixels of each class, by image name."""
-    def finished(name: str) -> bool:
-        saved = not args.save_loss or (args.save_loss / f"{name}.npy").is_file()
-        return name in done and saved and (args.filtered_mask_path / f"{name}.png").is_file()
+    def finished(pair: Pair) -> bool:
+        saved = not args.save_loss or (args.save_loss / f"{pair.name}.npy").is_file()
+        same = done.get(pair.name, {}).get("files") == stamp(pair)  # an image made again is filtered again
+        return same and saved and (args.filtered_mask_path / f"{pair.name}.png").is_file()
 
     done, shown, writer = read_records(state, "syn"), in_figure(pairs), RecordWriter(state, "syn", ranks.rank)
     ranks.wait()
-    todo = [pair for pair in ranks.share(pairs) if not finished(pair.name)]
+    todo = [pair for pair in ranks.share(pairs) if not finished(pair)]
     quiet = ranks.rank > 0 or not todo
     for pair, loss, mask in tqdm(losses(todo), "synthesised", len(todo), unit="image", disable=quiet):
         filtered = filtering.filter_mask(loss, mask, limits)
@@ -191,8 +196,8 @@ def filter_synthesised(losses: Losses, pairs: list[Pair], limits: np.ndarray, ar
             with atomic_path(args.save_loss / f"{pair.name}.npy") as path:
                 np.save(path, loss.astype(np.float16))
         histogram = filtering.loss_histogram(loss, mask, len(limits)).tolist() if pair.name in shown else None
-        writer.write({"name": pair.name, "total": filtering.class_counts(mask, len(limits)).tolist(),
-                      "kept": filtering.class_counts(filtered, len(limits)).tolist(), "histogram": histogram})
+        total, kept = (filtering.class_counts(ids, len(limits)).tolist() for ids in (mask, filtered))
+        writer.write({"name": pair.name, "files": stamp(pair), "total": total, "kept": kept, "histogram": histogram})
     ranks.wait()
     done = read_records(state, "syn")
     return {pair.name: done[pair.name] for pair in pairs}
@@ -229,7 +234,7 @@ def real_from_segmentor(args: argparse.Namespace, ranks: Ranks) -> tuple[Losses,
     set_data(config, classes=args.classes)
     model = load_segmentor(config, args.checkpoint, pick_device(args.device))
     pairs, skipped = ranks.once(lambda: find_pairs(args, model.num_classes))
-    real_files = [(pair.name, *(path.stat()[6:9:2] for path in (pair.image, pair.mask))) for pair in pairs["real"]]
+    real_files = [(pair.name, stamp(pair)) for pair in pairs["real"]]
     settings = {
         "config": digest(config.model.to_dict(), test_steps(config)), "checkpoint": digest(Path(args.checkpoint)),
         "real images": digest(real_files), "--tolerance-margin": args.tolerance_margin,

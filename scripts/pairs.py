@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import DictAction
 from tqdm import tqdm
 
 from ldm.util import InputError, atomic_path
@@ -22,12 +23,32 @@ from post_processing.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, check_p
 PAIRS = dict[str, list[Pair]]
 
 
+class ConfigOptions(DictAction):
+    """mmengine's ``--cfg-options``; refuses what is no setting."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        """Adds the settings to those of the config."""
+        if wrong := [text for text in values if "=" not in text.lstrip("=")]:
+            parser.error(f"--cfg-options {wrong[0]}: settings are written key=value")
+        super().__call__(parser, namespace, values)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-options key=value ...``, as mmseg's own commands have it."""
+    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE",
+                        help="config values to set; nested keys with dots")
+
+
 def pick_device(name: str) -> str:
     """The device to compute on; ``auto`` and ``cuda`` take this process's own GPU."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if name not in ("auto", "cpu", "cuda") and not (name.startswith("cuda:") and name[5:].isdecimal()):
+        raise InputError(f"--device {name}: write auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device {name}: no GPU here; use --device cpu")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: no such GPU here ({torch.cuda.device_count()} present)")
     return "cpu" if name == "auto" else name
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
+from mmseg.registry import DATASETS
+from tqdm import tqdm
 
 import gss
 from ldm.util import InputError, check_writable
+from post_processing.pairing import Pair, check_pair, listed
 from scripts import cli
-from scripts.pairs import write_json
+from scripts.pairs import add_cfg_options, write_json
 from segmentation import SegmentationError, config
 
 DESCRIPTION = """Trains or tests a segmentor with mmengine's Runner.
@@ -46,8 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-iters", type=int, default=None, help="training iterations (default: the config's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
     parser.add_argument("--out", default=None, help="test: metrics as JSON (default: <work-dir>/metrics.json)")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default=None,
-                        help="config values to set, key=value, nested keys with dots")
+    add_cfg_options(parser)
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how jobs start")
     parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -76,6 +79,27 @@ def resolve(args: argparse.Namespace) -> Config:
     for evaluator in config.nodes(cfg.get("test_evaluator"), "IoUMetric"):
         evaluator.type = "ClassIoUMetric"  # the same scores, by class and not rounded
     return cfg
+
+
+def check_files(cfg: Config, loaders: Sequence[str]) -> None:
+    """Opens every image and mask of the ``MaskDataset`` entries once: not in the middle of a training.
+
+    Raises:
+        InputError: files that are damaged, or ids that are no classes; the first ones by name.
+    """
+    pairs: dict[tuple[str, str], tuple[Pair, int]] = {}
+    for entry in config.nodes([cfg.get(name) or {} for name in loaders], "MaskDataset"):
+        dataset = DATASETS.build({**entry, "lazy_init": True})
+        count = len(dataset.metainfo["classes"]) + bool(dataset.reduce_zero_label)
+        for item in dataset.load_data_list():
+            image, mask = item["img_path"], item["seg_map_path"]
+            pairs[image, mask] = Pair(Path(image).stem, Path(image), Path(mask)), count
+    with ThreadPoolExecutor() as pool:
+        checks = pool.map(lambda given: check_pair(*given), pairs.values())
+        quiet = int(os.environ.get("RANK", 0)) > 0
+        faults = [fault for fault in tqdm(checks, "checking files", len(pairs), disable=quiet, leave=False) if fault]
+    if faults:
+        raise InputError(listed(faults))
 
 
 def metrics_report(scores: dict[str, Any], **facts: Any) -> dict[str, Any]:
@@ -128,8 +152,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = resolve(args)
     if args.task == "train":
+        check_files(cfg, ("train_dataloader", "val_dataloader"))
         train(cfg)
     else:
+        check_files(cfg, ("test_dataloader",))
         test(cfg, Path(args.out or Path(cfg.work_dir, "metrics.json")))
 
 

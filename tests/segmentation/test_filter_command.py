@@ -152,6 +152,23 @@ def test_two_processes_give_what_one_gives(make_chain, monkeypatch):
         assert entry == pytest.approx(stats[1]["per_class"][name], rel=1e-6)
 
 
+def test_an_image_made_again_is_filtered_again(make_chain):
+    chain = make_chain()
+    assert run(arguments(chain)) == 0
+    before = masks(chain.root / "out")
+    name = "r1_seed_1"
+    made = next((chain.root / "syn").glob(f"{name}.*"))
+    pixels = np.array(Image.open(made))
+    Image.fromarray(255 - pixels).save(made)
+    written = {key: (chain.root / f"out/{key}.png").stat().st_mtime_ns for key in before}
+    assert run(arguments(chain)) == 0
+    after = masks(chain.root / "out")
+    assert_same(after, numpy_rule(chain, 1.25)[0])
+    assert (after[name] != before[name]).any()
+    again = {key for key in before if (chain.root / f"out/{key}.png").stat().st_mtime_ns != written[key]}
+    assert again == {name}
+
+
 @pytest.mark.parametrize("unseen", ["ignore", "keep"])
 def test_a_class_without_real_pixels_is_named(make_chain, capsys, unseen):
     chain = make_chain()

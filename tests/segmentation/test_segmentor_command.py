@@ -149,6 +149,7 @@ def test_weights_that_run_code_are_refused(tmp_path, monkeypatch):
     (["--synthesised", "nowhere"], "nowhere/resampled_img: no such folder"),
     (["--pretrained", "none.pth"], "--pretrained none.pth: no such file"),
     (["--load-from", "none.pth"], "none.pth: no such file of weights"),
+    (["--cfg-options", "model.decode_head"], "--cfg-options model.decode_head: settings are written key=value"),
     (["--cfg-options", "model.decode_head.num_classes=9"], "num_classes is 9, but class table"),
     (["--repeat", "0"], "repeat: 0; must be at least 1"),
     (["--max-iters", "0"], "--max-iters"),
@@ -162,6 +163,27 @@ def test_a_mask_is_missing(chain, capsys):
     (chain.root / "label_train/r1.png").unlink()
     assert run("train", chain.config, "--work-dir", chain.root / "work") == 2
     assert "label_train/r1.png: no such mask" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("file", "message"), [
+    ("rgb", "r1.png: mode RGB; a mask holds class ids"),
+    ("id", "r1.png: class id 7, but there are 5 classes"),
+    ("cut", "img_train/r1.png: cannot be read"),
+])
+def test_faulty_files_are_found_before_training(chain, capsys, file, message):
+    mask = chain.root / "label_train/r1.png"
+    if file == "rgb":
+        Image.open(mask).convert("RGB").save(mask)
+    elif file == "id":
+        ids = np.array(Image.open(mask))
+        ids[0, 0] = 7
+        Image.fromarray(ids).save(mask)
+    else:
+        image = chain.root / "img_train/r1.png"
+        image.write_bytes(image.read_bytes()[:60])
+    assert run("train", chain.config, "--work-dir", chain.root / "work") == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (chain.root / "work").exists()
 
 
 def test_reading_without_workers():
