@@ -83,8 +83,8 @@ def count_devices(devices: int | list[int]) -> int:
     return devices if isinstance(devices, int) else len(devices)
 
 
-def run_folder(options: TrainingOptions) -> Path:
-    """The run's folder, writable: that of ``resume``, or a new one below ``logdir``.
+def run_folder(options: TrainingOptions, make: bool = True) -> Path:
+    """The run's folder, writable: that of ``resume``, or a new one below ``logdir``, made if ``make``.
 
     Raises:
         InputError: a run of that name exists, or nothing to resume.
@@ -98,7 +98,9 @@ def run_folder(options: TrainingOptions) -> Path:
     folder = options.logdir / (options.name or now)
     if getattr(rank_zero_only, "rank", 0) == 0 and (folder / CONFIG_NAME).exists():
         raise InputError(f"-n {options.name}: {folder} holds a run; go on with it by -r {folder}, or take another name")
-    return check_writable(folder, "--logdir")
+    check_writable(folder if make else next(path for path in (folder, *folder.absolute().parents) if path.exists()),
+                   "--logdir")  # fmt: skip
+    return folder
 
 
 def resume_checkpoint(path: Path) -> Path:
@@ -304,7 +306,7 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
             config.data.params[part].params.setdefault("multiple_of", shape.multiple)
     data = build_data(config)
     check_hints(shape, data)
-    folder = run_folder(options)
+    folder = run_folder(options, make=not dry_run)
     stop = StopOnSignal()
     trainer = build_trainer(config, folder, stop)
     model, origins = build_model(config, options)

@@ -3,7 +3,8 @@
 # segmentors with and without the synthesised images over several seeds. Started again, it goes on where it stopped.
 #   bash demo/prove.sh DATA OUT
 # DATA: img_train, label_train, img_test, label_test, ref_img, classes.json, and the lists train_set_items.json,
-# test_set_items.json, inference_set_items.json. Settings, with their defaults for one GPU (about 50 M parameters):
+# test_set_items.json, inference_set_items.json. Settings, with their defaults for one GPU (about 50 M parameters); files
+# are named from the repository:
 #   MINUTES=20 MODEL=configs/model/tisynth_small.yaml SIZE=256 BATCH=16 PRECISION=bf16-mixed SAMPLES=2 STEPS=50 SCALE=2
 #   SEGMENTOR=configs/mmseg/tiny.py SEEDS=5 ITERS=4000 JOBS=1 SPLITS="test target" WORST=2 GPUS=0
 set -euo pipefail
@@ -18,7 +19,7 @@ tiles=(--data-root "$data" --classes "$data/classes.json" --pretrained none)
 name=$(basename "$SEGMENTOR")
 say() { echo "== $* ($(date +%T))"; }
 
-time=$(printf "%02d:%02d:%02d:00" $((MINUTES / 1440)) $((MINUTES / 60 % 24)) $((MINUTES % 60)))
+time=$(printf "%02d:%02d:%02d:00" $((10#$MINUTES / 1440)) $((10#$MINUTES / 60 % 24)) $((10#$MINUTES % 60)))
 
 say "synthesis model: $MINUTES minutes on $MODEL"
 run="$out/logs/synthesis"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from ldm.util import InputError
 
@@ -16,9 +18,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows each option's default and keeps the description's line breaks."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Refuses in one line, as the commands themselves do; argparse would print all options first."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2."""
+        self.exit(2, f"error: {message.removeprefix('argument ')} (see --help)\n")
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser in the house style; it refuses abbreviated options."""
-    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def run(main: Callable[[], int | None], errors: tuple[type[Exception], ...] = ()) -> None:
@@ -38,6 +48,40 @@ def run(main: Callable[[], int | None], errors: tuple[type[Exception], ...] = ()
         print("stopped", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``low``, up to ``high`` if given."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{text}: write a whole number, {_range(low, high)}")
+        return value
+
+    return convert
+
+
+def number(low: float, high: float | None = None) -> Callable[[str], float]:
+    """An argparse type: a finite number from ``low``, up to ``high`` if given."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value and (high is None or value <= high)):
+            raise argparse.ArgumentTypeError(f"{text}: write a number, {_range(low, high)}")
+        return value
+
+    return convert
+
+
+def _range(low: float, high: float | None) -> str:
+    return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
 
 
 def flag(text: str) -> bool:

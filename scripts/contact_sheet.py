@@ -9,6 +9,7 @@ Rows are spread evenly over the folder's records.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ from cldm.callbacks import contact_sheet
 from cldm.records import RECORDS, read_records
 from ldm.data.classes import load_class_table
 from ldm.data.hints import colorize
-from ldm.data.images import read_image, read_mask
+from ldm.data.images import ImageError, read_image, read_mask
 from ldm.util import InputError, atomic_path, check_writable
-from scripts.cli import parser, run
+from scripts.cli import integer, parser, run
 
 COLUMNS = ("mask", "reference", "synthesised", "real")
 
@@ -32,11 +33,12 @@ def rows(
     try:
         records = list(read_records(samples).values())
         listed = [json.loads(line) for line in items.read_text().splitlines() if line.strip()]
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{items}: {error}") from error
     if not records:
         raise InputError(f"--samples {samples}: no records of scripts/inference.py ({RECORDS}) there")
-    real = {Path(item["source"]).stem: data_root / item["target"] for item in listed if "target" in item}
+    with_image = [item for item in listed if {"source", "target"} <= set(item)]
+    real = {Path(item["source"]).stem: data_root / item["target"] for item in with_image}
     table = load_class_table(classes)
     chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, count).round().astype(int))]
 
@@ -44,19 +46,34 @@ def rows(
         return np.array(Image.fromarray(picture).resize((size, size), resample))
 
     sheet = []
+    white = np.full((size, size, 3), 255, np.uint8)
     for record in chosen:
+        if lacking := {"mask", "reference"} - set(record):
+            raise InputError(f"--samples {samples}: {RECORDS}: {record['name']} has no {', '.join(sorted(lacking))}")
         mask = Path(record["mask"])
         made = samples / f"{record['name']}.jpg"
         made = made if made.exists() else made.with_suffix(".png")  # refused by name where neither exists
         sheet.append(
             [
-                fit(colorize(read_mask(mask), table), Image.Resampling.NEAREST),
-                fit(read_image(record["reference"])),
-                fit(read_image(made)),
-                fit(read_image(real[mask.stem])) if mask.stem in real else np.full((size, size, 3), 255, np.uint8),
+                fit(colorize(opened(read_mask, mask), table), Image.Resampling.NEAREST),
+                fit(opened(read_image, record["reference"])),
+                fit(opened(read_image, made)),
+                fit(opened(read_image, real[mask.stem])) if mask.stem in real else white,
             ]
         )
     return sheet
+
+
+def opened(read: Callable[[str | Path], np.ndarray], path: str | Path) -> np.ndarray:
+    """The pixels of a file.
+
+    Raises:
+        InputError: it cannot be read; names it.
+    """
+    try:
+        return read(path)
+    except ImageError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def main() -> None:
@@ -67,12 +84,13 @@ def main() -> None:
     add("--data_root", type=Path, required=True, metavar="DIR", help="folder that the list's paths are relative to")
     add("--items", type=Path, required=True, metavar="FILE", help="the list that inference was given")
     add("--classes", required=True, metavar="TABLE", help="FUSU, GID, LoveDA, MBRSC or a classes.json")
-    add("--count", type=int, default=8, help="samples to show")
-    add("--size", type=int, default=128, help="side of each picture in pixels")
+    add("--count", type=integer(1), default=8, help="samples to show")
+    add("--size", type=integer(8), default=128, help="side of each picture in pixels")
     add("--out", type=Path, required=True, metavar="PNG", help="picture to write")
     args = options.parse_args()
     check_writable(args.out.parent, "--out")
-    pictures = contact_sheet(rows(args.samples, args.data_root, args.items, args.classes, args.count, args.size))
+    shown = rows(args.samples, args.data_root, args.items, args.classes, args.count, args.size)
+    pictures = contact_sheet(shown)
     sheet = Image.new("RGB", (pictures.shape[1], pictures.shape[0] + 18), "white")
     sheet.paste(Image.fromarray(pictures), (0, 18))
     draw = ImageDraw.Draw(sheet)
@@ -80,7 +98,7 @@ def main() -> None:
         draw.text((i * (args.size + 4) + 4, 3), title, fill="black")
     with atomic_path(args.out) as path:
         sheet.save(path, format="PNG")
-    print(f"{args.out}: {', '.join(COLUMNS)} of {args.count} samples")
+    print(f"{args.out}: {', '.join(COLUMNS)} of {len(shown)} samples")
 
 
 if __name__ == "__main__":

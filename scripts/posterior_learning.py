@@ -23,8 +23,11 @@ from ldm.util import InputError, atomic_path, check_writable
 from post_processing import PostProcessingError
 from post_processing.pairing import MASK_SUFFIXES, list_files, read_ids
 from scripts import cli
+from scripts.cli import integer, number
+from scripts.pairs import pick_device
 
 ERRORS = (gss.InputError, PostProcessingError)  # whose messages are meant for the user
+PICTURES = (".png", ".jpg", ".svg", ".pdf")
 
 DESCRIPTION = """Learns a palette for N classes and one colour more for ignored pixels.
 
@@ -266,16 +269,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--classes", default=None, help="class table (classes.json) with the classes' names")
     parser.add_argument("--method", choices=("spread", "grid"), default="spread", help="how colours are chosen")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices")
-    parser.add_argument("--restarts", type=int, default=4, help="starts of the search for far-apart colours")
+    parser.add_argument("--seed", type=integer(0), default=0, help="seed of all random choices")
+    parser.add_argument("--restarts", type=integer(1), default=4, help="starts of the search for far-apart colours")
     parser.add_argument("--d-vae", default=None, help="dVAE weights, or a GSS checkpoint: improves the round trip")
     parser.add_argument("--masks", default=None, help="folder of index masks for the round trip (default: polygons)")
-    parser.add_argument("--max-masks", type=int, default=16, help="masks used for the round trip")
-    parser.add_argument("--scale", type=int, default=2, help="enlargement of masks before the dVAE; the heads use 2")
-    parser.add_argument("--rounds", type=int, default=10, help="rounds of improvement at most")
-    parser.add_argument("--tries", type=int, default=6, help="colours tried a class and round")
-    parser.add_argument("--keep-distance", type=float, default=0.7, help="share of the smallest distance to keep")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    parser.add_argument("--max-masks", type=integer(1), default=16, help="masks used for the round trip")
+    parser.add_argument("--scale", type=integer(1), default=2, help="enlargement of masks for the dVAE; heads use 2")
+    parser.add_argument("--rounds", type=integer(0), default=10, help="rounds of improvement at most")
+    parser.add_argument("--tries", type=integer(1), default=6, help="colours tried a class and round")
+    parser.add_argument("--keep-distance", type=number(0, 1), default=0.7, help="share of the least distance to keep")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", default=None, help="palette file to write (default: print only)")
     parser.add_argument("--picture", default=None, help="picture to write: the palette and a round trip")
     return parser.parse_args(argv)
@@ -322,10 +325,13 @@ def read_masks(folder: str, count: int, num_classes: int) -> list[torch.Tensor]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = parse_args(argv)
+    args.device = pick_device(args.device)
     names = class_names(args)
     for option, path in (("--out", args.out), ("--picture", args.picture)):
         if path:
             check_writable(Path(path).parent, option)
+    if args.picture and Path(args.picture).suffix not in PICTURES:
+        raise InputError(f"--picture {args.picture}: name a file with one of {', '.join(PICTURES)}")
     masks = (
         read_masks(args.masks, args.max_masks, len(names))
         if args.masks

@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", default=None, help="test on img_<split>, label_<split> (default: the config's)")
     parser.add_argument("--crop-size", type=int, default=None, help="side of training crops (default: the config's)")
     parser.add_argument("--max-iters", type=int, default=None, help="training iterations (default: the config's)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
+    parser.add_argument("--seed", type=cli.integer(0), default=0, help="seed of weights, order and augmentation")
     parser.add_argument("--out", default=None, help="test: metrics as JSON (default: <work-dir>/metrics.json)")
     add_cfg_options(parser)
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how jobs start")

@@ -23,6 +23,8 @@ from ldm.util import InputError, atomic_path, check_writable
 from post_processing import PostProcessingError
 from post_processing.pairing import MASK_SUFFIXES, list_files, read_ids, read_mask
 from scripts import cli
+from scripts.cli import integer, number
+from scripts.pairs import pick_device
 
 ERRORS = (gss.InputError, PostProcessingError)  # whose messages are meant for the user
 
@@ -244,32 +246,35 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test-masks", nargs="+", default=None, help="folders to test on (default: --masks)")
     parser.add_argument("--palette", required=True, help="palette: a JSON file, or a name in gss/palettes")
     parser.add_argument("--out", required=True, help="weights to write (.safetensors or .pth)")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps")
-    parser.add_argument("--warmup", type=int, default=100, help="steps before the latents are quantised")
-    parser.add_argument("--batch-size", type=int, default=8, help="crops a step")
-    parser.add_argument("--crop-size", type=int, default=48, help="side of the crops, in pixels of the masks")
+    parser.add_argument("--steps", type=integer(2), default=1000, help="training steps")
+    parser.add_argument("--warmup", type=integer(1), default=100, help="steps before the latents are quantised")
+    parser.add_argument("--batch-size", type=integer(1), default=8, help="crops a step")
+    parser.add_argument("--crop-size", type=integer(1), default=48, help="side of the crops, in pixels of the masks")
     parser.add_argument(
-        "--scale", type=int, default=2, help="enlargement of masks in front of the dVAE; the heads use 2"
+        "--scale", type=integer(1), default=2, help="enlargement of masks in front of the dVAE; the heads use 2"
     )
-    parser.add_argument("--n-hid", type=int, default=16, help="width of the first group (DALL-E: 256)")
-    parser.add_argument("--n-blocks", type=int, default=1, help="blocks a group (DALL-E: 2)")
-    parser.add_argument("--n-init", type=int, default=16, help="width of a code (DALL-E: 128)")
-    parser.add_argument("--vocab-size", type=int, default=512, help="number of tokens (DALL-E: 8192)")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="highest learning rate")
-    parser.add_argument("--colour-std", type=float, default=40.0, help="softness of the nearest colour, in 1/255")
-    parser.add_argument("--save-every", type=int, default=200, help="steps between saved states")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, crops and codes")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    parser.add_argument("--n-hid", type=integer(1), default=16, help="width of the first group (DALL-E: 256)")
+    parser.add_argument("--n-blocks", type=integer(1), default=1, help="blocks a group (DALL-E: 2)")
+    parser.add_argument("--n-init", type=integer(2), default=16, help="width of a code (DALL-E: 128)")
+    parser.add_argument("--vocab-size", type=integer(2), default=512, help="number of tokens (DALL-E: 8192)")
+    parser.add_argument("--learning-rate", type=number(0), default=3e-3, help="highest learning rate")
+    parser.add_argument("--colour-std", type=number(1e-6), default=40.0, help="softness of the nearest colour, of 255")
+    parser.add_argument("--save-every", type=integer(1), default=200, help="steps between saved states")
+    parser.add_argument("--seed", type=integer(0), default=0, help="seed of weights, crops and codes")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = parse_args(argv)
+    args.device = pick_device(args.device)
     if args.crop_size * args.scale % 8:
         raise InputError(f"--crop-size {args.crop_size}: times --scale {args.scale} must be a multiple of 8")
     if not 0 < args.warmup < args.steps:
         raise InputError(f"--warmup {args.warmup}: must be in 1..{args.steps - 1}, below --steps")
+    if Path(args.out).suffix not in (".safetensors", ".pth"):
+        raise InputError(f"--out {args.out}: name a .safetensors or .pth file")
     maskige = Maskige(load_palette(args.palette))
     paths = find_masks("--masks", args.masks, maskige.num_classes, args.crop_size)
     tests = find_masks("--test-masks", args.test_masks, maskige.num_classes, 1) if args.test_masks else paths

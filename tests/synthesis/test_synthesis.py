@@ -148,6 +148,30 @@ def test_few_images_are_shared_by_all_devices(scenes):
         assert sorted(index for batch in shares for index in batch) == list(range(count))
 
 
+def test_contact_sheet(cli, made, scenes, tmp_path):
+    shutil.copytree(made, tmp_path / "out")
+    arguments = ["--samples", tmp_path / "out", "--data_root", scenes, "--items", scenes / "inference_set_items.json",
+                 "--classes", scenes / "classes.json", "--size", 40, "--out", tmp_path / "sheet.png"]  # fmt: skip
+    assert "of 3 samples" in cli("contact_sheet", *arguments, "--count", 3)
+    assert Image.open(tmp_path / "sheet.png").size == (4 * 40 + 3 * 4, 3 * 40 + 2 * 4 + 18)
+    assert "of 8 samples" in cli("contact_sheet", *arguments, "--count", 99)  # there are no more
+    (tmp_path / "out" / "train_0000_seed_5.png").write_bytes(b"cut off")
+    assert "train_0000_seed_5.png: cannot be read" in cli.refused("contact_sheet", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--num_workers", -1], "--num_workers -1: must be 0 to 1000"),
+        (["--scale", "nan"], "--scale nan: must be a number"),
+        (["--gpus", "cpu:0"], "--gpus cpu:0: write auto, cpu"),
+        (["--steps", "many"], "--ddim_steps/--steps: invalid int value: 'many'"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(cli, command, tmp_path, option, words):
+    assert words in cli.refused("inference", *command(tmp_path, *option))
+
+
 def test_a_second_start_makes_what_is_missing(cli, made, command, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(made, out)

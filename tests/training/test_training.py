@@ -276,7 +276,7 @@ def test_a_diverged_run_stops_with_a_reason(cli, scenes, tmp_path):
 def test_dry_run_trains_nothing(cli, scenes, tmp_path):
     out = cli("train", *options(scenes, tmp_path, "run", "--dry_run"))
     assert "dry run" in out and "that train" in out
-    assert not list((tmp_path / "run").rglob("*.*"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
