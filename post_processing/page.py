@@ -71,7 +71,10 @@ def sentence(split: str, result: Mapping[str, Any]) -> str:
     if difference["low"] is None:
         return f"{text}; a single seed says nothing about chance."
     text += f" (95 % interval {percent(difference['low'], True)} to {percent(difference['high'], True)}, {seeds} seeds)"
-    return text + {"better": ": it helps.", "worse": ": it harms.", "unclear": ": no clear effect."}[result["verdict"]]
+    if result["verdict"] == "unclear":
+        return f"{text}: no clear effect."
+    few = f", as far as {seeds} seeds can tell" if seeds < 3 else ""
+    return f"{text}: it {'helps' if result['verdict'] == 'better' else 'harms'}{few}."
 
 
 def colored(mask: np.ndarray, palette: np.ndarray) -> Image.Image:

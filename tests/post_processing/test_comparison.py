@@ -45,6 +45,12 @@ def test_one_seed_gives_no_verdict():
     assert result["verdict"] == "unclear" and "a single seed says nothing" in sentence("test", result)
 
 
+def test_two_seeds_are_few():
+    for seeds, words in ((2, ": it harms, as far as 2 seeds can tell."), (3, ": it harms.")):
+        baseline, joint = [metrics(0.5 + i / 100) for i in range(seeds)], [metrics(0.4 + i / 100) for i in range(seeds)]
+        assert sentence("test", compare(baseline, joint)).endswith(words)
+
+
 class Page(HTMLParser):
     """Collects what a browser would fetch, and checks that tags close."""
 
