@@ -182,7 +182,8 @@ class StopOnSignal(pl.Callback):
 
     def _give_back(self) -> None:
         while self._before:
-            signal.signal(*self._before.popitem())
+            number, handler = self._before.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
 
     def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
         """Gives them back."""

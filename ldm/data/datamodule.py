@@ -79,7 +79,7 @@ class RankItems(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The item at place ``index`` x world_size + rank of the set."""
         place = index * self.world_size + self.rank
-        return {**self.items[place % len(self.items)], "weight": float(place < len(self.items))}
+        return {**self.items[place % len(self.items)], "weight": np.float32(place < len(self.items))}
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
