@@ -180,14 +180,14 @@ class StopOnSignal(pl.Callback):
         """Gives them back."""
         self._give_back()
 
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Gives them back; Lightning calls ``teardown`` only after a good end."""
+        self._give_back()
+
     def _give_back(self) -> None:
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
-
-    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Gives them back."""
-        self._give_back()
 
     def _receive(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT:

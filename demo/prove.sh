@@ -19,13 +19,13 @@ tiles=(--data-root "$data" --classes "$data/classes.json" --pretrained none)
 name=$(basename "$SEGMENTOR")
 say() { echo "== $* ($(date +%T))"; }
 
-time=$(printf "%02d:%02d:%02d:00" $((10#$MINUTES / 1440)) $((10#$MINUTES / 60 % 24)) $((10#$MINUTES % 60)))
+limit=$(printf "%02d:%02d:%02d:00" $((10#$MINUTES / 1440)) $((10#$MINUTES / 60 % 24)) $((10#$MINUTES % 60)))
 
 say "synthesis model: $MINUTES minutes on $MODEL"
 run="$out/logs/synthesis"
 if [ ! -e "$run/done" ]; then
   if [ -e "$run/checkpoints/last.ckpt" ]; then  # the time that it has trained is in the checkpoint, too
-    "$python" -m scripts.train --resume "$run" --gpus "$GPUS" lightning.trainer.max_time="$time"
+    "$python" -m scripts.train --resume "$run" --gpus "$GPUS" lightning.trainer.max_time="$limit"
   else
     rm -rf "$run"  # of a start that came to nothing
     "$python" -m scripts.train --base configs/train/tiny.yaml --config_model "$MODEL" -n synthesis -l "$out/logs" \
@@ -33,7 +33,7 @@ if [ ! -e "$run/done" ]; then
       --gpus "$GPUS" --precision "$PRECISION" model.params.classes="$data/classes.json" \
       data.params.batch_size="$BATCH" data.params.num_workers=8 base_learning_rate=1e-5 \
       data.params.train.params.size="$SIZE" data.params.validation.params.size="$SIZE" \
-      lightning.trainer.check_val_every_n_epoch=25 lightning.trainer.max_steps=-1 lightning.trainer.max_time="$time"
+      lightning.trainer.check_val_every_n_epoch=25 lightning.trainer.max_steps=-1 lightning.trainer.max_time="$limit"
   fi
   touch "$run/done"
 fi

@@ -70,6 +70,7 @@ bash resample.sh --filtered-mask-path "$OUT/filtered" --syn-img-path "$OUT/image
 
 say "comparison over two seeds"
 share "$PYTHON" -m scripts.compare configs/mmseg/tiny_unet.py "${tiles[@]}" --synthesised "$OUT/resampled" \
-  --repeat 1 --seeds 2 --jobs "$PROCESSES" --splits test target --out-dir "$OUT/comparison" --syn-img-path "$OUT/images" --mask-path "$data/label_train" \
-  --filtered-mask-path "$OUT/filtered" --evaluation "$OUT/evaluation"
+  --repeat 1 --seeds 2 --jobs "$PROCESSES" --splits test target --out-dir "$OUT/comparison" \
+  --syn-img-path "$OUT/images" --mask-path "$data/label_train" --filtered-mask-path "$OUT/filtered" \
+  --evaluation "$OUT/evaluation"
 say "done: open $OUT/contact_sheet.png and $OUT/comparison/comparison.html"

@@ -34,7 +34,7 @@ from ldm.models.guidance import Guidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler
 from ldm.util import InputError, atomic_path, check_writable
-from scripts.cli import parser, run
+from scripts.cli import integer, parser, run
 from scripts.peer import ControlNetPeer
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -300,11 +300,11 @@ def main() -> None:
     options = parser(__doc__ or "")
     add = options.add_argument
     add("--config", type=Path, required=True, metavar="YAML", help="model settings")
-    add("--size", type=int, nargs="+", default=[512], metavar="PX", help="side, or height and width")
-    add("--batch_size", type=int, default=1, help="images at once")
+    add("--size", type=integer(1), nargs="+", default=[512], metavar="PX", help="side, or height and width")
+    add("--batch_size", type=integer(1), default=1, help="images at once")
     add("--precision", choices=DTYPES, default="32", help="of weights and activations")
-    add("--steps", type=int, default=50, help="denoising steps of an image")
-    add("--repeats", type=int, default=5, help="timed runs of each work; the median counts")
+    add("--steps", type=integer(1), default=50, help="denoising steps of an image")
+    add("--repeats", type=integer(1), default=5, help="timed runs of each work; the median counts")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
     add("--no_peer", dest="peer", action="store_false", help="leave the peer out")
     add("--no_training", dest="training", action="store_false", help="leave training out")

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 from PIL import Image
 from tqdm import tqdm
 
@@ -25,11 +26,12 @@ from post_processing.comparison_figures import classes_figure, seeds_figure
 from post_processing.page import embedded_svg, gallery, page
 from post_processing.pairing import IMAGE_SUFFIXES, list_files, mask_name, read_mask
 from scripts import cli
-from scripts.pairs import add_cfg_options, digest, write_json
+from scripts.cli import integer
+from scripts.pairs import digest, write_json
+from scripts.segmentor import LOADERS, check_files, resolve
 from scripts.segmentor import parse_args as segmentor_args
-from scripts.segmentor import resolve
 from segmentation import SegmentationError
-from segmentation.config import nodes
+from segmentation.config import add_cfg_options, nodes
 
 DESCRIPTION = """Trains a segmentor on real images alone and jointly with synthesised ones, over several seeds with
 equal iterations, tests both on the same held-out images, and writes comparison.json and comparison.html, one page with
@@ -49,28 +51,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("config", help="mmseg config of the baseline, trained on real images")
     parser.add_argument("--joint-config", help="config of the joint training (default: the same, with --synthesised)")
     parser.add_argument("--synthesised", help="folder with resampled_img and resampled_label")
-    parser.add_argument("--repeat", type=int, default=10, help="how often a real pair counts in joint training")
+    parser.add_argument("--repeat", type=integer(1), default=10, help="how often a real pair counts in joint training")
     parser.add_argument("--data-root", help="data set's folder (default: the config's)")
     parser.add_argument("--classes", help="class table, by name or path to a classes.json (default: the config's)")
     parser.add_argument("--splits", nargs="+", default=["test"], help="test sets: img_<split>, label_<split>")
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds: 0, 1, ...")
-    parser.add_argument("--max-iters", type=int, help="iterations of every training (default: the config's)")
-    parser.add_argument("--crop-size", type=int, help="side of training crops (default: the config's)")
+    parser.add_argument("--seeds", type=integer(1), default=5, help="number of seeds: 0, 1, ...")
+    parser.add_argument("--max-iters", type=integer(1), help="iterations of every training (default: the config's)")
+    parser.add_argument("--crop-size", type=integer(1), help="side of training crops (default: the config's)")
     parser.add_argument("--pretrained", help="backbone weights: a file, or none (default: the config's)")
     add_cfg_options(parser)
     parser.add_argument("--out-dir", type=Path, required=True, help="folder for runs, comparison.json and the page")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once on this machine")
+    parser.add_argument("--jobs", type=integer(1), default=1, help="trainings at once on this machine")
     parser.add_argument("--syn-img-path", type=Path, help="gallery: synthesised images, with samples.jsonl")
     parser.add_argument("--mask-path", type=Path, help="gallery: masks that they were synthesised from")
     parser.add_argument("--filtered-mask-path", type=Path, help="gallery: masks that filter.sh wrote")
     parser.add_argument("--evaluation", type=Path, help="scripts/evaluate_samples.py's --out-dir, to show its figure")
-    parser.add_argument("--gallery", type=int, default=12, help="images in the gallery, evenly spread over all")
+    parser.add_argument("--gallery", type=integer(0), default=12, help="images in the gallery, evenly spread over all")
     args = parser.parse_args(argv)
     if not (args.joint_config or args.synthesised):
         raise InputError("give --synthesised DIR (resample.sh's --out-dir), or --joint-config")
-    for option, value in (("--seeds", args.seeds), ("--jobs", args.jobs), ("--gallery", args.gallery + 1)):
-        if value < 1:
-            raise InputError(f"{option}: too small")
     for option in ("syn_img_path", "mask_path", "filtered_mask_path", "evaluation"):
         folder = getattr(args, option)
         if folder and not folder.is_dir():
@@ -98,10 +97,22 @@ def config_path(args: argparse.Namespace, kind: str) -> str:
     return args.joint_config if kind == "joint" and args.joint_config else args.config
 
 
+def resolved(args: argparse.Namespace, kind: str, task: str, *more: str) -> Config:
+    """The config of a training or test, as scripts/segmentor.py will have it."""
+    return resolve(segmentor_args([task, config_path(args, kind), *train_options(args, kind), *more]))
+
+
+def check_data(args: argparse.Namespace) -> None:
+    """Opens all files once, so that not every training does."""
+    for kind in KINDS:
+        check_files(resolved(args, kind, "train"), LOADERS["train"])
+    for split in args.splits:
+        check_files(resolved(args, "baseline", "test", "--split", split), LOADERS["test"])
+
+
 def check_equal_effort(args: argparse.Namespace) -> dict[str, Any]:
     """Resolves both configs and refuses what would make the comparison unfair; returns what identifies it."""
-    configs = {kind: resolve(segmentor_args(["train", config_path(args, kind), *train_options(args, kind)]))
-               for kind in KINDS}
+    configs = {kind: resolved(args, kind, "train") for kind in KINDS}
     for what, value in (("train_cfg.max_iters", lambda cfg: cfg.train_cfg.max_iters),
                         ("train_dataloader.batch_size", lambda cfg: cfg.train_dataloader.batch_size),
                         ("model", lambda cfg: cfg.model), ("optim_wrapper", lambda cfg: cfg.optim_wrapper),
@@ -136,14 +147,24 @@ def segmentor(args: list[str], log: Path) -> None:
         raise InputError(f"{log}: scripts.segmentor ended with code {code}: {lines[-1] if lines else 'no output'}")
 
 
+def run_folder(args: argparse.Namespace, kind: str, seed: int) -> Path:
+    """Where one training keeps its weights, log and metrics."""
+    return args.out_dir / "runs" / f"{kind}_seed_{seed}"
+
+
+def metrics_files(args: argparse.Namespace, kind: str, seed: int) -> dict[str, Path]:
+    """Its metrics by split."""
+    return {split: run_folder(args, kind, seed) / f"metrics_{split}.json" for split in args.splits}
+
+
 def run_seed(args: argparse.Namespace, kind: str, seed: int) -> dict[str, dict[str, Any]]:
     """Trains and tests one seed, where that is not done yet; metrics by split."""
-    folder = args.out_dir / "runs" / f"{kind}_seed_{seed}"
-    metrics = {split: folder / f"metrics_{split}.json" for split in args.splits}
+    folder = run_folder(args, kind, seed)
+    metrics = metrics_files(args, kind, seed)
     todo = [split for split in args.splits if not metrics[split].is_file()]
     if todo:
         options = train_options(args, kind)
-        common = [config_path(args, kind), "--work-dir", str(folder), "--seed", str(seed)]
+        common = [config_path(args, kind), "--work-dir", str(folder), "--seed", str(seed), "--unchecked"]
         if not (folder / "trained").is_file():
             segmentor(["train", *common, *options, "--resume"], folder / "log.txt")
             (folder / "trained").touch()
@@ -220,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"--out-dir {args.out_dir}: holds runs with other {', '.join(changed)}; name another folder")
     write_json(settings, path)
     todo = [(kind, seed) for seed in range(args.seeds) for kind in KINDS]
+    if not all(path.is_file() for job in todo for path in metrics_files(args, *job).values()):
+        check_data(args)
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = pool.map(lambda job: run_seed(args, *job), todo)
         done = dict(zip(todo, tqdm(jobs, "trainings", len(todo), unit="run"), strict=True))

@@ -14,16 +14,17 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 import gss
-from ldm.util import InputError, atomic_path, check_writable
+from ldm.util import atomic_path, check_writable
 from post_processing import PostProcessingError
 from post_processing.nearest import nearest, thumbnail
 from post_processing.pairing import IMAGE_SUFFIXES, Pair, list_files, listed, read_mask
 from post_processing.samples_report import nearest_sheet, samples_figure
 from post_processing.scores import confusion, scores
 from scripts import cli
-from scripts.pairs import add_cfg_options, find_pairs, pick_device, room_for, write_json
+from scripts.cli import integer, number
+from scripts.pairs import find_pairs, pick_device, room_for, write_json
 from segmentation import SegmentationError
-from segmentation.config import load_config, set_data
+from segmentation.config import add_cfg_options, load_config, set_data
 from segmentation.inference import load_segmentor, segment
 
 DESCRIPTION = """Evaluates synthesised images without training: does a segmentor trained on real images find the mask in
@@ -51,19 +52,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help="images that the synthesis model has seen, in training or as references")
     parser.add_argument("--out-dir", type=Path, required=True, help="folder for evaluation.json and pictures")
     parser.add_argument("--classes", help="class table, by name or path to a classes.json (default: the config's)")
-    parser.add_argument("--copy-distance", type=float, default=0.02,
+    parser.add_argument("--copy-distance", type=number(0), default=0.02,
                         help="an image nearer to a training image is flagged as copy (RMS of 32 x 32 thumbnails, 0..1)")
     parser.add_argument("--inception-weights", type=Path,
                         help="torchvision's inception_v3 weights (.pth), for FID and KID to the training images")
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="images of one size in a batch")
-    parser.add_argument("--num_workers", "--num-workers", type=int, default=2, help="processes that read images")
+    parser.add_argument("--batch_size", "--batch-size", type=integer(1), default=8, help="images a batch, of one size")
+    parser.add_argument("--num_workers", "--num-workers", type=integer(0), default=2, help="processes that read images")
     add_cfg_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    args = parser.parse_args(argv)
-    if args.batch_size < 1 or args.num_workers < 0 or not args.copy_distance >= 0:
-        raise InputError("--batch_size must be at least 1, --num_workers and --copy-distance at least 0")
-    return args
+    return parser.parse_args(argv)
 
 
 def segmentor_scores(model: Any, config: Config, pairs: list[Pair], kind: str, args: argparse.Namespace

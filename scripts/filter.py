@@ -23,9 +23,10 @@ from post_processing.filter_report import filter_figure, filter_statistics
 from post_processing.pairing import MASK_SUFFIXES, Pair, list_files, listed, pair_files, read_mask
 from post_processing.records import RecordWriter, read_records
 from scripts import cli
-from scripts.pairs import PAIRS, add_cfg_options, digest, find_pairs, inside, pick_device, room_for, write_json
+from scripts.cli import integer
+from scripts.pairs import PAIRS, digest, find_pairs, inside, pick_device, room_for, write_json
 from segmentation import SegmentationError
-from segmentation.config import load_config, set_data
+from segmentation.config import add_cfg_options, load_config, set_data
 from segmentation.inference import load_segmentor, pixel_losses, segment, test_steps
 
 DESCRIPTION = """Filters the masks of synthesised images (FreeMask's rule): the cross-entropy of a segmentor trained on
@@ -62,8 +63,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-loss", type=Path, help="folder for each pixel's loss (float16), for --from-loss")
     parser.add_argument("--from-loss", type=Path, help="folder that --save-loss wrote; replaces segmentor and images")
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="images of one size in a batch")
-    parser.add_argument("--num_workers", "--num-workers", type=int, default=min(4, os.cpu_count() or 1),
+    parser.add_argument("--batch_size", "--batch-size", type=integer(1), default=8, help="images a batch, of one size")
+    parser.add_argument("--num_workers", "--num-workers", type=integer(0), default=min(4, os.cpu_count() or 1),
                         help="processes that read images")
     add_cfg_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -79,8 +80,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError(f"missing: {', '.join(missing)} (see --help)")
     if not args.tolerance_margin > 0:
         raise InputError(f"--tolerance-margin {args.tolerance_margin}: must be above 0")
-    if args.batch_size < 1 or args.num_workers < 0:
-        raise InputError("--batch_size must be at least 1, --num_workers at least 0")
     return args
 
 
@@ -168,7 +167,8 @@ def measure_real(losses: Losses, pairs: list[Pair], num_classes: int, state: Pat
 
 def stamp(pair: Pair) -> list[int]:
     """Sizes and times of a pair's files: another image or mask of the same name has others."""
-    return [value for path in (pair.image, pair.mask) for value in (path.stat().st_size, path.stat().st_mtime_ns)]
+    files = (pair.image.stat(), pair.mask.stat())
+    return [value for file in files for value in (file.st_size, file.st_mtime_ns)]
 
 
 def total_histogram(records: Iterable[dict[str, Any]]) -> np.ndarray:

@@ -20,7 +20,7 @@ from cldm.start import origin_table, start_weights
 from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
 from ldm.checkpoint_names import SCHEDULE_BUFFERS
 from ldm.util import InputError, check_writable
-from scripts.cli import parser, run
+from scripts.cli import integer, parser, run
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -65,7 +65,7 @@ def main() -> None:
         "ControlNet or TISynth for the branches; where two have the same weights, the later one's are taken",
     )
     options.add_argument("--out", type=Path, required=True, help="file to write, .safetensors or .ckpt (Lightning)")
-    options.add_argument("--seed", type=int, default=0, help="of the new weights that are random")
+    options.add_argument("--seed", type=integer(0), default=0, help="of the new weights that are random")
     options.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the weights in the file")
     options.add_argument(
         "--reset_branches",

@@ -8,35 +8,18 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import DictAction
 from tqdm import tqdm
 
 from ldm.util import InputError, atomic_path
 from post_processing.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, check_pair, list_files, listed, pair_files
 
 PAIRS = dict[str, list[Pair]]
-
-
-class ConfigOptions(DictAction):
-    """mmengine's ``--cfg-options``; refuses what is no setting."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
-        """Adds the settings to those of the config."""
-        if wrong := [text for text in values if "=" not in text.lstrip("=")]:
-            parser.error(f"--cfg-options {wrong[0]}: settings are written key=value")
-        super().__call__(parser, namespace, values)
-
-
-def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-options key=value ...``, as mmseg's own commands have it."""
-    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE",
-                        help="config values to set; nested keys with dots")
 
 
 def pick_device(name: str) -> str:
@@ -73,6 +56,14 @@ def inside(path: Path, folder: Path | None) -> bool:
     return folder is not None and path.resolve().is_relative_to(folder.resolve())
 
 
+def find_faults(pairs: Sequence[Pair], num_classes: int, title: str, threads: int | None = None) -> list[str | None]:
+    """What ``check_pair`` says of each pair, with a progress bar on the first process."""
+    with ThreadPoolExecutor(threads) as pool:
+        checks = pool.map(lambda pair: check_pair(pair, num_classes), pairs)
+        quiet = int(os.environ.get("RANK", 0)) > 0
+        return list(tqdm(checks, title, len(pairs), unit="image", leave=False, disable=quiet))
+
+
 def find_pairs(args: argparse.Namespace, num_classes: int) -> tuple[PAIRS, list[str]]:
     """Real and synthesised pairs, each opened once, and what was left out with --skip-invalid."""
     pairs: PAIRS = {}
@@ -84,9 +75,7 @@ def find_pairs(args: argparse.Namespace, num_classes: int) -> tuple[PAIRS, list[
         options = (f"--{kind}-img-path", option)
         found, orphans = pair_files(list_files(images, IMAGE_SUFFIXES, options[0]),
                                     list_files(masks, MASK_SUFFIXES, options[1]), options, args.skip_invalid)
-        with ThreadPoolExecutor(max(args.num_workers, 1)) as pool:
-            checks = pool.map(lambda pair: check_pair(pair, num_classes), found)
-            faults = list(tqdm(checks, f"check {kind}", len(found), unit="image", leave=False))
+        faults = find_faults(found, num_classes, f"check {kind}", max(args.num_workers, 1))
         wrong = [fault for fault in faults if fault]
         if wrong and not args.skip_invalid:
             raise InputError(f"{listed(wrong)}; correct them, or leave them out with --skip-invalid")

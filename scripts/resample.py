@@ -23,6 +23,7 @@ from post_processing import PostProcessingError, balancing
 from post_processing.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, list_files, listed, pair_files
 from post_processing.resample_report import resample_figure
 from scripts import cli
+from scripts.cli import integer, number
 from scripts.pairs import inside, room_for, write_json
 
 DESCRIPTION = """Keeps a filtered image if it shows a poorly recognised class, or if more than --min-valid of its
@@ -42,13 +43,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--classes", required=True, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
     parser.add_argument("--inaccurate", help="poorly recognised classes by name, with commas between them")
     parser.add_argument("--metrics", type=Path, help="a segmentor's metrics (JSON), to find them by IoU")
-    parser.add_argument("--below", type=float, help="with --metrics: classes with an IoU below this, 0..1")
-    parser.add_argument("--worst", type=int, help="with --metrics: this many classes with the smallest IoU")
-    parser.add_argument("--min-valid", type=float, default=0.8, help="share of pixels that must survive, 0..1")
-    parser.add_argument("--min-pixels", type=int, default=1, help="pixels that make a class count as shown")
+    parser.add_argument("--below", type=number(0, 1), help="with --metrics: classes with an IoU below this, 0..1")
+    parser.add_argument("--worst", type=integer(1), help="with --metrics: this many classes with the smallest IoU")
+    parser.add_argument("--min-valid", type=number(0, 1), default=0.8, help="share of pixels that must survive, 0..1")
+    parser.add_argument("--min-pixels", type=integer(1), default=1, help="pixels that make a class count as shown")
     parser.add_argument("--copy", action="store_true", help="copy files, where hard links would share them")
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
-    parser.add_argument("--num-workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that read")
+    parser.add_argument("--num-workers", type=integer(1), default=len(os.sched_getaffinity(0)), help="readers")
     args = parser.parse_args(argv)
     if args.inaccurate and args.metrics:
         raise InputError("--inaccurate and --metrics: give one of them")
@@ -56,10 +57,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError("--metrics: say which classes count, with --below or --worst")
     if not args.metrics and (args.below is not None or args.worst is not None):
         raise InputError("--below and --worst need --metrics FILE")
-    if not 0 <= args.min_valid <= 1 or (args.below is not None and not 0 <= args.below <= 1):
-        raise InputError("--min-valid and --below are shares in 0..1")
-    if args.num_workers < 1:
-        raise InputError("--num-workers must be at least 1")
     for folder in (args.filtered_mask_path, args.syn_img_path):
         if inside(args.out_dir, folder):
             raise InputError(f"--out-dir {args.out_dir}: lies inside {folder}; name another folder")

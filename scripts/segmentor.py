@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -14,13 +13,13 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS
-from tqdm import tqdm
 
 import gss
 from ldm.util import InputError, check_writable
-from post_processing.pairing import Pair, check_pair, listed
+from post_processing.pairing import Pair, listed
 from scripts import cli
-from scripts.pairs import add_cfg_options, write_json
+from scripts.cli import integer
+from scripts.pairs import find_faults, write_json
 from segmentation import SegmentationError, config
 
 DESCRIPTION = """Trains or tests a segmentor with mmengine's Runner.
@@ -30,6 +29,8 @@ DESCRIPTION = """Trains or tests a segmentor with mmengine's Runner.
       --load-from work_dirs/tiny/iter_1000.pth
 Joint training: add --synthesised DIR (the --out-dir of resample.sh) --repeat 10. Several GPUs:
   torchrun --nproc-per-node 4 -m scripts.segmentor train CONFIG --launcher pytorch"""
+
+LOADERS = {"train": ("train_dataloader", "val_dataloader"), "test": ("test_dataloader",)}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,18 +47,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--synthesised", default=None, help="folder with resampled_img and resampled_label to add")
     parser.add_argument("--repeat", type=int, default=None, help="how often real training pairs count")
     parser.add_argument("--split", default=None, help="test on img_<split>, label_<split> (default: the config's)")
-    parser.add_argument("--crop-size", type=int, default=None, help="side of training crops (default: the config's)")
-    parser.add_argument("--max-iters", type=int, default=None, help="training iterations (default: the config's)")
-    parser.add_argument("--seed", type=cli.integer(0), default=0, help="seed of weights, order and augmentation")
+    parser.add_argument("--crop-size", type=integer(1), help="side of training crops (default: the config's)")
+    parser.add_argument("--max-iters", type=integer(1), help="training iterations (default: the config's)")
+    parser.add_argument("--seed", type=integer(0), default=0, help="seed of weights, order and augmentation")
     parser.add_argument("--out", default=None, help="test: metrics as JSON (default: <work-dir>/metrics.json)")
-    add_cfg_options(parser)
+    parser.add_argument("--unchecked", action="store_true", help="do not open every image and mask before the work")
+    config.add_cfg_options(parser)
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how jobs start")
     parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    for option, value in (("--max-iters", args.max_iters), ("--crop-size", args.crop_size)):
-        if value is not None and value < 1:
-            raise InputError(f"{option} {value}: must be at least 1")
-    return args
+    return parser.parse_args(argv)
 
 
 def resolve(args: argparse.Namespace) -> Config:
@@ -87,19 +85,13 @@ def check_files(cfg: Config, loaders: Sequence[str]) -> None:
     Raises:
         InputError: files that are damaged, or ids that are no classes; the first ones by name.
     """
-    pairs: dict[tuple[str, str], tuple[Pair, int]] = {}
     for entry in config.nodes([cfg.get(name) or {} for name in loaders], "MaskDataset"):
         dataset = DATASETS.build({**entry, "lazy_init": True})
         count = len(dataset.metainfo["classes"]) + bool(dataset.reduce_zero_label)
-        for item in dataset.load_data_list():
-            image, mask = item["img_path"], item["seg_map_path"]
-            pairs[image, mask] = Pair(Path(image).stem, Path(image), Path(mask)), count
-    with ThreadPoolExecutor() as pool:
-        checks = pool.map(lambda given: check_pair(*given), pairs.values())
-        quiet = int(os.environ.get("RANK", 0)) > 0
-        faults = [fault for fault in tqdm(checks, "checking files", len(pairs), disable=quiet, leave=False) if fault]
-    if faults:
-        raise InputError(listed(faults))
+        files = dict.fromkeys((Path(item["img_path"]), Path(item["seg_map_path"])) for item in dataset.load_data_list())
+        pairs = [Pair(image.stem, image, mask) for image, mask in files]
+        if faults := list(filter(None, find_faults(pairs, count, "checking files"))):
+            raise InputError(listed(faults))
 
 
 def metrics_report(scores: dict[str, Any], **facts: Any) -> dict[str, Any]:
@@ -151,11 +143,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = resolve(args)
+    if not args.unchecked:
+        check_files(cfg, LOADERS[args.task])
     if args.task == "train":
-        check_files(cfg, ("train_dataloader", "val_dataloader"))
         train(cfg)
     else:
-        check_files(cfg, ("test_dataloader",))
         test(cfg, Path(args.out or Path(cfg.work_dir, "metrics.json")))
 
 

@@ -23,7 +23,7 @@ from cldm.build import load_config
 from cldm.control_ldm import TrainingDiverged
 from cldm.training import CONFIG_NAME, TrainingOptions, resume_checkpoint, train
 from ldm.util import InputError
-from scripts.cli import flag, parser, run
+from scripts.cli import flag, integer, parser, run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASE, MODEL = CONFIGS / "train" / "tisynth.yaml", CONFIGS / "model" / "tisynth_v15.yaml"  # published
@@ -44,9 +44,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--pretrain_path", type=Path, metavar="CKPT", help="start weights: Stable Diffusion, ControlNet or TISynth")
     add("--allow_mismatch", nargs="+", default=[], metavar="MODULE", help="modules that --pretrain_path need not fit")
     add("--gpus", default="auto", help="auto, cpu, or indices: 0 or 0,1,2,3 (a comma separated list, as published)")
-    add("--num_nodes", type=int, default=1, help="machines; start the same command on each by SLURM or torchrun")
+    add("--num_nodes", type=integer(1), default=1, help="machines; start the same command on each by SLURM or torchrun")
     add("--precision", help="32-true, bf16-mixed, 16-mixed, ...: see Lightning; the configuration's by default")
-    add("-s", "--seed", type=int, default=23, help="of order, time steps, noise, augmentation and new weights")
+    add("-s", "--seed", type=integer(0, 2**32 - 1), default=23, help="of order, time steps, noise, references, weights")
     add("-t", "--train", type=flag, nargs="?", const=True, default=True, help="train; false is --dry_run")
     add("-r", "--resume", type=Path, metavar="RUN", help="go on with a run: its folder, or one of its checkpoints")
     add("--scale_lr", type=flag, nargs="?", const=True, default=True, help="rate x batch size x GPUs x accumulation")

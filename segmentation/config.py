@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 from segmentation import SegmentationError
 from segmentation.classes import class_table
 
 HEADS = ("decode_head", "auxiliary_head")
+
+
+class ConfigOptions(DictAction):
+    """mmengine's ``--cfg-options``; refuses what is no setting."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        """Adds the settings to those of the config."""
+        if wrong := [text for text in values if "=" not in text.lstrip("=")]:
+            parser.error(f"--cfg-options {wrong[0]}: settings are written key=value")
+        super().__call__(parser, namespace, values)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-options key=value ...``, as mmseg's own commands have it."""
+    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE",
+                        help="config values to set; nested keys with dots")
 
 
 def load_config(path: str, options: dict[str, Any] | None = None) -> Config:

@@ -142,7 +142,7 @@ BAD = {
                     ["--metrics", "metrics.json", "--worst", "1"], "not metrics"),
     "metrics without a choice": (lambda d: None, ["--metrics", "metrics.json"], "--below or --worst"),
     "choice without metrics": (lambda d: None, ["--worst", "1"], "need --metrics"),
-    "share": (lambda d: None, ["--min-valid", "80"], "0..1"),
+    "share": (lambda d: None, ["--min-valid", "80"], "--min-valid: 80: write a number, 0 to 1"),
     "mask without image": (lambda d: (d / "images/full_seed_1.jpg").unlink(), [], "no image full_seed_1"),
     "image without mask": (lambda d: (d / "masks/full_seed_1.png").unlink(), [], "no mask full.png"),
     "id beyond": (lambda d: Image.new("L", (10, 10), 3).save(d / "masks/full_seed_1.png"), [], "class id 3"),

@@ -88,6 +88,21 @@ def test_unfair_or_bad_comparisons_are_refused(chain, capsys, monkeypatch, in_pr
     assert message in capsys.readouterr().err and not in_process
 
 
+def test_files_are_opened_once_before_all_trainings(chain, in_process, capsys, monkeypatch):
+    opened = []
+    check = compare.check_files
+    monkeypatch.setattr(compare, "check_files", lambda cfg, loaders: opened.append(loaders) or check(cfg, loaders))
+    monkeypatch.setattr(segmentor, "check_files", lambda *_: pytest.fail("a training opened all files again"))
+    assert run(compare, *compare_options(chain)) == 0
+    assert len(opened) == 3  # both kinds of training, one test set
+    assert run(compare, *compare_options(chain)) == 0 and len(opened) == 3  # nothing left to do
+    Image.new("L", (16, 16), 9).save(chain.root / "synth/resampled_label/r0_seed_1.png")
+    calls = len(in_process)
+    assert run(compare, *compare_options(chain, "--out-dir", chain.root / "other")) == 2
+    assert "r0_seed_1.png: class id 9, but there are 5 classes" in capsys.readouterr().err
+    assert len(in_process) == calls
+
+
 def test_a_training_that_fails_is_reported(chain, capsys):
     log = chain.root / "log.txt"
     with pytest.raises(Exception, match=r"ended with code 2: error: .*nowhere\.py: no such config"):
