@@ -12,8 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cldm.control_ldm import ControlLDM
+from common.errors import InputError
 from ldm.checkpoint import load_weights, read_state_dict
-from ldm.util import InputError, instantiate_from_config
+from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,14 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from cldm.control_ldm import ControlLDM
+from common.classes import far_apart_colors
+from common.errors import InputError
+from common.files import atomic_path
+from common.rng import item_noise, seed_from
 from ldm.checkpoint_names import module_of
-from ldm.data.classes import far_apart_colors
 from ldm.data.hints import HintEncoder
 from ldm.models.sampling import sample
 from ldm.models.schedule import SAMPLERS
-from ldm.util import InputError, atomic_path, item_noise, seed_from
 
 log = logging.getLogger(__name__)
 

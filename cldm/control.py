@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from common.errors import InputError
 from ldm.modules.attention import Context
 from ldm.modules.layers import zero_module
 from ldm.modules.unet import DenoiserEncoder, TimestepEmbedSequential
-from ldm.util import InputError
 
 HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)  # channels of the hint block's convolutions but the last
 

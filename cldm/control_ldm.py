@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from cldm.control import ControlNet
+from common.errors import InputError
+from common.rng import seed_from
 from ldm.models.diffusion import LatentDiffusion, text_of
 from ldm.modules.ema import EMA
-from ldm.util import InputError, instantiate_from_config, seed_from
+from ldm.util import instantiate_from_config
 
 
 class TrainingDiverged(RuntimeError):

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ldm.util import atomic_path
+from common.files import atomic_path, flock
 
 RECORDS = "samples.jsonl"
 LOCK, ACTIVE = ".samples.lock", ".active.lock"  # hidden, empty, and left behind: removing a lock would be a race
@@ -18,43 +18,20 @@ FORMATS = (".jpg", ".png")
 
 
 @contextmanager
-def _flock(path: Path, how: int) -> Iterator[bool]:
-    """Holds a lock on a file, released even by a kill; False where another process holds it (``LOCK_NB``).
-
-    A file system without locks gives True: then commands that share a folder have to run one after the other.
-    """
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # another user's file
-        handle = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, how)
-            got = True
-        except BlockingIOError:
-            got = False
-        except OSError:
-            got = True
-        yield got
-    finally:
-        os.close(handle)
-
-
-@contextmanager
 def publishing(outdir: Path) -> Iterator[None]:
     """While one process adds an image and its record, or joins the records, no other does."""
-    with _flock(outdir / LOCK, fcntl.LOCK_EX):
+    with flock(outdir / LOCK, fcntl.LOCK_EX):
         yield
 
 
 @contextmanager
 def working_in(outdir: Path) -> Iterator[None]:
     """For the whole of a run. Nobody else working there, temporary files can only be those of a killed run: removed."""
-    with _flock(outdir / ACTIVE, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
+    with flock(outdir / ACTIVE, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
         if alone:
             for path in outdir.glob(".*.tmp.*"):
                 path.unlink(missing_ok=True)
-    with _flock(outdir / ACTIVE, fcntl.LOCK_SH):
+    with flock(outdir / ACTIVE, fcntl.LOCK_SH):
         yield
 
 

@@ -21,9 +21,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cldm.callbacks import ctrl_c, to_uint8
 from cldm.control_ldm import ControlLDM
 from cldm.records import append_record, merge_records, publishing, read_records, working_in
+from common.errors import InputError
+from common.files import atomic_path
+from common.rng import item_noise, seed_from
 from ldm.data.pairs import PairedImages
 from ldm.models.sampling import sample
-from ldm.util import InputError, atomic_path, item_noise, seed_from
 
 SETTINGS = ("checkpoint_hash", "use_ema", "sampler", "steps", "scale", "eta")  # of a record: what makes its picture
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's

@@ -24,9 +24,11 @@ from cldm.build import create_model
 from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c, training_report
 from cldm.control_ldm import ControlLDM
 from cldm.start import origin_table, start_weights
+from common.errors import InputError
+from common.files import atomic_path, check_writable
 from ldm.checkpoint import load_weights, read_state_dict
 from ldm.data.datamodule import DataModuleFromConfig
-from ldm.util import InputError, atomic_path, check_writable, instantiate_from_config
+from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
 

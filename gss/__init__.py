@@ -2,7 +2,7 @@
 
 import warnings
 
-from gss.errors import InputError
+from common.errors import InputError
 
 warnings.filterwarnings("ignore", message="Fail to import")  # compiled operators that nothing here needs
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gss.errors import InputError
+from common.errors import InputError
 from gss.weights import read_state_dict, write_state_dict
 
 _EPSILON = 0.1  # appendix A.3: images are mapped to [0.1, 0.9]

@@ -1,5 +1,5 @@
-"""The one error that a user of ``gss`` is meant to read."""
+"""The error under the name that users of ``gss`` know."""
 
+from common.errors import InputError
 
-class InputError(ValueError):
-    """Something the user gave is wrong: the message names file and field and says what to do."""
+__all__ = ["InputError"]

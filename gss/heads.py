@@ -21,8 +21,8 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from common.errors import InputError
 from gss.dvae import DVAE, SCALE
-from gss.errors import InputError
 from gss.maskige import Maskige, load_palette, resize_labels
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gss.errors import InputError
+from common.errors import InputError
 
 PALETTE_FOLDER = Path(__file__).parent / "palettes"
 IGNORE = 255

@@ -13,8 +13,8 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from common.errors import InputError
 from gss.dvae import DVAE
-from gss.errors import InputError
 from gss.maskige import Maskige, load_palette
 from gss.roundtrip import round_trip
 

@@ -16,7 +16,7 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from numpy._core import multiarray
 from torch import Tensor
 
-from gss.errors import InputError
+from common.errors import InputError
 
 
 def _statistic(owner: Any, name: str) -> Any:

@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common.errors import InputError
+from common.files import atomic_path
 from ldm.checkpoint_names import BRANCHES, SCHEDULE, SCHEDULE_BUFFERS, TEXT, UNET, module_of, published_names, take_ema
 from ldm.safe_pickle import load_pickled
-from ldm.util import InputError, atomic_path
 
 log = logging.getLogger(__name__)
 

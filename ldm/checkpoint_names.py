@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from common.errors import InputError
 from ldm.diffusers_format import unet_to_published, vae_to_published
-from ldm.util import InputError
 
 UNET, BRANCHES = "model.diffusion_model", ("control_model", "ssl_stage_model")
 SCHEDULE = "noise_schedule"  # its name in reports and options

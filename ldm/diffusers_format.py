@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from ldm.util import InputError
+from common.errors import InputError
 
 # part of a residual block or an attention block in diffusers: the same part in published checkpoints
 _UNET_RESNET = {

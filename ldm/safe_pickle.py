@@ -18,7 +18,7 @@ from typing import IO, Any
 import torch
 from torch.serialization import safe_globals
 
-from ldm.util import InputError
+from common.errors import InputError
 
 # Named in Lightning checkpoints beside the weights: never imported, never called.
 _INERT = re.compile(

@@ -1,25 +1,12 @@
-"""Building objects from configuration, refusing bad input, and writing files whole or not at all."""
+"""Building objects from configuration."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-
-class InputError(ValueError):
-    """Something the user gave is wrong. The message names file, line and field and says what to do.
-
-    Scripts print it in one line and end with exit code 2.
-    """
-
+from common.errors import InputError
 
 # Published YAML files name their classes by these paths. Value: today's class, and the arguments the name implied.
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -81,63 +68,3 @@ def instantiate_from_config(config: Mapping[str, Any], **overrides: Any) -> Any:
         if "__init__()" in str(error):  # a wrong or missing parameter, not a fault inside
             raise InputError(f"{config['target']}: {str(error).split('__init__() ')[-1]}") from error
         raise
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary name beside ``path`` and renames it to ``path`` once the block has ended without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def check_writable(folder: str | os.PathLike[str], option: str) -> Path:
-    """Makes ``folder`` and proves that files can be written to it.
-
-    Raises:
-        InputError: it cannot be made or written to; the message names ``option``.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{option} {folder}: cannot write there ({reason}); name another folder") from error
-    return folder
-
-
-def seed_from(*parts: object) -> int:
-    """A 63-bit seed that depends on the given parts alone (SHA-256), the same on every machine."""
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def item_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
-    """Standard normal noise, one generator an item, so that an item's noise does not depend on its batch.
-
-    Args:
-        seeds: one seed an item (B).
-        shape: shape of one item, e.g. (C, h, w).
-
-    Returns:
-        float32 tensor (B, *shape) on the CPU.
-    """
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.stack([torch.randn(tuple(shape), generator=g, dtype=torch.float32) for g in generators])

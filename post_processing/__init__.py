@@ -2,7 +2,3 @@
 
 Knows neither the synthesis model nor a segmentation library; the scripts join them.
 """
-
-
-class PostProcessingError(ValueError):
-    """Something the user gave is wrong. The message names the file or folder and says what to do."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from post_processing import PostProcessingError
+from common.errors import InputError
 
 
 def keep_reason(pixels: np.ndarray, size: int, inaccurate: Sequence[int], min_valid: float = 0.8,
@@ -38,12 +38,12 @@ def classes_by_name(names: Iterable[str], classes: Sequence[str]) -> list[int]:
     """Class ids of names; case, spaces, hyphens and underscores do not matter.
 
     Raises:
-        PostProcessingError: a name that the table does not have.
+        InputError: a name that the table does not have.
     """
     known = {_plain(name): index for index, name in enumerate(classes)}
     unknown = [name for name in names if _plain(name) not in known]
     if unknown:
-        raise PostProcessingError(f"--inaccurate: no class {', '.join(unknown)}; the table has {', '.join(classes)}")
+        raise InputError(f"--inaccurate: no class {', '.join(unknown)}; the table has {', '.join(classes)}")
     return sorted({known[_plain(name)] for name in names})
 
 
@@ -59,11 +59,11 @@ def classes_by_score(
         worst: this many classes with the smallest IoU; exactly one of the two is given.
 
     Raises:
-        PostProcessingError: the metrics are of other classes.
+        InputError: the metrics are of other classes.
     """
     by_plain_name = {_plain(name): score for name, score in scores.items()}
     if missing := [name for name in classes if _plain(name) not in by_plain_name]:
-        raise PostProcessingError(f"--metrics: no class {', '.join(missing)} in it; made with other --classes?")
+        raise InputError(f"--metrics: no class {', '.join(missing)} in it; made with other --classes?")
     measured = [(score, index) for index, name in enumerate(classes)
                 if (score := by_plain_name[_plain(name)]) is not None]
     if below is not None:

@@ -14,7 +14,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.models import inception_v3
 from torchvision.transforms import v2
 
-from post_processing import PostProcessingError
+from common.errors import InputError
 
 PREPARE = v2.Compose([
     v2.PILToTensor(),
@@ -30,10 +30,10 @@ def inception_features(path: Path) -> nn.Module:
     FID depends on the network: values compare only with others made from the same weights.
 
     Raises:
-        PostProcessingError: no such file, or not these weights.
+        InputError: no such file, or not these weights.
     """
     if not path.is_file():
-        raise PostProcessingError(f"--inception-weights {path}: no such file")
+        raise InputError(f"--inception-weights {path}: no such file")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         weights = {key: value for key, value in weights.items() if not key.startswith(("AuxLogits.", "fc."))}
@@ -42,7 +42,7 @@ def inception_features(path: Path) -> nn.Module:
         model.load_state_dict(weights)
     except (UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
         reason = str(error).splitlines()[0]
-        raise PostProcessingError(f"--inception-weights {path}: not weights of torchvision's inception_v3 ({reason})"
+        raise InputError(f"--inception-weights {path}: not weights of torchvision's inception_v3 ({reason})"
                                   ) from error
     model.num_features = 2048
     return model.eval()

@@ -30,10 +30,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from cldm.build import create_model
 from cldm.callbacks import to_uint8
 from cldm.control_ldm import ControlLDM
+from common.errors import InputError
+from common.files import atomic_path, check_writable
 from ldm.models.guidance import Guidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler
-from ldm.util import InputError, atomic_path, check_writable
 from scripts.cli import integer, parser, run
 from scripts.peer import ControlNetPeer
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from ldm.util import InputError
+from common.errors import InputError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions at import
 
@@ -31,17 +31,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
-def run(main: Callable[[], int | None], errors: tuple[type[Exception], ...] = ()) -> None:
+def run(main: Callable[[], int | None]) -> None:
     """Runs a command; exit code 2 and one line for bad input, 130 for Ctrl-C.
 
     Args:
         main: the command; None or 0 is success.
-        errors: exceptions, beside ``InputError``, whose message is meant for the user.
     """
-    expected: tuple[type[Exception], ...] = (InputError, *errors)
     try:
         code = main() or 0
-    except expected as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

@@ -16,21 +16,18 @@ from mmengine.config import Config
 from PIL import Image
 from tqdm import tqdm
 
-import gss
 from cldm.records import read_records
-from ldm.data.classes import load_class_table
-from ldm.util import InputError, atomic_path, check_writable
-from post_processing import PostProcessingError
+from common.classes import load_class_table
+from common.errors import InputError
+from common.files import atomic_path, check_writable, digest, write_json
+from common.pairing import IMAGE_SUFFIXES, list_files, mask_name, read_mask
 from post_processing.comparison import SCORES, compare
 from post_processing.comparison_figures import classes_figure, seeds_figure
 from post_processing.page import embedded_svg, gallery, page
-from post_processing.pairing import IMAGE_SUFFIXES, list_files, mask_name, read_mask
 from scripts import cli
 from scripts.cli import integer
-from scripts.pairs import digest, write_json
 from scripts.segmentor import LOADERS, check_files, resolve
 from scripts.segmentor import parse_args as segmentor_args
-from segmentation import SegmentationError
 from segmentation.config import add_cfg_options, nodes
 
 DESCRIPTION = """Trains a segmentor on real images alone and jointly with synthesised ones, over several seeds with
@@ -41,7 +38,6 @@ tables, plots and a gallery. A stopped comparison goes on with the same command;
       --seeds 5 --max-iters 1000 --splits test target --out-dir out/comparison \\
       --syn-img-path out/images --mask-path data/label_train --filtered-mask-path out/filtered"""
 
-ERRORS = (PostProcessingError, SegmentationError, gss.InputError)
 KINDS = ("baseline", "joint")
 
 
@@ -259,4 +255,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=ERRORS)
+    cli.run(main)

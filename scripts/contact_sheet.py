@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw
 
 from cldm.callbacks import contact_sheet
 from cldm.records import RECORDS, read_records
-from ldm.data.classes import load_class_table
+from common.classes import load_class_table
+from common.errors import InputError
+from common.files import atomic_path, check_writable
+from common.images import ImageError, read_image, read_mask
 from ldm.data.hints import colorize
-from ldm.data.images import ImageError, read_image, read_mask
-from ldm.util import InputError, atomic_path, check_writable
 from scripts.cli import integer, parser, run
 
 COLUMNS = ("mask", "reference", "synthesised", "real")

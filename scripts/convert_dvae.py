@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-import gss
+from common.errors import InputError
+from common.files import atomic_path, check_writable
 from gss.dvae import DVAE, dvae_entries, save_dvae
 from gss.weights import read_pickled_module, read_state_dict
-from ldm.util import InputError, atomic_path, check_writable
 from scripts import cli
 
 DESCRIPTION = """Converts dVAE weights to .safetensors (or .pth), once:
@@ -48,4 +48,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=(gss.InputError,))
+    cli.run(main)

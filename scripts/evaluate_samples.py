@@ -13,17 +13,14 @@ import numpy as np
 from mmengine.config import Config
 from tqdm import tqdm
 
-import gss
-from ldm.util import atomic_path, check_writable
-from post_processing import PostProcessingError
+from common.files import atomic_path, check_writable, room_for, write_json
+from common.pairing import IMAGE_SUFFIXES, Pair, list_files, listed, read_mask
 from post_processing.nearest import nearest, thumbnail
-from post_processing.pairing import IMAGE_SUFFIXES, Pair, list_files, listed, read_mask
 from post_processing.samples_report import nearest_sheet, samples_figure
 from post_processing.scores import confusion, scores
 from scripts import cli
 from scripts.cli import integer, number
-from scripts.pairs import find_pairs, pick_device, room_for, write_json
-from segmentation import SegmentationError
+from scripts.pairs import find_pairs, pick_device
 from segmentation.config import add_cfg_options, load_config, set_data
 from segmentation.inference import load_segmentor, segment
 
@@ -35,7 +32,6 @@ them (beside its score on real images that it was not trained on), how far are t
       --real-img-path data/img_test --real-label-path data/label_test --syn-img-path out/images \\
       --syn-mask-path data/label_train --train-img-path data/img_train --out-dir out/evaluation"""
 
-ERRORS = (PostProcessingError, SegmentationError, gss.InputError)
 SHOWN = 8  # nearest pairs in the picture
 
 
@@ -173,4 +169,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=ERRORS)
+    cli.run(main)

@@ -16,16 +16,15 @@ from PIL import Image
 from torch import distributed
 from tqdm import tqdm
 
-import gss
-from ldm.util import InputError, atomic_path, check_writable
-from post_processing import PostProcessingError, filtering
+from common.errors import InputError
+from common.files import atomic_path, check_writable, digest, inside, room_for, write_json
+from common.pairing import MASK_SUFFIXES, Pair, list_files, listed, pair_files, read_mask
+from post_processing import filtering
 from post_processing.filter_report import filter_figure, filter_statistics
-from post_processing.pairing import MASK_SUFFIXES, Pair, list_files, listed, pair_files, read_mask
 from post_processing.records import RecordWriter, read_records
 from scripts import cli
 from scripts.cli import integer
-from scripts.pairs import PAIRS, digest, find_pairs, inside, pick_device, room_for, write_json
-from segmentation import SegmentationError
+from scripts.pairs import PAIRS, find_pairs, pick_device
 from segmentation.config import add_cfg_options, load_config, set_data
 from segmentation.inference import load_segmentor, pixel_losses, segment, test_steps
 
@@ -41,7 +40,6 @@ Another margin, from losses that --save-loss wrote, without the segmentor:
       --tolerance-margin 2
 Several GPUs: torchrun --nproc-per-node 4 -m scripts.filter ... A stopped run goes on with the same command."""
 
-ERRORS = (PostProcessingError, SegmentationError, gss.InputError)
 HISTOGRAM_IMAGES = 500  # images of each kind whose losses enter the figure
 STATE = ".filter"  # below --filtered-mask-path: the settings, and what is done
 
@@ -306,4 +304,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=ERRORS)
+    cli.run(main)

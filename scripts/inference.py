@@ -21,10 +21,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from cldm.build import create_model
 from cldm.synthesis import Job, SynthesisOptions, plan, refuse_mixture, synthesise
 from cldm.training import parse_devices
+from common.errors import InputError
+from common.files import check_writable
 from ldm.checkpoint import file_hash
 from ldm.data.pairs import PairedImages
 from ldm.models.schedule import SAMPLERS
-from ldm.util import InputError, check_writable
 from scripts.cli import integer, number, parser, run
 
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "model" / "tisynth_v15.yaml"  # published

@@ -17,9 +17,10 @@ import torch
 
 from cldm.build import create_model
 from cldm.start import origin_table, start_weights
+from common.errors import InputError
+from common.files import check_writable
 from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
 from ldm.checkpoint_names import SCHEDULE_BUFFERS
-from ldm.util import InputError, check_writable
 from scripts.cli import integer, parser, run
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

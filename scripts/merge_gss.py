@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-import gss
+from common.errors import InputError
+from common.files import atomic_path, check_writable
 from gss.weights import read_state_dict
-from ldm.util import InputError, atomic_path, check_writable
 from scripts import cli
 
 DESCRIPTION = """Joins the backbone and token branch of a GSS-FF checkpoint with the way back, maskige to mask, of a
@@ -49,4 +49,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=(gss.InputError,))
+    cli.run(main)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import errno
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ldm.util import InputError, atomic_path
-from post_processing.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, check_pair, list_files, listed, pair_files
+from common.errors import InputError
+from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, check_pair, list_files, listed, pair_files
 
 PAIRS = dict[str, list[Pair]]
 
@@ -33,27 +27,6 @@ def pick_device(name: str) -> str:
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: no such GPU here ({torch.cuda.device_count()} present)")
     return "cpu" if name == "auto" else name
-
-
-@contextlib.contextmanager
-def room_for(option: str, folder: Path) -> Iterator[None]:
-    """Turns a full disk into one line; outputs are written whole or not at all, so that a second start goes on.
-
-    Raises:
-        InputError: the disk, a quota or a limit on file sizes is reached.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise InputError(f"{option} {folder}: {error.strerror}; make room and start the same command again, "
-                         "it goes on where it stopped") from error
-
-
-def inside(path: Path, folder: Path | None) -> bool:
-    """Whether a path is a folder or lies in it."""
-    return folder is not None and path.resolve().is_relative_to(folder.resolve())
 
 
 def find_faults(pairs: Sequence[Pair], num_classes: int, title: str, threads: int | None = None) -> list[str | None]:
@@ -84,22 +57,3 @@ def find_pairs(args: argparse.Namespace, num_classes: int) -> tuple[PAIRS, list[
             raise InputError(f"{options[0]} {images}: no valid image left; first: {wrong[0]}")
         skipped += orphans + wrong
     return pairs, skipped
-
-
-def digest(*parts: Any) -> str:
-    """SHA-256 of values and files, in hexadecimal."""
-    total = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Path):
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    total.update(block)
-        else:
-            total.update(json.dumps(part, sort_keys=True, default=str).encode())
-    return total.hexdigest()
-
-
-def write_json(content: dict[str, Any], path: Path, indent: int | None = 1) -> None:
-    """Writes JSON whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=indent) + "\n")

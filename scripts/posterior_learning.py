@@ -15,18 +15,16 @@ import torch
 from scipy.optimize import minimize
 from tqdm import tqdm
 
-import gss
+from common.errors import InputError
+from common.files import atomic_path, check_writable
+from common.pairing import MASK_SUFFIXES, list_files, read_ids
 from gss.dvae import DVAE
 from gss.maskige import IGNORE, PALETTE_FOLDER, Maskige, farthest_colour, load_palette, min_distance, read_palette_file
 from gss.roundtrip import class_iou, confusion, round_trip
-from ldm.util import InputError, atomic_path, check_writable
-from post_processing import PostProcessingError
-from post_processing.pairing import MASK_SUFFIXES, list_files, read_ids
 from scripts import cli
 from scripts.cli import integer, number
 from scripts.pairs import pick_device
 
-ERRORS = (gss.InputError, PostProcessingError)  # whose messages are meant for the user
 PICTURES = (".png", ".jpg", ".svg", ".pdf")
 
 DESCRIPTION = """Learns a palette for N classes and one colour more for ignored pixels.
@@ -315,7 +313,7 @@ def read_masks(folder: str, count: int, num_classes: int) -> list[torch.Tensor]:
     """The first ``count`` masks of a folder, evenly spaced by name.
 
     Raises:
-        PostProcessingError: no masks, unreadable ones, or ids that are no classes.
+        InputError: no masks, unreadable ones, or ids that are no classes.
     """
     paths = list(list_files(Path(folder), MASK_SUFFIXES, "--masks").values())
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
@@ -377,4 +375,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=ERRORS)
+    cli.run(main)

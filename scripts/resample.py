@@ -17,14 +17,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from ldm.data.classes import load_class_table
-from ldm.util import InputError, atomic_path, check_writable
-from post_processing import PostProcessingError, balancing
-from post_processing.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, list_files, listed, pair_files
+from common.classes import load_class_table
+from common.errors import InputError
+from common.files import atomic_path, check_writable, inside, room_for, write_json
+from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, list_files, listed, pair_files
+from post_processing import balancing
 from post_processing.resample_report import resample_figure
 from scripts import cli
 from scripts.cli import integer, number
-from scripts.pairs import inside, room_for, write_json
 
 DESCRIPTION = """Keeps a filtered image if it shows a poorly recognised class, or if more than --min-valid of its
 pixels survived; writes OUT/resampled_img and OUT/resampled_label for joint training, and a report.
@@ -192,4 +192,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=(PostProcessingError,))
+    cli.run(main)

@@ -14,13 +14,13 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS
 
-import gss
-from ldm.util import InputError, check_writable
-from post_processing.pairing import Pair, listed
+from common.errors import InputError
+from common.files import check_writable, write_json
+from common.pairing import Pair, listed
 from scripts import cli
 from scripts.cli import integer
-from scripts.pairs import find_faults, write_json
-from segmentation import SegmentationError, config
+from scripts.pairs import find_faults
+from segmentation import config
 
 DESCRIPTION = """Trains or tests a segmentor with mmengine's Runner.
 
@@ -152,4 +152,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=(SegmentationError, gss.InputError))
+    cli.run(main)

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cldm.build import load_config
 from cldm.control_ldm import TrainingDiverged
 from cldm.training import CONFIG_NAME, TrainingOptions, resume_checkpoint, train
-from ldm.util import InputError
+from common.errors import InputError
 from scripts.cli import flag, integer, parser, run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

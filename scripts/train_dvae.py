@@ -14,19 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import gss
+from common.errors import InputError
+from common.files import atomic_path, check_writable
+from common.pairing import MASK_SUFFIXES, list_files, read_ids, read_mask
 from gss.dvae import DVAE, save_dvae
 from gss.maskige import IGNORE, Maskige, load_palette
 from gss.roundtrip import class_iou, confusion, round_trip
 from gss.weights import read_checkpoint
-from ldm.util import InputError, atomic_path, check_writable
-from post_processing import PostProcessingError
-from post_processing.pairing import MASK_SUFFIXES, list_files, read_ids, read_mask
 from scripts import cli
 from scripts.cli import integer, number
 from scripts.pairs import pick_device
-
-ERRORS = (gss.InputError, PostProcessingError)  # whose messages are meant for the user
 
 DESCRIPTION = """Trains a discrete VAE with DALL-E's structure on the maskiges of masks, for users without DALL-E's
 weights and for palettes it has never seen.
@@ -135,7 +132,7 @@ def find_masks(option: str, folders: list[str], num_classes: int, min_size: int)
 
     Raises:
         InputError: a mask is smaller than a crop.
-        PostProcessingError: no masks, one that is no index mask, or has ids that are no classes.
+        InputError: no masks, one that is no index mask, or has ids that are no classes.
     """
     found = (list_files(Path(folder), MASK_SUFFIXES, option) for folder in folders)
     paths = sorted(path for files in found for path in files.values())
@@ -306,4 +303,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, errors=ERRORS)
+    cli.run(main)

@@ -5,14 +5,9 @@ A config names it in ``custom_imports = dict(imports=["segmentation"])``.
 
 import warnings
 
-
-class SegmentationError(ValueError):
-    """Something the user gave is wrong. The message names the file or option and says what to do."""
-
-
 for message in ("Fail to import", "Default ``avg_non_ignore``"):  # operators that nothing here needs; mmseg's default
     warnings.filterwarnings("ignore", message=message)
 
 from segmentation import checkpoint, dataset, metric  # noqa: E402
 
-__all__ = ["SegmentationError", "checkpoint", "dataset", "metric"]
+__all__ = ["checkpoint", "dataset", "metric"]

@@ -11,7 +11,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import nn
 
-from segmentation import SegmentationError
+from common.errors import InputError
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
@@ -20,17 +20,17 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     mmengine falls back to unpickling anything; with this loader registered, it does not.
 
     Raises:
-        SegmentationError: no such file, or one that holds something else.
+        InputError: no such file, or one that holds something else.
     """
     path = Path(filename).expanduser()
     if not path.is_file():
-        raise SegmentationError(f"{path}: no such file of weights")
+        raise InputError(f"{path}: no such file of weights")
     try:
         with torch.serialization.safe_globals(get_torch_safe_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise SegmentationError(f"{path}: not a checkpoint that can be read without running its code ({reason})"
+        raise InputError(f"{path}: not a checkpoint that can be read without running its code ({reason})"
                                 ) from error
 
 
@@ -44,7 +44,7 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
         The checkpoint's ``meta``.
 
     Raises:
-        SegmentationError: the weights are another model's.
+        InputError: the weights are another model's.
     """
     checkpoint = load_from_local(path, "cpu")
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
@@ -61,7 +61,7 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
         for key, value in weights.items() if key in expected and value.shape != expected[key].shape
     ]
     if differences:
-        raise SegmentationError(f"{path}: weights of another model than the config's: {'; '.join(differences[:3])}"
+        raise InputError(f"{path}: weights of another model than the config's: {'; '.join(differences[:3])}"
                                 f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}")
     model.load_state_dict(weights, strict=False)
     return checkpoint.get("meta") or {}

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
-from segmentation import SegmentationError
+from common.errors import InputError
 from segmentation.classes import class_table
 
 HEADS = ("decode_head", "auxiliary_head")
@@ -40,18 +40,18 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         options: values to set, ``{"train_cfg.max_iters": 10}``.
 
     Raises:
-        SegmentationError: no such file, not an mmseg config, or an import of it that is not installed.
+        InputError: no such file, not an mmseg config, or an import of it that is not installed.
     """
     if not Path(path).is_file():
-        raise SegmentationError(f"{path}: no such config")
+        raise InputError(f"{path}: no such config")
     try:
         config = Config.fromfile(path)
         if options:
             config.merge_from_dict(options)
     except Exception as error:  # a config is code: anything may go wrong in it
-        raise SegmentationError(f"{path}: cannot be read as an mmseg config: {error}") from error
+        raise InputError(f"{path}: cannot be read as an mmseg config: {error}") from error
     if not isinstance(config.get("model"), dict) or "type" not in config.model:
-        raise SegmentationError(f"{path}: not an mmseg config: no model with a field 'type'")
+        raise InputError(f"{path}: not an mmseg config: no model with a field 'type'")
     for part in ("train", "val", "test"):
         loader = config.get(f"{part}_dataloader") or {}
         if loader.get("num_workers") == 0:  # as --cfg-options may say; then torch refuses workers that stay
@@ -98,12 +98,12 @@ def set_data(
         test_split: tests on ``img_<split>`` and ``label_<split>``.
 
     Raises:
-        SegmentationError: the config's data sets are of another class, which does not take these values.
+        InputError: the config's data sets are of another class, which does not take these values.
     """
     loaders = [config.get(f"{part}_dataloader") or {} for part in ("train", "val", "test")]
     for given, loader in ((data_root or synthesised or repeat is not None, loaders[0]), (test_split, loaders[2])):
         if given and not any(nodes(loader, "MaskDataset")):
-            raise SegmentationError(f"{config.filename}: has no MaskDataset: --data-root, --synthesised, --repeat and "
+            raise InputError(f"{config.filename}: has no MaskDataset: --data-root, --synthesised, --repeat and "
                                     "--split do not apply; use --cfg-options")
     if data_root or classes or test_split:
         for dataset in nodes(loaders, "MaskDataset"):
@@ -124,14 +124,14 @@ def check_classes(config: Config) -> None:
     """Refuses a config whose heads and class table disagree, before any data is read.
 
     Raises:
-        SegmentationError: a head's ``num_classes`` is not the table's.
+        InputError: a head's ``num_classes`` is not the table's.
     """
     loaders = [config.get(f"{part}_dataloader") or {} for part in ("train", "val", "test")]
     for dataset in nodes(loaders, "MaskDataset"):
         count = len(class_table(dataset.classes)["classes"])
         for head in heads(config):
             if head.get("num_classes") != count:
-                raise SegmentationError(
+                raise InputError(
                     f"{config.filename}: {head.type}: num_classes is {head.get('num_classes')}, but class table "
                     f"{dataset.classes} has {count} classes; correct one (--classes sets both)")
 
@@ -142,7 +142,7 @@ def set_max_iters(config: Config, max_iters: int) -> None:
     A short training saves its state at least 5 times, so that a stopped one loses little.
 
     Raises:
-        SegmentationError: a schedule's fixed part is longer than the training.
+        InputError: a schedule's fixed part is longer than the training.
     """
     old = config.train_cfg.max_iters
     config.train_cfg.max_iters = max_iters
@@ -152,7 +152,7 @@ def set_max_iters(config: Config, max_iters: int) -> None:
         if scheduler.get("end") == old:
             scheduler.end = max_iters
         elif scheduler.get("end", 0) > max_iters or scheduler.get("begin", 0) >= max_iters:
-            raise SegmentationError(f"param_scheduler: {scheduler.type} from {scheduler.get('begin', 0)} to "
+            raise InputError(f"param_scheduler: {scheduler.type} from {scheduler.get('begin', 0)} to "
                                     f"{scheduler.get('end')} does not fit into {max_iters} iterations")
 
 
@@ -167,9 +167,9 @@ def set_pretrained(config: Config, weights: str | None) -> None:
     """Starts the backbone from a file of weights, or from scratch (None).
 
     Raises:
-        SegmentationError: no such file.
+        InputError: no such file.
     """
     if weights and not Path(weights).is_file():
-        raise SegmentationError(f"--pretrained {weights}: no such file; name a file, or none")
+        raise InputError(f"--pretrained {weights}: no such file; name a file, or none")
     config.model.pretrained = None
     config.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": weights} if weights else None

@@ -9,7 +9,7 @@ from typing import Any
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from segmentation import SegmentationError
+from common.errors import InputError
 from segmentation.classes import class_table
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -33,12 +33,12 @@ class MaskDataset(BaseSegDataset):
         **kwargs: see ``BaseSegDataset``.
 
     Raises:
-        SegmentationError: a folder, a mask or an image is missing; a line of the list is not readable.
+        InputError: a folder, a mask or an image is missing; a line of the list is not readable.
     """
 
     def __init__(self, classes: str, synthesised: str | None = None, repeat: int = 1, **kwargs: Any) -> None:
         if repeat < 1:
-            raise SegmentationError(f"repeat: {repeat}; must be at least 1")
+            raise InputError(f"repeat: {repeat}; must be at least 1")
         self.synthesised = synthesised
         self.repeat = repeat
         super().__init__(metainfo=class_table(classes), **kwargs)
@@ -63,21 +63,21 @@ class MaskDataset(BaseSegDataset):
 def _folder_pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     for folder in (images, masks):
         if not folder.is_dir():
-            raise SegmentationError(f"{folder}: no such folder; name the data set's folder (data_root, --data-root)")
+            raise InputError(f"{folder}: no such folder; name the data set's folder (data_root, --data-root)")
     files = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     pairs = [(image, masks / f"{image.stem}.png") for image in files]
     if not pairs:
-        raise SegmentationError(f"{images}: no jpg or png image in it")
+        raise InputError(f"{images}: no jpg or png image in it")
     present = {path.name for path in masks.iterdir()}
     missing = [mask for _, mask in pairs if mask.name not in present]
     if missing:
-        raise SegmentationError(f"{missing[0]}: no such mask ({len(missing)} of {len(pairs)} images have none)")
+        raise InputError(f"{missing[0]}: no such mask ({len(missing)} of {len(pairs)} images have none)")
     return pairs
 
 
 def _listed_pairs(path: Path, root: Path) -> list[tuple[Path, Path]]:
     if not path.is_file():
-        raise SegmentationError(f"{path}: no such mask list")
+        raise InputError(f"{path}: no such mask list")
     pairs = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip():
@@ -86,11 +86,11 @@ def _listed_pairs(path: Path, root: Path) -> list[tuple[Path, Path]]:
             item = json.loads(line)
             pair = root / item["target"], root / item["source"]
         except (ValueError, KeyError, TypeError) as error:
-            raise SegmentationError(f"{path}: line {number}: needs JSON with source and target ({error})") from error
+            raise InputError(f"{path}: line {number}: needs JSON with source and target ({error})") from error
         for file in pair:
             if not file.is_file():
-                raise SegmentationError(f"{path}: line {number}: {file}: no such file")
+                raise InputError(f"{path}: line {number}: {file}: no such file")
         pairs.append(pair)
     if not pairs:
-        raise SegmentationError(f"{path}: no line in it")
+        raise InputError(f"{path}: no line in it")
     return pairs

@@ -18,7 +18,7 @@ from mmseg.registry import MODELS, TRANSFORMS
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from segmentation import SegmentationError
+from common.errors import InputError
 from segmentation.checkpoint import load_weights
 from segmentation.classes import class_table
 from segmentation.config import nodes
@@ -28,7 +28,7 @@ def load_segmentor(config: Config, checkpoint: str, device: str) -> BaseSegmento
     """A segmentor ready to predict, with ``num_classes`` and ``class_names`` (config's, else weights', else ids).
 
     Raises:
-        SegmentationError: the config's model is no segmentor, or the weights are another model's.
+        InputError: the config's model is no segmentor, or the weights are another model's.
     """
     model_config = Config(config.model.to_dict())
     for part, key in ((model_config, "pretrained"), (model_config.get("backbone") or {}, "init_cfg")):
@@ -36,9 +36,9 @@ def load_segmentor(config: Config, checkpoint: str, device: str) -> BaseSegmento
     try:
         model = MODELS.build(model_config)
     except Exception as error:  # a model's constructor may raise anything
-        raise SegmentationError(f"{config.filename}: model {model_config.type} cannot be built: {error}") from error
+        raise InputError(f"{config.filename}: model {model_config.type} cannot be built: {error}") from error
     if not isinstance(model, BaseSegmentor):
-        raise SegmentationError(f"{config.filename}: model {model_config.type} is not a segmentor of mmseg")
+        raise InputError(f"{config.filename}: model {model_config.type} is not a segmentor of mmseg")
     meta = load_weights(model, checkpoint)
     loaders = [config.get("train_dataloader"), config.get("test_dataloader")]
     tables = [class_table(dataset.classes)["classes"] for dataset in nodes(loaders, "MaskDataset")]

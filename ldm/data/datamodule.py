@@ -15,8 +15,10 @@ import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common.errors import InputError
+from common.rng import seed_from
 from ldm.data.pairs import PairedImages
-from ldm.util import ALIASES, InputError, get_obj_from_str, instantiate_from_config, seed_from
+from ldm.util import ALIASES, get_obj_from_str, instantiate_from_config
 
 # Parameters of the published data module that have no meaning here.
 _PUBLISHED = ("test", "predict", "shuffle_test_loader", "shuffle_val_dataloader", "use_worker_init_fn")

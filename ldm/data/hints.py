@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ldm.data.classes import ClassTable, far_apart_colors
-from ldm.util import InputError
+from common.classes import ClassTable, far_apart_colors
+from common.errors import InputError
 
 ENCODINGS = ("index", "palette", "table", "onehot")
 

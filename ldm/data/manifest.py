@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ldm.data.classes import ClassTable
-from ldm.data.images import ImageError, read_image, read_mask
-from ldm.util import InputError
+from common.classes import ClassTable
+from common.errors import InputError
+from common.images import ImageError, read_image, read_mask
 
 _SHOWN = 50  # faults that a message lists
 

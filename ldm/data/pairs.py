@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ldm.data.classes import load_class_table
+from common.classes import load_class_table
+from common.errors import InputError
+from common.images import ImageError, read_image, read_mask
+from common.rng import seed_from
 from ldm.data.hints import HintEncoder
-from ldm.data.images import ImageError, read_image, read_mask
 from ldm.data.manifest import Item, read_manifest
 from ldm.data.reference import ReferenceAugmentation
-from ldm.util import InputError, seed_from
 
 _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from albumentations.augmentations.geometric import functional as geometric
 
-from ldm.util import InputError
+from common.errors import InputError
 
 
 @dataclass(frozen=True)

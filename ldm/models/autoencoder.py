@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import InputError
 from ldm.modules.vae import Decoder, DiagonalGaussian, Encoder
-from ldm.util import InputError
 
 
 class AutoencoderKL(nn.Module):

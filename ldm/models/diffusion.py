@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import InputError
+from common.rng import item_noise, seed_from
 from ldm.models.schedule import PREDICTION_TYPES, make_betas, schedule_buffers
 from ldm.modules.attention import CachedContext
-from ldm.util import InputError, instantiate_from_config, item_noise, seed_from
+from ldm.util import instantiate_from_config
 
 
 class DiffusionWrapper(nn.Module):

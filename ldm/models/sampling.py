@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.errors import InputError
+from common.rng import item_noise, seed_from
 from ldm.models.guidance import Condition, Guidance
 from ldm.models.schedule import make_scheduler
-from ldm.util import InputError, item_noise, seed_from
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.util import InputError
+from common.errors import InputError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_ID = 49407

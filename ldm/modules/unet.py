@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from common.errors import InputError
 from ldm.modules.attention import Context, SpatialTransformer
 from ldm.modules.layers import Downsample, ResBlock, Upsample, group_norm, match_batch, timestep_embedding, zero_module
-from ldm.util import InputError
 
 
 class TimestepEmbedSequential(nn.Sequential):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from common.errors import InputError
 from ldm.checkpoint import load_weights
-from ldm.util import InputError
 
 
 class Model(nn.Module):

@@ -18,8 +18,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import AttributeDict
 from safetensors.torch import save_file
 
+from common.errors import InputError
 from ldm.checkpoint import file_hash, read_state_dict, save_state_dict
-from ldm.util import InputError
 
 STATE = {
     "control_model.a.weight": torch.arange(6.0).reshape(2, 3),

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from ldm.data.classes import built_in_tables, far_apart_colors, load_class_table
-from ldm.util import InputError
+from common.classes import built_in_tables, far_apart_colors, load_class_table
+from common.errors import InputError
 
 SHARED = Path(__file__).parents[3] / "shared/data/mbrsc"
 

@@ -8,9 +8,10 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from common.errors import InputError
 from ldm.data.datamodule import DataModuleFromConfig, EpochSampler, RankItems, TrainBatches
 from ldm.data.pairs import PairedImages
-from ldm.util import InputError, instantiate_from_config
+from ldm.util import instantiate_from_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ITEMS, BATCH = 7, 2  # 3 batches an epoch, one item dropped

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from ldm.data.classes import load_class_table
+from common.classes import load_class_table
+from common.errors import InputError
 from ldm.data.manifest import read_manifest
-from ldm.util import InputError
 
 Line = Callable[..., str]
 SHARED = Path(__file__).parents[3] / "shared/data/mbrsc"

@@ -6,8 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from common.errors import InputError
+from common.rng import seed_from
 from ldm.data.pairs import PairedImages
-from ldm.util import InputError, instantiate_from_config, seed_from
+from ldm.util import instantiate_from_config
 
 Line = Callable[..., str]
 

@@ -104,12 +104,11 @@ def build_golden_head(settings, golden_tensor):
 @pytest.fixture
 def command(capsys):
     """command(module, *arguments) -> (exit code, printed, errors), as a script run by the shell."""
-    from gss import InputError
     from scripts import cli
 
     def run(module: ModuleType, *arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:
-            cli.run(lambda: module.main([str(a) for a in arguments]), errors=getattr(module, "ERRORS", (InputError,)))
+            cli.run(lambda: module.main([str(a) for a in arguments]))
         printed = capsys.readouterr()
         return int(end.value.code or 0), printed.out, printed.err
 

@@ -18,7 +18,7 @@ RGB = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PALETTE_FOLDER.glob("*.json")))
 def test_every_palette_is_a_class_table_with_an_exact_round_trip(name):
-    from ldm.data.classes import load_class_table
+    from common.classes import load_class_table
 
     path = PALETTE_FOLDER / f"{name}.json"
     maskige = Maskige(load_palette(name))

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from common.classes import load_class_table
 from gss.dvae import DVAE
 from gss.maskige import Maskige, load_palette, min_distance
 from gss.roundtrip import class_iou, confusion, round_trip
-from ldm.data.classes import load_class_table
 from scripts import posterior_learning, train_dvae
 
 

@@ -7,12 +7,13 @@ import torch
 from omegaconf import OmegaConf
 
 from cldm.build import create_model
+from common.errors import InputError
 from ldm.models.autoencoder import SpaceToDepth
 from ldm.modules.attention import BasicTransformerBlock, CachedContext, CrossAttention
 from ldm.modules.ema import EMA
 from ldm.modules.layers import GroupNorm, group_norm, timestep_embedding
 from ldm.modules.unet import UNetModel
-from ldm.util import InputError, instantiate_from_config
+from ldm.util import instantiate_from_config
 from tests.conftest import ROOT, SMALL
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import InputError
 from ldm.models.guidance import Guidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import SAMPLERS, make_betas, make_scheduler, schedule_buffers
-from ldm.util import InputError
 
 BETAS = make_betas(1000, 0.00085, 0.012)
 

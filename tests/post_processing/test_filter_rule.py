@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from post_processing import PostProcessingError
+from common.errors import InputError
+from common.pairing import mask_name, pair_files
 from post_processing.filtering import (
     HISTOGRAM_EDGES,
     class_counts,
@@ -13,7 +14,6 @@ from post_processing.filtering import (
     mean_loss,
     thresholds,
 )
-from post_processing.pairing import mask_name, pair_files
 from post_processing.records import RecordWriter, read_records
 
 MASK = np.array([[0, 0, 1], [1, 255, 2]], dtype=np.uint8)
@@ -70,7 +70,7 @@ def test_a_mask_of_the_whole_name_comes_first(tmp_path):
     masks = {"a": tmp_path / "a.png", "a_seed_1": tmp_path / "a_seed_1.png"}
     pairs, orphans = pair_files(images, masks, ("--i", "--m"), skip_invalid=True)
     assert pairs[0].mask.name == "a_seed_1.png" and len(orphans) == 1
-    with pytest.raises(PostProcessingError, match="no image has a mask of its name"):
+    with pytest.raises(InputError, match="no image has a mask of its name"):
         pair_files({"x": tmp_path / "x.png"}, masks, ("--i", "--m"), skip_invalid=True)
 
 

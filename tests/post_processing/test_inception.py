@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from post_processing import PostProcessingError
+from common.errors import InputError
 from post_processing.inception import distances, inception_features
 
 
@@ -47,7 +47,7 @@ def test_fid_of_colours_in_closed_form(files):
 
 def test_other_weights_are_refused(tmp_path):
     torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
-    with pytest.raises(PostProcessingError, match="not weights of torchvision's inception_v3"):
+    with pytest.raises(InputError, match="not weights of torchvision's inception_v3"):
         inception_features(tmp_path / "w.pth")
-    with pytest.raises(PostProcessingError, match="no such file"):
+    with pytest.raises(InputError, match="no such file"):
         inception_features(tmp_path / "none.pth")

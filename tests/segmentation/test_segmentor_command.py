@@ -10,9 +10,9 @@ from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from common.errors import InputError
 from scripts import cli
 from scripts import segmentor as script
-from segmentation import SegmentationError
 from segmentation.classes import class_table
 from segmentation.config import check_classes, heads, load_config, nodes, set_max_iters
 from tests.segmentation.test_filter_command import Harmful
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def run(*argv):
     """Exit code of the command."""
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: script.main([str(part) for part in argv]), errors=(SegmentationError,))
+        cli.run(lambda: script.main([str(part) for part in argv]))
     return stop.value.code
 
 
@@ -91,7 +91,7 @@ def test_mask_lists(chain):
     assert [Path(dataset.get_data_info(0)[key]).parent.name for key in ("img_path", "seg_map_path")] == [
         "img_train", "label_train"]
     path.write_text('{"source": "label_train/none.png", "target": "img_train/r1.png"}\n')
-    with pytest.raises(SegmentationError, match=r"list.json: line 1: .*none.png: no such file"):
+    with pytest.raises(InputError, match=r"list.json: line 1: .*none.png: no such file"):
         DATASETS.build({"type": "MaskDataset", "classes": str(chain.table), "data_root": str(chain.root),
                         "ann_file": "list.json"})
 
@@ -131,14 +131,14 @@ def test_schedules_end_with_the_training():
     set_max_iters(config, 2000)
     assert [(part.begin, part.end) for part in config.param_scheduler] == [(0, 1500), (1500, 2000)]
     assert config.default_hooks.checkpoint.interval == 400
-    with pytest.raises(SegmentationError, match="does not fit"):
+    with pytest.raises(InputError, match="does not fit"):
         set_max_iters(config, 1000)
 
 
 def test_weights_that_run_code_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("w.pth").write_bytes(pickle.dumps({"state_dict": Harmful()}))
-    with pytest.raises(SegmentationError, match="without running its code"):
+    with pytest.raises(InputError, match="without running its code"):
         CheckpointLoader.load_checkpoint("w.pth")  # as the Runner does for --load-from and --resume
     assert not Path("harm").exists()
 

@@ -9,8 +9,8 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from common.errors import InputError
 from ldm.modules.encoders import END_ID, ClipTokenizer, FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder
-from ldm.util import InputError
 
 KEYS = Path(__file__).parents[3] / "shared" / "golden" / "tisynth_full_keys.json"
 TEXTS = ["A satellite image of farmland, roads & 3 houses; it's the 21st-century city's edge!", "", "forest"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
-from ldm.util import InputError
+from common.errors import InputError
 
 
 class ImageError(InputError):

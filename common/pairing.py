@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from post_processing import PostProcessingError
+from common.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_SUFFIXES = (".png",)
@@ -37,19 +37,19 @@ def list_files(folder: Path, suffixes: Iterable[str], option: str) -> dict[str, 
     """The files of a folder with one of the suffixes, by name without suffix, sorted.
 
     Raises:
-        PostProcessingError: no such folder, no such file in it, or two files with the same name; names ``option``.
+        InputError: no such folder, no such file in it, or two files with the same name; names ``option``.
     """
     if not folder.is_dir():
-        raise PostProcessingError(f"{option} {folder}: no such folder")
+        raise InputError(f"{option} {folder}: no such folder")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         if path.stem in files:
-            raise PostProcessingError(f"{option} {folder}: both {files[path.stem].name} and {path.name}; remove one")
+            raise InputError(f"{option} {folder}: both {files[path.stem].name} and {path.name}; remove one")
         files[path.stem] = path
     if not files:
-        raise PostProcessingError(f"{option} {folder}: empty, no {' or '.join(suffixes)} file in it")
+        raise InputError(f"{option} {folder}: empty, no {' or '.join(suffixes)} file in it")
     return files
 
 
@@ -71,7 +71,7 @@ def pair_files(
         The pairs, sorted by name, and one line for each file left out.
 
     Raises:
-        PostProcessingError: a file without partner, or no pair at all.
+        InputError: a file without partner, or no pair at all.
     """
     pairs, used, orphans = [], set(), []
     for name, image in images.items():
@@ -84,9 +84,9 @@ def pair_files(
     orphans += [f"{path}: no image {name}[_seed_<seed>] under {options[0]}" for name, path in masks.items()
                 if name not in used]
     if not pairs:
-        raise PostProcessingError(f"{options[0]}, {options[1]}: no image has a mask of its name; first: {orphans[0]}")
+        raise InputError(f"{options[0]}, {options[1]}: no image has a mask of its name; first: {orphans[0]}")
     if orphans and not skip_invalid:
-        raise PostProcessingError(f"{listed(orphans)}; complete the folders, or leave these out with --skip-invalid")
+        raise InputError(f"{listed(orphans)}; complete the folders, or leave these out with --skip-invalid")
     return pairs, orphans
 
 
@@ -100,28 +100,28 @@ def read_mask(path: Path) -> np.ndarray:
     """A mask's class ids, uint8 (H, W).
 
     Raises:
-        PostProcessingError: not an image, damaged, or not an image of class ids.
+        InputError: not an image, damaged, or not an image of class ids.
     """
     try:
         with Image.open(path) as image:
             if image.mode not in ("L", "P"):
-                raise PostProcessingError(f"{path}: mode {image.mode}; a mask holds class ids, 8 bit (mode L or P)")
+                raise InputError(f"{path}: mode {image.mode}; a mask holds class ids, 8 bit (mode L or P)")
             return np.array(image)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise PostProcessingError(f"{path}: cannot be read ({error}); write it again or remove it") from error
+        raise InputError(f"{path}: cannot be read ({error}); write it again or remove it") from error
 
 
 def read_ids(path: Path, num_classes: int, ignore_index: int = 255) -> np.ndarray:
     """A mask's class ids, uint8 (H, W), each below ``num_classes`` or ``ignore_index``.
 
     Raises:
-        PostProcessingError: as ``read_mask``, or an id beyond the classes.
+        InputError: as ``read_mask``, or an id beyond the classes.
     """
     mask = read_mask(path)
     ids = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
     beyond = ids[(ids >= num_classes) & (ids != ignore_index)]
     if len(beyond):
-        raise PostProcessingError(f"{path}: class id {beyond[0]}, but there are {num_classes} classes "
+        raise InputError(f"{path}: class id {beyond[0]}, but there are {num_classes} classes "
                                   f"(ids 0 to {num_classes - 1}, {ignore_index} to ignore)")
     return mask
 
@@ -132,7 +132,7 @@ def check_pair(pair: Pair, num_classes: int, ignore_index: int = 255) -> str | N
         read_ids(pair.mask, num_classes, ignore_index)
         with Image.open(pair.image) as image:
             image.load()
-    except PostProcessingError as error:
+    except InputError as error:
         return str(error)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         return f"{pair.image}: cannot be read ({error}); write it again or remove it"

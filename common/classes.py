@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.util import InputError
+from common.errors import InputError
 
 _FOLDER = Path(__file__).parent / "class_tables"
 

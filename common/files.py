@@ -1,0 +1,162 @@
+"""Files: written whole or not at all, compared by content, one writer a folder, and a full disk in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary name beside ``path`` and renames it to ``path`` once the block has ended without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_writable(folder: str | os.PathLike[str], option: str) -> Path:
+    """Makes ``folder`` and proves that files can be written to it.
+
+    Raises:
+        InputError: it cannot be made or written to; the message names ``option``.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{option} {folder}: cannot write there ({reason}); name another folder") from error
+    return folder
+
+
+@contextlib.contextmanager
+def room_for(option: str, folder: Path) -> Iterator[None]:
+    """Turns a full disk into one line; outputs are written whole or not at all, so that a second start goes on.
+
+    Raises:
+        InputError: the disk, a quota or a limit on file sizes is reached.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(f"{option} {folder}: {error.strerror}; make room and start the same command again, "
+                         "it goes on where it stopped") from error
+
+
+def inside(path: Path, folder: Path | None) -> bool:
+    """Whether a path is a folder or lies in it."""
+    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of values and files, in hexadecimal."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
+        else:
+            total.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return total.hexdigest()
+
+
+def write_json(content: dict[str, Any], path: Path, indent: int | None = 1) -> None:
+    """Writes JSON whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent) + "\n")
+
+
+@contextlib.contextmanager
+def flock(path: Path, how: int) -> Iterator[bool]:
+    """Holds a lock on a file, released even by a kill; False where another process holds it (``LOCK_NB``).
+
+    A file system without locks gives True: then commands that share a folder have to run one after the other.
+
+    Args:
+        path: the lock's file; made if need be, and left behind: removing a lock would be a race.
+        how: ``fcntl.LOCK_EX``, ``LOCK_SH``, with ``LOCK_NB`` not to wait.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:  # another user's file
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # A process forked meanwhile (a data worker) would go on holding the lock after this one was killed.
+    _OPEN_LOCKS.add(handle)
+    try:
+        try:
+            fcntl.flock(handle, how)
+            got = True
+        except BlockingIOError:
+            got = False
+        except OSError:
+            got = True
+        yield got
+    finally:
+        _OPEN_LOCKS.discard(handle)
+        os.close(handle)
+
+
+_OPEN_LOCKS: set[int] = set()
+
+
+def _forget_locks() -> None:
+    while _OPEN_LOCKS:
+        with contextlib.suppress(OSError):
+            os.close(_OPEN_LOCKS.pop())
+
+
+os.register_at_fork(after_in_child=_forget_locks)  # closing a copy does not release the parent's lock
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path, option: str) -> Iterator[None]:
+    """For the whole of a command that writes into a folder: no second one does at the same time.
+
+    Of the processes that one launcher started, the first holds the lock.
+
+    Args:
+        folder: made if need be; the lock is its hidden file ``.lock``, which names its holder.
+        option: the command-line option that named the folder.
+
+    Raises:
+        InputError: another process works there; the message says which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with flock(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
+        if not alone:
+            holder = path.read_text(errors="replace").strip() or "another command"
+            raise InputError(f"{option} {folder}: {holder} is writing there; wait for its end, or name another folder")
+        with contextlib.suppress(OSError):  # another user's lock file
+            path.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
+        yield
