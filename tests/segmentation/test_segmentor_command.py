@@ -144,7 +144,7 @@ def test_weights_that_run_code_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--classes", "nothing"], "neither a file nor a built-in table"),
+    (["--classes", "nothing"], "no such class table"),
     (["--data-root", "nowhere"], "nowhere/img_train: no such folder"),
     (["--synthesised", "nowhere"], "nowhere/resampled_img: no such folder"),
     (["--pretrained", "none.pth"], "--pretrained none.pth: no such file"),
