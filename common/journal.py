@@ -1,0 +1,128 @@
+"""Journals: what a command has done so far, one JSON line an item, so that it can stop at any moment and go on."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from common.errors import InputError
+from common.files import atomic_path
+from common.schema import Schema, parse, parse_json
+
+
+class Record(Schema):
+    """Base of a journal's lines: an item's ``name``, and what else a subclass says of it."""
+
+    name: str
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Journal(Generic[R]):
+    """Records of one kind: ``<folder>/<kind>.jsonl``, and ``<kind>.<part>.jsonl`` of each process that adds some.
+
+    A line that a kill or a full disk cut off is left out: its item counts as not done. Anything else that is not as the
+    schema says is refused, since guessing what it was could go wrong without a word.
+
+    Args:
+        folder: where the files are; made by the first ``append``.
+        kind: what the files' names begin with.
+        schema: of a line.
+        sealed: whether lines carry a checksum, for numbers that nobody has a reason to edit.
+        remedy: what to do about a damaged file, ``{}`` standing for its name.
+    """
+
+    def __init__(self, folder: Path, kind: str, schema: type[R], *, sealed: bool = False,
+                 remedy: str = "remove {}, it will be made again") -> None:
+        self.folder, self.kind, self.schema, self.sealed, self.remedy = folder, kind, schema, sealed, remedy
+
+    def path(self, part: str = "") -> Path:
+        """The file of one process, or the one of all."""
+        return self.folder / f"{self.kind}.{part}.jsonl" if part else self.folder / f"{self.kind}.jsonl"
+
+    def paths(self) -> list[Path]:
+        """The files that are there: the one of all first, so that later lines win over what was joined before."""
+        parts = sorted(path for path in self.folder.glob(f"{self.kind}.*.jsonl") if path.name[0] != ".")
+        return [path for path in [self.path(), *parts] if path.exists()]
+
+    def append(self, record: R, part: str = "") -> None:
+        """Adds a line to the file of one process, on a line of its own whatever a kill left before it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path(part).open("ab+") as file:
+            end = file.seek(0, 2)
+            if end:
+                file.seek(end - 1)
+            whole = not end or file.read(1) == b"\n"
+            file.write((b"" if whole else b"\n") + self._line(record).encode())
+
+    def read(self) -> dict[str, R]:
+        """The records of all files by name; the latest where a name is repeated.
+
+        Raises:
+            InputError: a file cannot be read or holds something else; names file and line.
+        """
+        return {record.name: record for path in self.paths() for record in self._records(path)}
+
+    def merge(self, keep: Callable[[str], bool] = lambda name: True) -> None:
+        """Joins the processes' files in the one of all, sorted by name; to be called while nobody appends.
+
+        Args:
+            keep: whether the record of a name stays.
+
+        Raises:
+            InputError: see ``read``.
+        """
+        parts, records = self.paths(), self.read()
+        if not parts:
+            return
+        with atomic_path(self.path()) as path:
+            path.write_text("".join(self._line(records[name]) for name in sorted(records) if keep(name)))
+        for part in parts:
+            if part != self.path():
+                part.unlink()
+
+    def _line(self, record: R) -> str:
+        content = record.model_dump(exclude_unset=True)
+        text = _dumps(content)
+        if self.sealed:
+            text = _dumps({**content, "seal": _checksum(text)})
+        return text + "\n"
+
+    def _records(self, path: Path) -> Iterator[R]:
+        remedy = self.remedy.format(path)
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except FileNotFoundError:  # another process has just joined it with the others
+            return
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+        for number, line in enumerate(lines, 1):
+            if not line.strip(b" \t\r"):
+                continue
+            where = f"{path}: line {number}"
+            try:
+                content = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                if _cut_off(line):
+                    continue
+                raise InputError(f"{where}: no JSON; {remedy}") from error
+            if self.sealed and isinstance(content, dict) and content.pop("seal", None) != _checksum(_dumps(content)):
+                raise InputError(f"{where}: damaged, its checksum is another; {remedy}")
+            yield parse(content, self.schema, where, remedy)
+
+
+def _dumps(content: Any) -> str:
+    return json.dumps(content, separators=(",", ":"))
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _cut_off(line: bytes) -> bool:
+    """Whether a line that is no JSON begins an object and does not end it."""
+    return line.startswith(b"{") and (not line.endswith(b"}") or line.count(b"{") > line.count(b"}"))
