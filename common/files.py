@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,11 @@ from common.errors import InputError
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary name beside ``path`` and renames it to ``path`` once the block has ended without an error."""
+    """Yields a temporary name beside ``path`` and renames it to ``path`` once the block has ended without an error.
+
+    Raises:
+        OSError: the disk is full; it names ``path``, whoever wrote and whatever that raised.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}")
@@ -28,6 +33,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except Exception as error:
+        number = full_disk(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
@@ -37,6 +47,51 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+_FULL = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+# torch's writer and numpy's lose the reason; on a disk that can be written to at all, it is hardly another
+_WRITER_FAILED = re.compile(r"inline_container|PytorchStreamWriter|iostream error|\d+ requested and \d+ written")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that led to it."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def full_disk(error: BaseException) -> int | None:
+    """The number of the system's error, if this one comes of a full disk, a quota or a limit on file sizes."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return cause.errno
+    for cause in _causes(error):  # written outside Python: the reason is in the text, or lost
+        for number, text in _FULL.items():
+            if text in str(cause):
+                return number
+        if isinstance(cause, RuntimeError | OSError) and _WRITER_FAILED.search(str(cause)):
+            return errno.ENOSPC
+    return None
+
+
+def full_disk_line(error: BaseException, place: str | os.PathLike[str] | None = None) -> str | None:
+    """What to tell of a full disk: the path and what to do; None if the error is another.
+
+    Args:
+        error: any error.
+        place: the path to name where the error names none.
+    """
+    number = full_disk(error)
+    if number is None:
+        return None
+    named = [cause.filename for cause in _causes(error) if isinstance(cause, OSError) and cause.filename]
+    path = str(named[0] if named else place or Path.cwd())
+    return (f"disk full: {path} ({_FULL[number]}); files written before are whole: make room, or name another disk, "
+            "and start again")  # fmt: skip
 
 
 def check_writable(folder: str | os.PathLike[str], option: str) -> Path:
@@ -65,11 +120,11 @@ def room_for(option: str, folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        line = full_disk_line(error, folder)
+        if line is None or isinstance(error, InputError):
             raise
-        raise InputError(f"{option} {folder}: {error.strerror}; make room and start the same command again, "
-                         "it goes on where it stopped") from error
+        raise InputError(f"{option}: {line}") from error
 
 
 def inside(path: Path, folder: Path | None) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from common.errors import InputError
+from common.files import full_disk_line
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions at import
 
@@ -32,7 +33,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs a command; exit code 2 and one line for bad input, 130 for Ctrl-C.
+    """Runs a command; exit code 2 and one line for bad input or a full disk, 130 for Ctrl-C.
 
     Args:
         main: the command; None or 0 is success.
@@ -40,11 +41,18 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        told = "disk full" in str(error)
+        print(f"error: {error if told else full_disk_line(error) or error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 130
+    except Exception as error:
+        line = full_disk_line(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        code = 2
     sys.exit(code)
 
 

@@ -1,0 +1,66 @@
+"""A full disk, whoever meets it, is one line that names it and the path, and what was there before is whole."""
+
+import resource
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from common.files import atomic_path, full_disk, room_for, write_json
+from scripts import cli as base
+from tests.conftest import Cli
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond a megabyte, which the system refuses as it refuses writing to a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _by_handle(path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save({"a": torch.zeros(2**19)}, file)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: torch.save({"a": torch.zeros(2**19)}, path),
+        _by_handle,
+        lambda path: save_file({"a": torch.zeros(2**19)}, path),
+        lambda path: np.save(path.with_suffix(".npy"), np.zeros(2**19)),
+        lambda path: path.write_bytes(bytes(2**21)),
+    ],
+    ids=["torch", "torch by handle", "safetensors", "numpy", "bytes"],
+)
+def test_a_full_disk_is_one_line(
+    cli: Cli, tmp_path: Path, small_disk: None, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.ckpt").write_bytes(b"old")
+
+    def main() -> None:
+        with atomic_path(tmp_path / "a.ckpt") as temporary:
+            write(temporary)
+
+    monkeypatch.setattr(runpy, "run_module", lambda *_, **__: base.run(main))
+    said = cli.refused("train")
+    assert said.startswith(f"error: disk full: {tmp_path / 'a.ckpt'} (") and "make room" in said
+    assert (tmp_path / "a.ckpt").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".ckpt") == ["a.ckpt"]
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    assert full_disk(OSError(2, "No such file")) is None and full_disk(RuntimeError("CUDA out of memory")) is None
+    with pytest.raises(FileNotFoundError), room_for("--out", tmp_path):
+        (tmp_path / "none").read_bytes()
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a"):
+        raise ZeroDivisionError
+    write_json({}, tmp_path / "b.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
