@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
+from common.images import Labels
 
 _FOLDER = Path(__file__).parent / "class_tables"
 
@@ -30,6 +31,11 @@ class ClassTable:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def labels(self) -> Labels:
+        """How mask files of this table are read and written."""
+        return Labels(len(self.names), self.ignore_index)
 
     def is_valid(self) -> np.ndarray:
         """(256,) bool: whether an id is a class or the ignore id."""

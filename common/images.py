@@ -1,53 +1,63 @@
-"""Reading masks and images from files, whole or not at all."""
+"""Reading masks and images from files: one reader, so that every command takes and refuses the same files.
+
+A picture is used whole and as it is stored, or refused with the reason. A mask holds one whole number a pixel, however
+PNG, TIFF, BMP or GIF writes it; an image has 8 bits a channel and no transparent pixels. The EXIF orientation is
+not applied, to masks and images alike: a pair always agrees.
+"""
 
 from __future__ import annotations
 
+import io
+import logging
 import os
+import stat
+import warnings
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from common.errors import InputError
+from common.schema import one_line
+
+MAX_PIXELS = 200_000_000
+MAX_BYTES = 8 * MAX_PIXELS  # no file of so many pixels needs more
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # others can run programs (EPS) or cut pixels to 8 bits unseen
+IGNORE = 255  # in this program; a class table may name another id for its files
+_MAX_SCANS = 500  # of a JPEG; usual are 1 to 20, and each costs as much as a whole decoding
+_TURN_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # what is used without this reader keeps to the limit, too
+warnings.filterwarnings("ignore", module=r"PIL\.")  # odd tags and the like: this reader says what matters
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class ImageError(InputError):
-    """A file cannot be used as a mask or image; the message is the reason, without the file's name."""
+    """A file cannot be used as a mask or image.
 
-
-def _decode(path: Path) -> Image.Image:
-    """Opens and fully decodes a file.
-
-    Raises:
-        ImageError: it cannot be opened, is no image, or is cut off.
+    Attributes:
+        reason: the message without the file's name.
     """
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and then cut-off files pass as grey ones
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except Exception as error:  # decoders raise whatever they like on broken files
-        reason = "is no image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)
-        raise ImageError(f"cannot be read ({reason}); make the file again") from error
 
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
 
-def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Class ids of a mask file with one channel of 8 bits (grey or palette), or three equal ones.
-
-    Returns:
-        (H, W) uint8.
-
-    Raises:
-        ImageError: unreadable, or not a mask.
-    """
-    image = _decode(Path(path))
-    ids = np.asarray(image)
-    if image.mode in ("L", "P"):
-        return ids
-    if image.mode == "RGB" and (ids == ids[..., :1]).all():
-        return ids[..., 0]
-    what = "three channels that differ" if image.mode == "RGB" else f"mode {image.mode}"
-    raise ImageError(f"has {what}; a mask needs one channel of 8-bit class ids")
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], reason: str) -> ImageError:
+        """The error of a file, in one line."""
+        return cls(f"{one_line(os.fspath(path), 1000)}: {reason}", reason)
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -57,9 +67,256 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         (H, W, 3) uint8, RGB.
 
     Raises:
-        ImageError: unreadable, or not 8 bits a channel.
+        ImageError: unreadable, more than 8 bits a channel, transparent pixels, or several pictures in one.
     """
-    image = _decode(Path(path))
-    if image.mode.startswith(("I", "F")):
-        raise ImageError(f"has mode {image.mode}; an image needs 8 bits a channel")
-    return np.asarray(image.convert("RGB"))
+    return image_and_orientation(path)[0]
+
+
+def image_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+    """As ``read_image``, and the value of the EXIF orientation, which is not applied (1 where there is none)."""
+    picture = _decode(path)
+    image = picture.image
+    if picture.bits > 8 or image.mode.startswith(("I", "F")):
+        depth = f"{picture.bits} bits a channel" if picture.bits > 8 else f"mode {image.mode}"
+        raise ImageError.of(path, f"has {depth}; an image needs 8 bits a channel: scale it to 0..255, write it again")
+    try:
+        if image.has_transparency_data or image.mode in ("RGBa", "La"):
+            image = image.convert("RGBA")
+            if image.getextrema()[-1] != (255, 255):
+                raise ImageError.of(path, "has transparent pixels; put it on a background and write it again")
+        return np.asarray(image.convert("RGB")), picture.orientation
+    except (ValueError, OSError, MemoryError) as error:
+        if isinstance(error, ImageError):
+            raise
+        reason = one_line(error) or "too little memory"
+        raise ImageError.of(path, f"cannot be made RGB ({reason}); write it again as PNG") from error
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """The ids in a mask file: grey of 1 to 32 bits, a palette's indices, or three equal channels.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        ImageError: unreadable, not a mask, or values beyond 0..255.
+    """
+    return mask_and_orientation(path)[0]
+
+
+def mask_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+    """As ``read_mask``, and the value of the EXIF orientation, which is not applied (1 where there is none)."""
+    picture = _decode(path)
+    image = picture.image
+    if image.format in ("JPEG", "MPO"):
+        raise ImageError.of(path, "is a JPEG, which changes class ids; write the mask as PNG")
+    if picture.white_is_zero:
+        raise ImageError.of(path, "is a TIFF whose 0 is white, so that ids would be turned over; write it as PNG")
+    if image.mode == "F":
+        raise ImageError.of(path, "has float values; a mask needs whole numbers: write class ids of 8 bits")
+    values = np.asarray(image)
+    if image.mode in ("LA", "PA"):
+        values = _opaque(path, values)[..., 0]
+    elif image.mode in ("RGB", "RGBA"):
+        if picture.bits > 8:
+            raise ImageError.of(path, f"has colours of {picture.bits} bits; a mask needs one channel of class ids")
+        values = _opaque(path, values) if image.mode == "RGBA" else values
+        if not (values[..., :3] == values[..., :1]).all():
+            raise ImageError.of(path, "has three channels that differ; a mask needs one channel of class ids")
+        values = values[..., 0]
+    elif image.mode == "L" and picture.bits in (2, 4):
+        values = values // (255 // (2**picture.bits - 1))  # Pillow spreads 0..3 and 0..15 over 0..255
+    elif image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+        raise ImageError.of(path, f"has mode {image.mode}; a mask needs one channel of class ids")
+    if values.dtype.itemsize > 1 and ((values < 0) | (values > 255)).any():
+        beyond = np.unique(values[(values < 0) | (values > 255)])
+        raise ImageError.of(path, f"values {_some(beyond)} are not in 0..255; a mask holds class ids")
+    return values.astype(np.uint8), picture.orientation
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How the ids in mask files belong to the class ids of this program, 0..N-1 and 255 (ignore).
+
+    Attributes:
+        num_classes: N.
+        ignore_index: the files' id of pixels to ignore, 0..255, as the class table says.
+        reduce_zero: id 0 in the files is to be ignored, too, and id k is class k - 1 (mmseg's ``reduce_zero_label``).
+    """
+
+    num_classes: int
+    ignore_index: int = IGNORE
+    reduce_zero: bool = False
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """(256,) int16: class id of a file's id; -1 where it has none."""
+        table = np.full(256, -1, dtype=np.int16)
+        first = int(self.reduce_zero)
+        table[first : first + self.num_classes] = np.arange(self.num_classes)[: 256 - first]
+        if self.reduce_zero:
+            table[[0, 255]] = IGNORE
+        table[self.ignore_index] = IGNORE
+        return table
+
+    def read(self, path: str | os.PathLike[str]) -> np.ndarray:
+        """Class ids of a mask file, (H, W) uint8: 0..N-1 or 255.
+
+        Raises:
+            ImageError: see ``read_mask``; or ids that are none of the classes.
+        """
+        return self.read_with_orientation(path)[0]
+
+    def read_with_orientation(self, path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+        """As ``read``, and the value of the EXIF orientation, which is not applied."""
+        mask, orientation = mask_and_orientation(path)
+        if wrong := self.wrong(mask):
+            raise ImageError.of(path, wrong)
+        return self._table[mask].astype(np.uint8), orientation
+
+    def wrong(self, mask: np.ndarray) -> str:
+        """What is wrong with a file's ids (H, W) uint8, in words; empty where all are fine."""
+        present = np.bincount(mask.ravel(), minlength=256) > 0
+        wrong = np.flatnonzero(present & (self._table < 0))
+        last = self.num_classes - 1 + self.reduce_zero
+        return f"class ids {_some(wrong)} are not in 0..{last} or {self.ignore_index} (ignore)" if len(wrong) else ""
+
+    def to_file(self, ids: np.ndarray) -> np.ndarray:
+        """The ids to write for class ids (H, W) uint8; ``read`` gives these back."""
+        table = np.full(256, self.ignore_index, dtype=np.uint8)
+        first = int(self.reduce_zero)
+        count = min(self.num_classes, 255 - first)
+        table[:count] = np.arange(first, first + count)
+        return table[ids]
+
+
+def read_ids(path: str | os.PathLike[str], num_classes: int, ignore_index: int = IGNORE) -> np.ndarray:
+    """Class ids of a mask file, (H, W) uint8: 0..``num_classes`` - 1, and 255 where it holds ``ignore_index``.
+
+    Raises:
+        ImageError: see ``read_mask``; or ids that are none of the classes.
+    """
+    return Labels(num_classes, ignore_index).read(path)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A decoded file: its pixels as stored, bits a channel in the file, EXIF orientation."""
+
+    image: Image.Image
+    bits: int
+    orientation: int
+    white_is_zero: bool
+
+
+def _decode(path: str | os.PathLike[str]) -> _Picture:
+    """Opens and fully decodes a file.
+
+    Raises:
+        ImageError: no regular file, no picture of a known format, damaged, too large, or several pictures in one.
+    """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and then cut-off files pass as grey ones
+    data = _content(path)
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and (fault := _png_fault(data)):
+        raise ImageError.of(path, f"cannot be read ({fault}); make the file again")
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise ImageError.of(path, f"is a JPEG of more than {_MAX_SCANS} scans; write it again")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_header(path, image)
+        bits, white_is_zero = _depth(image, data)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        image.load()
+        if image.format == "TIFF" and orientation in _TURN_BACK:  # the only format that Pillow turns while reading
+            turned, image = image, image.transpose(_TURN_BACK[orientation])
+            image.format = turned.format
+        return _Picture(image, bits, orientation if orientation in _TURN_BACK else 1, white_is_zero)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError.of(path, f"is larger than {MAX_PIXELS // 10**6} Mpx; cut it into tiles") from error
+    except Exception as error:  # decoders raise whatever they like on broken files
+        known = data[:4] in (b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*") or data[:2] in (b"\xff\xd8", b"BM")
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is damaged" if known else "is no image"
+        else:
+            reason = "too little memory" if isinstance(error, MemoryError) else one_line(str(error) or repr(error))
+        raise ImageError.of(path, f"cannot be read ({reason}); make the file again as PNG, JPEG or TIFF") from error
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    """What a regular file holds; pipes and devices are not opened, so that nothing waits for them."""
+    try:
+        if not stat.S_ISREG(mode := Path(path).stat().st_mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+            raise ImageError.of(path, f"is {kind}, no picture; remove it")
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise ImageError.of(path, f"has {size} bytes, more than {MAX_BYTES}; cut it into tiles")
+            data = file.read(size + 1)
+    except ImageError:
+        raise
+    except (OSError, ValueError, MemoryError) as error:  # no such file, a loop of links, a NUL byte in the name
+        if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
+            raise ImageError.of(path, f"is a link to {one_line(Path(path).readlink())}, which is not there") from error
+        reason = one_line(getattr(error, "strerror", None) or error) or "too little memory"
+        raise ImageError.of(path, f"cannot be read ({reason}); make the file again") from error
+    if not data:
+        raise ImageError.of(path, "cannot be read (it is empty); make the file again")
+    return data
+
+
+def _check_header(path: str | os.PathLike[str], image: Image.Image) -> None:
+    """Refuses by what a file declares, before its pixels take memory and time."""
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError.of(path, f"is {width} x {height} px (width x height); a picture needs pixels")
+    if width * height > MAX_PIXELS:
+        raise ImageError.of(path, f"is {width} x {height} px (width x height), more than {MAX_PIXELS // 10**6} Mpx; "
+                                  "cut it into tiles")
+    if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's JPEG, its preview behind it
+        raise ImageError.of(path, "holds several pages or frames; write the one to use as a file of its own")
+    if image.format == "TIFF":
+        bands, stored = len(image.getbands()), image.tag_v2.get(277, 1)  # type: ignore[attr-defined]
+        if stored != bands:
+            raise ImageError.of(path, f"has {stored} bands, of which {bands} would be read; write those to use alone")
+
+
+def _depth(image: Image.Image, data: bytes) -> tuple[int, bool]:
+    """Bits a channel as the file has them (Pillow cuts RGB to 8), and whether a TIFF's 0 is white."""
+    if image.format == "PNG":
+        return data[24], False  # the header's field for it; the header always comes first
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        return int(max(tags.get(258, (1,)))), tags.get(262) == 0 and image.mode != "P"
+    return 8, False
+
+
+def _png_fault(data: bytes) -> str:
+    """What is wrong with a PNG's chunks (Pillow does not look at the checksums of pixels); empty where nothing is."""
+    if data[12:16] != b"IHDR":
+        return "it is damaged: its header does not come first"
+    view, place = memoryview(data), 8
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(view[place : place + 4], "big")
+        if end > len(data):
+            break
+        if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            return f"it is damaged: wrong checksum at byte {place}"
+        if view[place + 4 : place + 8] == b"IEND":
+            return ""
+        place = end
+    return "it is cut off"
+
+
+def _opaque(path: str | os.PathLike[str], values: np.ndarray) -> np.ndarray:
+    """Pixels whose last channel is alpha, refused where it is not 255 everywhere."""
+    if (values[..., -1] != 255).any():
+        raise ImageError.of(path, "has transparent pixels; a mask needs one channel of class ids")
+    return values
+
+
+def _some(values: np.ndarray) -> str:
+    """The first ten numbers."""
+    return ", ".join(map(str, values[:10].tolist())) + (", ..." if len(values) > 10 else "")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from common.errors import InputError
+from common.images import Labels, image_and_orientation
+from common.schema import one_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_SUFFIXES = (".png",)
@@ -96,44 +100,65 @@ def listed(lines: list[str]) -> str:
     return "; ".join(lines[:SHOWN]) + more
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """A mask's class ids, uint8 (H, W).
+@dataclass(frozen=True)
+class Checked:
+    """What opening a pair's files showed.
 
-    Raises:
-        InputError: not an image, damaged, or not an image of class ids.
+    Attributes:
+        fault: what is wrong, with the file's name; None where the pair is fine.
+        pixels: pixels of each class in the mask, int64 (C,); zeros where it could not be read.
+        turned: whether an EXIF tag asks to turn image or mask, which is not done.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise InputError(f"{path}: mode {image.mode}; a mask holds class ids, 8 bit (mode L or P)")
-            return np.array(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); write it again or remove it") from error
+
+    fault: str | None
+    pixels: np.ndarray
+    turned: bool = False
 
 
-def read_ids(path: Path, num_classes: int, ignore_index: int = 255) -> np.ndarray:
-    """A mask's class ids, uint8 (H, W), each below ``num_classes`` or ``ignore_index``.
+def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked:
+    """Opens both files of a pair.
 
-    Raises:
-        InputError: as ``read_mask``, or an id beyond the classes.
+    Args:
+        pair: image and mask.
+        labels: which ids the mask may hold.
+        same_size: image and mask must have as many pixels; synthesised images need not.
     """
-    mask = read_mask(path)
-    ids = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    beyond = ids[(ids >= num_classes) & (ids != ignore_index)]
-    if len(beyond):
-        raise InputError(f"{path}: class id {beyond[0]}, but there are {num_classes} classes "
-                                  f"(ids 0 to {num_classes - 1}, {ignore_index} to ignore)")
-    return mask
-
-
-def check_pair(pair: Pair, num_classes: int, ignore_index: int = 255) -> str | None:
-    """What is wrong with a pair: damaged files, or ids beyond the classes. None where it is fine."""
+    pixels: np.ndarray = np.zeros(labels.num_classes, dtype=np.int64)
     try:
-        read_ids(pair.mask, num_classes, ignore_index)
-        with Image.open(pair.image) as image:
-            image.load()
+        mask, mask_turn = labels.read_with_orientation(pair.mask)
+        pixels = np.bincount(mask.ravel(), minlength=256)[: labels.num_classes]
+        image, image_turn = image_and_orientation(pair.image)
     except InputError as error:
-        return str(error)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        return f"{pair.image}: cannot be read ({error}); write it again or remove it"
-    return None
+        return Checked(str(error), pixels)
+    turned = (mask_turn, image_turn) != (1, 1)
+    if same_size and image.shape[:2] != mask.shape:
+        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+        fault = (f"{one_line(pair.image, 1000)} is {width} x {height} px, its mask {one_line(pair.mask, 1000)} "
+                 f"{mask_width} x {mask_height} (width x height); they must agree")
+        return Checked(fault, pixels, turned)
+    return Checked(None, pixels, turned)
+
+
+def check_pair(pair: Pair, num_classes: int, ignore_index: int = 255, same_size: bool = False) -> str | None:
+    """What is wrong with a pair, see ``inspect_pair``; None where it is fine."""
+    return inspect_pair(pair, Labels(num_classes, ignore_index), same_size).fault
+
+
+def check_pairs(pairs: Sequence[Pair], labels: Labels, title: str, threads: int | None = None, same_size: bool = False,
+                quiet: bool = False) -> list[Checked]:
+    """``inspect_pair`` of each pair, in threads, with a progress bar; says once how many files have an EXIF turn.
+
+    Raises:
+        InputError: no mask that is fine shows a class; pairs that are not fine are for the caller to refuse.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        checks = pool.map(lambda pair: inspect_pair(pair, labels, same_size), pairs)
+        found = list(tqdm(checks, title, len(pairs), unit="image", leave=False, disable=quiet))
+    if (turned := sum(check.turned for check in found)) and not quiet:
+        print(f"{title}: {turned} of {len(pairs)} pairs have an EXIF tag that asks to turn them; pixels are used as "
+              "stored, the tag is not applied", file=sys.stderr)
+    fine = [check for check in found if not check.fault]
+    if fine and not any(check.pixels.any() for check in fine):
+        raise InputError(f"{title}: no mask shows a class, all pixels of all {len(fine)} masks are to be ignored "
+                         f"(first: {one_line(pairs[0].mask, 1000)})")
+    return found

@@ -20,7 +20,8 @@ from cldm.records import read_records
 from common.classes import load_class_table
 from common.errors import InputError
 from common.files import atomic_path, check_writable, digest, write_json
-from common.pairing import IMAGE_SUFFIXES, list_files, mask_name, read_mask
+from common.images import read_mask
+from common.pairing import IMAGE_SUFFIXES, list_files, mask_name
 from post_processing.comparison import SCORES, compare
 from post_processing.comparison_figures import classes_figure, seeds_figure
 from post_processing.page import embedded_svg, gallery, page

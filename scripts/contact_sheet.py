@@ -9,7 +9,6 @@ Rows are spread evenly over the folder's records.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from cldm.records import RECORDS, read_records
 from common.classes import load_class_table
 from common.errors import InputError
 from common.files import atomic_path, check_writable
-from common.images import ImageError, read_image, read_mask
+from common.images import read_image, read_mask
 from ldm.data.hints import colorize
 from scripts.cli import integer, parser, run
 
@@ -56,25 +55,13 @@ def rows(
         made = made if made.exists() else made.with_suffix(".png")  # refused by name where neither exists
         sheet.append(
             [
-                fit(colorize(opened(read_mask, mask), table), Image.Resampling.NEAREST),
-                fit(opened(read_image, record["reference"])),
-                fit(opened(read_image, made)),
-                fit(opened(read_image, real[mask.stem])) if mask.stem in real else white,
+                fit(colorize(read_mask(mask), table), Image.Resampling.NEAREST),
+                fit(read_image(record["reference"])),
+                fit(read_image(made)),
+                fit(read_image(real[mask.stem])) if mask.stem in real else white,
             ]
         )
     return sheet
-
-
-def opened(read: Callable[[str | Path], np.ndarray], path: str | Path) -> np.ndarray:
-    """The pixels of a file.
-
-    Raises:
-        InputError: it cannot be read; names it.
-    """
-    try:
-        return read(path)
-    except ImageError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def main() -> None:

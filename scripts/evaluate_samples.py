@@ -14,7 +14,8 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from common.files import atomic_path, check_writable, room_for, write_json
-from common.pairing import IMAGE_SUFFIXES, Pair, list_files, listed, read_mask
+from common.images import read_mask
+from common.pairing import IMAGE_SUFFIXES, Pair, list_files, listed
 from post_processing.nearest import nearest, thumbnail
 from post_processing.samples_report import nearest_sheet, samples_figure
 from post_processing.scores import confusion, scores

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import atomic_path, check_writable, digest, inside, room_for, write_json
-from common.pairing import MASK_SUFFIXES, Pair, list_files, listed, pair_files, read_mask
+from common.images import read_mask
+from common.pairing import MASK_SUFFIXES, Pair, list_files, listed, pair_files
 from post_processing import filtering
 from post_processing.filter_report import filter_figure, filter_statistics
 from post_processing.records import RecordWriter, read_records

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from tqdm import tqdm
 
 from common.errors import InputError
-from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, check_pair, list_files, listed, pair_files
+from common.images import Labels
+from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, check_pairs, list_files, listed, pair_files
 
 PAIRS = dict[str, list[Pair]]
 
@@ -30,11 +29,9 @@ def pick_device(name: str) -> str:
 
 
 def find_faults(pairs: Sequence[Pair], num_classes: int, title: str, threads: int | None = None) -> list[str | None]:
-    """What ``check_pair`` says of each pair, with a progress bar on the first process."""
-    with ThreadPoolExecutor(threads) as pool:
-        checks = pool.map(lambda pair: check_pair(pair, num_classes), pairs)
-        quiet = int(os.environ.get("RANK", 0)) > 0
-        return list(tqdm(checks, title, len(pairs), unit="image", leave=False, disable=quiet))
+    """What ``check_pairs`` finds wrong with each pair; None where it is fine."""
+    quiet = int(os.environ.get("RANK", 0)) > 0
+    return [check.fault for check in check_pairs(pairs, Labels(num_classes), title, threads, quiet=quiet)]
 
 
 def find_pairs(args: argparse.Namespace, num_classes: int) -> tuple[PAIRS, list[str]]:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import atomic_path, check_writable
-from common.pairing import MASK_SUFFIXES, list_files, read_ids
+from common.images import read_ids
+from common.pairing import MASK_SUFFIXES, list_files
 from gss.dvae import DVAE
 from gss.maskige import IGNORE, PALETTE_FOLDER, Maskige, farthest_colour, load_palette, min_distance, read_palette_file
 from gss.roundtrip import class_iou, confusion, round_trip

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import atomic_path, check_writable
-from common.pairing import MASK_SUFFIXES, list_files, read_ids, read_mask
+from common.images import read_ids, read_mask
+from common.pairing import MASK_SUFFIXES, list_files
 from gss.dvae import DVAE, save_dvae
 from gss.maskige import IGNORE, Maskige, load_palette
 from gss.roundtrip import class_iou, confusion, round_trip

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from common.classes import ClassTable
@@ -233,12 +232,11 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int) -> None:
         try:
             pixels = read_mask(path) if name == "source" else read_image(path)
         except ImageError as error:
-            line.faults.append((name, f"{line.names[name]}: {error}"))
+            line.faults.append((name, f"{line.names[name]}: {error.reason}"))
             continue
         shapes[name] = (pixels.shape[0], pixels.shape[1])
-        if name == "source" and classes is not None and (wrong := _wrong_ids(pixels, classes)):
-            allowed = f"0..{len(classes) - 1} or {classes.ignore_index} (ignore)"
-            line.faults.append((name, f"{line.names[name]}: class ids {wrong} are not in {allowed}"))
+        if name == "source" and classes is not None and (wrong := classes.labels.wrong(pixels)):
+            line.faults.append((name, f"{line.names[name]}: {wrong}"))
     if "source" not in shapes:
         return
     line.size = height, width = shapes["source"]
@@ -249,13 +247,6 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int) -> None:
     if height % multiple_of or width % multiple_of:
         reason = f"{width} x {height} px (width x height) are no multiples of {multiple_of}; use --size to resize"
         line.faults.append(("source", f"{line.names['source']}: {reason}"))
-
-
-def _wrong_ids(mask: np.ndarray, classes: ClassTable) -> str:
-    """Ids in the mask that are no class, e.g. ``7, 9``; empty where all are."""
-    present = np.bincount(mask.ravel(), minlength=256) > 0
-    wrong = np.flatnonzero(present & ~classes.is_valid())
-    return ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
 
 
 def _message(path: Path, faults: list[Fault], none_left: bool) -> str:

@@ -148,7 +148,7 @@ def _load(read: Any, item: Item, kind: str) -> np.ndarray:
     try:
         return read(path)
     except ImageError as error:  # the file has changed since it was checked, or was not checked
-        raise InputError(f"{path} (line {item.line} of the list): {error}") from error
+        raise InputError(f"{path} (line {item.line} of the list): {error.reason}") from error
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, ...] | None, resample: Image.Resampling) -> np.ndarray:

@@ -115,8 +115,10 @@ def test_masks_have_one_channel_of_ids(data: Path, line: Line) -> None:
     rgb[0, 0, 0] ^= 1
     Image.fromarray(rgb).save(path)
     assert "field source: label/m0.png: has three channels that differ" in fault_of(data, line(0))
-    Image.fromarray(ids.astype(np.uint16)).save(path)
-    assert "field source: label/m0.png: has mode I;16" in fault_of(data, line(0))
+    Image.fromarray(ids.astype(np.uint16)).save(path)  # as the published masks of GID are
+    assert len(read_manifest("train.json", data, classes=MBRSC, progress=False)[0]) == 1
+    Image.fromarray(ids.astype(np.uint16) + 250).save(path)
+    assert "field source: label/m0.png: values 505 are not in 0..255" in fault_of(data, line(0))
 
 
 def test_ids_belong_to_the_classes_or_are_ignored(data: Path, line: Line) -> None:

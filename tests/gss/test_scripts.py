@@ -204,7 +204,7 @@ def test_files_of_others_in_a_folder_of_masks(tmp_path, masks, command):
         (["--palette", "cityscapes", "--masks", "nowhere"], "--masks nowhere: no such folder"),
         (["--palette", "nothing"], "nothing.json: No such file"),
         (["--warmup", 50], "--warmup 50: must be in 1..11"),
-        (["--palette", [[255, 0, 0], [0, 255, 0]]], "2.png: class id 2, but there are 2 classes"),
+        (["--palette", [[255, 0, 0], [0, 255, 0]]], "2.png: class ids 2 are not in 0..1"),
     ],
 )
 def test_bad_input_of_training(tmp_path, masks, command, change, words):

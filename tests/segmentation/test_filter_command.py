@@ -214,7 +214,7 @@ def a_beyond_id(chain):
 
 
 def lone_image(folder, name):
-    return lambda chain: Image.new("RGB", (8, 8)).save(chain.root / folder / name)
+    return lambda chain: Image.new("RGB", (8, 8), (1, 2, 3)).save(chain.root / folder / name)
 
 
 def emptied(folder, pattern="*"):
@@ -229,9 +229,9 @@ BAD = {
     "image without mask": (lone_image("syn", "lost_seed_3.png"), "lost_seed_3.png: no mask lost.png under --syn-mask"),
     "mask without image": (emptied("syn", "r1*"), "r1.png: no image r1[_seed_<seed>] under --syn-img-path"),
     "real image without mask": (lone_image("img_train", "x.png"), "x.png: no mask x.png under --real-label-path"),
-    "id beyond the classes": (a_beyond_id, "r0.png: class id 5, but there are 5 classes"),
+    "id beyond the classes": (a_beyond_id, "r0.png: class ids 5 are not in 0..4"),
     "empty folder": (emptied("syn"), "syn: empty"),
-    "colour mask": (lone_image("label_train", "r0.png"), "r0.png: mode RGB"),
+    "colour mask": (lone_image("label_train", "r0.png"), "r0.png: has three channels that differ"),
     "damaged image": (lambda chain: (chain.root / "syn/r0_seed_1.png").write_bytes(b"no"), "r0_seed_1.png: cannot"),
     "not an mmseg config": (config_of("model = dict(target='x')"), "no model with a field"),
     "not a segmentor": (config_of("model = dict(type='SegDataPreProcessor')"), "PreProcessor is not a segmentor"),

@@ -99,7 +99,7 @@ def test_files_are_opened_once_before_all_trainings(chain, in_process, capsys, m
     Image.new("L", (16, 16), 9).save(chain.root / "synth/resampled_label/r0_seed_1.png")
     calls = len(in_process)
     assert run(compare, *compare_options(chain, "--out-dir", chain.root / "other")) == 2
-    assert "r0_seed_1.png: class id 9, but there are 5 classes" in capsys.readouterr().err
+    assert "r0_seed_1.png: class ids 9 are not in 0..4" in capsys.readouterr().err
     assert len(in_process) == calls
 
 

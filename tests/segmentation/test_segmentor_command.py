@@ -166,14 +166,16 @@ def test_a_mask_is_missing(chain, capsys):
 
 
 @pytest.mark.parametrize(("file", "message"), [
-    ("rgb", "r1.png: mode RGB; a mask holds class ids"),
-    ("id", "r1.png: class id 7, but there are 5 classes"),
+    ("rgb", "r1.png: has three channels that differ"),
+    ("id", "r1.png: class ids 7 are not in 0..4"),
     ("cut", "img_train/r1.png: cannot be read"),
 ])
 def test_faulty_files_are_found_before_training(chain, capsys, file, message):
     mask = chain.root / "label_train/r1.png"
     if file == "rgb":
-        Image.open(mask).convert("RGB").save(mask)
+        picture = Image.open(mask).convert("RGB")
+        picture.putpixel((0, 0), (1, 2, 3))
+        picture.save(mask)
     elif file == "id":
         ids = np.array(Image.open(mask))
         ids[0, 0] = 7
