@@ -28,7 +28,7 @@ with Children() as children, ThreadPoolExecutor(2) as threads:
     codes = list(threads.map(lambda _: children.run([sys.executable, "-c", sys.argv[1]]), range(3)))
 print("codes", codes, flush=True)
 """
-NAP = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+NAP = "import os, time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(60)"  # one write: two may share the pipe
 SCRIPT = '"$0" -m common.processes $BASHPID "$0" -c "$1"; echo on'
 
 
