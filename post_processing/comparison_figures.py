@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+
+from post_processing.plots import plt
 
 BASELINE, JOINT, WORSE = "#8a8a8a", "#3b6fb6", "#c0392b"
 

@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from post_processing.filtering import HISTOGRAM_EDGES
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from post_processing.plots import plt
 
 REAL, SYNTHESISED, DROPPED = "#3b6fb6", "#d9822b", "#d9d9d9"
 

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from post_processing.plots import plt
 
 BEFORE, AFTER, INACCURATE = "#b0b0b0", "#3b6fb6", "#c0392b"
 

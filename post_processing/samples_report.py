@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from post_processing.plots import plt
 
 REAL, SYNTHESISED, LIMIT = "#3b6fb6", "#d9822b", "#c0392b"
 
