@@ -22,7 +22,8 @@ SHARED = ROOT.parent / "shared"
 GOLDEN = SHARED / "golden"
 MBRSC = SHARED / "data" / "mbrsc"
 
-torch.set_num_threads(2)
+# One thread a worker of pytest-xdist, which are as many as there are cores.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def _present(path: Path) -> Path:

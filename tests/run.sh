@@ -3,4 +3,5 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy
-"$PYTHON" -m pytest "$@"
+# a file is tested by one process: its tests share what its fixtures made
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n "${TEST_PROCESSES:-$(nproc)}" --dist loadfile "$@"
