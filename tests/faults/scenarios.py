@@ -50,12 +50,24 @@ def make_inputs(base: Path) -> None:
         for split in ("train", "test"):
             save_pair(rng, base / f"img_{split}/r{i}.png", base / f"label_{split}/r{i}.png", size, CLASSES)
         save_pair(rng, base / f"syn/r{i}_seed_1.png", base / "unused/m.png", size, CLASSES)
-        save_pair(rng, base / f"joint/resampled_img/r{i}_seed_1.png", base / f"joint/resampled_label/r{i}_seed_1.png",
-                  size, CLASSES)  # fmt: skip
+        save_pair(
+            rng,
+            base / f"joint/resampled_img/r{i}_seed_1.png",
+            base / f"joint/resampled_label/r{i}_seed_1.png",
+            size,
+            CLASSES,
+        )
     (base / "classes.json").write_text(json.dumps({"classes": [f"name {c}" for c in range(CLASSES)]}))
     weight, bias = rng.normal(size=(CLASSES, 3, 1, 1)), rng.normal(size=CLASSES)
-    torch.save({"state_dict": {"decode_head.conv_seg.weight": torch.tensor(weight).float(),
-                               "decode_head.conv_seg.bias": torch.tensor(bias).float()}}, base / "weights.pth")  # fmt: skip
+    torch.save(
+        {
+            "state_dict": {
+                "decode_head.conv_seg.weight": torch.tensor(weight).float(),
+                "decode_head.conv_seg.bias": torch.tensor(bias).float(),
+            }
+        },
+        base / "weights.pth",
+    )
     pixel_backbone.write_config(base / "config.py", CLASSES, str(base / "classes.json"), str(base))
 
 
@@ -111,27 +123,68 @@ def _train_argv(base: Path, out: Path) -> list[object]:
     if run.exists():  # killed before its first checkpoint: what demo/run.sh does
         subprocess.run(["rm", "-rf", run], check=True)
     return [
-        "--config_model", SMALL, "-n", "run", "-l", out, "--data_root", data, "--gpus", "cpu",
-        "--train_txt_file", data / "train_set_items.json", "--val_txt_file", data / "test_set_items.json",
-        f"model.params.classes={data}/classes.json", "model.params.use_ema=true", "lightning.trainer.max_steps=14",
+        "--config_model",
+        SMALL,
+        "-n",
+        "run",
+        "-l",
+        out,
+        "--data_root",
+        data,
+        "--gpus",
+        "cpu",
+        "--train_txt_file",
+        data / "train_set_items.json",
+        "--val_txt_file",
+        data / "test_set_items.json",
+        f"model.params.classes={data}/classes.json",
+        "model.params.use_ema=true",
+        "lightning.trainer.max_steps=14",
         "lightning.callbacks.image_logger.params.max_images=0",
-    ]  # fmt: skip
+    ]
 
 
 def _train_result(out: Path) -> dict[str, Any]:
     checkpoint = torch.load(out / "run/checkpoints/last.ckpt", weights_only=True)
     kept = sorted(path.name for path in (out / "run/checkpoints").glob("*.ckpt"))
-    return {"step": checkpoint["global_step"], "weights": tensors(checkpoint["state_dict"]), "kept": kept,
-            "optimizer": tensors(checkpoint["optimizer_states"])}  # fmt: skip
+    return {
+        "step": checkpoint["global_step"],
+        "weights": tensors(checkpoint["state_dict"]),
+        "kept": kept,
+        "optimizer": tensors(checkpoint["optimizer_states"]),
+    }
 
 
 def _inference_argv(base: Path, out: Path) -> list[object]:
     data = base / "scenes"
     return [
-        "--config", SMALL, "--ckpt", base / "small.safetensors", "--data_root", data, "--gpus", "cpu", "--outdir", out,
-        "--txt_file", data / "inference_set_items.json", "--classes", data / "classes.json", "--ddim_steps", "3",
-        "--scale", "2", "--seed", "5", "--num_samples", "3", "--format", "png", "--batch_size", "2",
-    ]  # fmt: skip
+        "--config",
+        SMALL,
+        "--ckpt",
+        base / "small.safetensors",
+        "--data_root",
+        data,
+        "--gpus",
+        "cpu",
+        "--outdir",
+        out,
+        "--txt_file",
+        data / "inference_set_items.json",
+        "--classes",
+        data / "classes.json",
+        "--ddim_steps",
+        "3",
+        "--scale",
+        "2",
+        "--seed",
+        "5",
+        "--num_samples",
+        "3",
+        "--format",
+        "png",
+        "--batch_size",
+        "2",
+    ]
 
 
 def _inference_result(out: Path) -> dict[str, Any]:
@@ -142,11 +195,27 @@ def _inference_result(out: Path) -> dict[str, Any]:
 
 def _filter_argv(base: Path, out: Path) -> list[object]:
     return [
-        base / "config.py", base / "weights.pth", "--real-img-path", base / "img_train", "--real-label-path",
-        base / "label_train", "--syn-img-path", base / "syn", "--syn-mask-path", base / "label_train",
-        "--filtered-mask-path", out / "filtered", "--save-loss", out / "loss", "--device", "cpu", "--num_workers", "2",
-        "--batch_size", "2",
-    ]  # fmt: skip
+        base / "config.py",
+        base / "weights.pth",
+        "--real-img-path",
+        base / "img_train",
+        "--real-label-path",
+        base / "label_train",
+        "--syn-img-path",
+        base / "syn",
+        "--syn-mask-path",
+        base / "label_train",
+        "--filtered-mask-path",
+        out / "filtered",
+        "--save-loss",
+        out / "loss",
+        "--device",
+        "cpu",
+        "--num_workers",
+        "2",
+        "--batch_size",
+        "2",
+    ]
 
 
 def _filter_result(out: Path) -> dict[str, Any]:
@@ -157,8 +226,20 @@ def _filter_result(out: Path) -> dict[str, Any]:
 
 
 def _resample_argv(base: Path, out: Path) -> list[object]:
-    return ["--filtered-mask-path", base / "joint/resampled_label", "--syn-img-path", base / "joint/resampled_img",
-            "--out-dir", out, "--classes", base / "classes.json", "--inaccurate", "name 1", "--num-workers", "2"]  # fmt: skip
+    return [
+        "--filtered-mask-path",
+        base / "joint/resampled_label",
+        "--syn-img-path",
+        base / "joint/resampled_img",
+        "--out-dir",
+        out,
+        "--classes",
+        base / "classes.json",
+        "--inaccurate",
+        "name 1",
+        "--num-workers",
+        "2",
+    ]
 
 
 def _resample_result(out: Path) -> dict[str, Any]:
@@ -178,8 +259,23 @@ def _segmentor_result(out: Path) -> dict[str, Any]:
 
 
 def _compare_argv(base: Path, out: Path) -> list[object]:
-    return [base / "config.py", "--synthesised", base / "joint", "--classes", base / "classes.json", "--data-root", base,
-            "--seeds", "2", "--max-iters", "2", "--repeat", "1", "--out-dir", out]  # fmt: skip
+    return [
+        base / "config.py",
+        "--synthesised",
+        base / "joint",
+        "--classes",
+        base / "classes.json",
+        "--data-root",
+        base,
+        "--seeds",
+        "2",
+        "--max-iters",
+        "2",
+        "--repeat",
+        "1",
+        "--out-dir",
+        out,
+    ]
 
 
 def _compare_result(out: Path) -> dict[str, Any]:
@@ -190,10 +286,33 @@ def _compare_result(out: Path) -> dict[str, Any]:
 
 def _dvae_argv(base: Path, out: Path) -> list[object]:
     return [
-        "--masks", base / "scenes/label_train", "--palette", base / "scenes/classes.json", "--out",
-        out / "dvae.safetensors", "--steps", "16", "--warmup", "4", "--batch-size", "2", "--crop-size", "16", "--scale",
-        "1", "--n-hid", "4", "--n-init", "4", "--vocab-size", "16", "--save-every", "3", "--device", "cpu",
-    ]  # fmt: skip
+        "--masks",
+        base / "scenes/label_train",
+        "--palette",
+        base / "scenes/classes.json",
+        "--out",
+        out / "dvae.safetensors",
+        "--steps",
+        "16",
+        "--warmup",
+        "4",
+        "--batch-size",
+        "2",
+        "--crop-size",
+        "16",
+        "--scale",
+        "1",
+        "--n-hid",
+        "4",
+        "--n-init",
+        "4",
+        "--vocab-size",
+        "16",
+        "--save-every",
+        "3",
+        "--device",
+        "cpu",
+    ]
 
 
 def _dvae_result(out: Path) -> dict[str, Any]:
