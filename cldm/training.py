@@ -53,6 +53,7 @@ class TrainingOptions:
     seed: int = 23
     scale_lr: bool = True
     skip_invalid: bool = False
+    follow_links: bool = False
 
 
 def parse_devices(gpus: str) -> dict[str, Any]:
@@ -131,6 +132,7 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         "classes": model.get("classes"),
         "augmentation": model.get("aug_pipe_config"),
         "skip_invalid": options.skip_invalid or None,
+        "follow_links": options.follow_links or None,
     }
     for part, items in (("train", options.train_list), ("validation", options.val_list)):
         if part in config.data.params:

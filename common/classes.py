@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import re
+import unicodedata
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,12 @@ import numpy as np
 
 from common.errors import InputError
 from common.images import Labels
+from common.schema import load_json, one_line
 
 _FOLDER = Path(__file__).parent / "class_tables"
+_FIELDS = ("classes", "palette", "ignore_index")
+_MAX_BYTES = 1 << 20
+_MAX_NAME = 200  # letters of a class name
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +28,8 @@ class ClassTable:
     Attributes:
         names: N class names.
         palette: (N, 3) uint8 colours for pictures, RGB.
-        ignore_index: id of pixels without a class, 0..255 and none of 0..N-1.
+        ignore_index: id of pixels to ignore in mask files, 0..255; a class of that id is ignored. Once read, pixels to
+            ignore are 255 (see ``labels``).
     """
 
     names: tuple[str, ...]
@@ -36,12 +43,6 @@ class ClassTable:
     def labels(self) -> Labels:
         """How mask files of this table are read and written."""
         return Labels(len(self.names), self.ignore_index)
-
-    def is_valid(self) -> np.ndarray:
-        """(256,) bool: whether an id is a class or the ignore id."""
-        valid = np.arange(256) < len(self.names)
-        valid[self.ignore_index] = True
-        return valid
 
 
 def far_apart_colors(n: int) -> np.ndarray:
@@ -74,11 +75,16 @@ def built_in_tables() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_FOLDER.glob("*.json"))}
 
 
-def load_class_table(name_or_path: str) -> ClassTable:
+def load_class_table(name_or_path: str, distinct_colors: bool = False) -> ClassTable:
     """Loads a built-in table (FUSU, GID, LoveDA, MBRSC; upper or lower case) or a ``classes.json``.
 
     The file holds ``{"classes": [names], "palette": [[r, g, b], ...], "ignore_index": 255}``; without ``palette`` the
     classes get far-apart colours, without ``ignore_index`` it is 255.
+
+    Args:
+        name_or_path: the table.
+        distinct_colors: refuses two classes of one colour, and one of black, the colour of ignored pixels: for uses
+            that tell classes by their colours.
 
     Raises:
         InputError: no such table, or a file that does not hold one; the message names file and field.
@@ -86,35 +92,66 @@ def load_class_table(name_or_path: str) -> ClassTable:
     built_in = built_in_tables()
     by_lower = {name.lower(): path for name, path in built_in.items()}
     path = by_lower.get(str(name_or_path).lower(), Path(name_or_path))
-    if not path.is_file():
-        raise InputError(
-            f"classes {name_or_path}: no such class table; use {', '.join(built_in)} or the path of a classes.json"
-        )
+    shown = one_line(path, 1000)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise InputError(f"{path}: no readable JSON ({error})") from error
+        found, size = path.is_file(), path.stat().st_size if path.is_file() else 0
+    except (OSError, ValueError):  # a NUL byte, a name too long
+        found, size = False, 0
+    if not found:
+        raise InputError(f"classes {one_line(name_or_path, 1000)}: no such class table; use {', '.join(built_in)} or "
+                         "the path of a classes.json")
+    if size > _MAX_BYTES:
+        raise InputError(f"{shown}: has {size} bytes; a class table needs less than {_MAX_BYTES}")
+    content = load_json(path, 'write {"classes": ["water", "forest"]} as UTF-8')
     if not isinstance(content, dict):
-        raise InputError(f'{path}: must be a JSON object such as {{"classes": ["water", "forest"]}}')
-    names = _names(path, content.get("classes"))
-    return ClassTable(
-        names, _palette(path, content.get("palette"), len(names)), _ignore_index(path, content, len(names))
-    )
+        raise InputError(f'{shown}: must be a JSON object such as {{"classes": ["water", "forest"]}}')
+    for key in set(content) - set(_FIELDS):
+        if meant := get_close_matches(key.lower(), _FIELDS, 1, 0.75):
+            raise InputError(f"{shown}: unknown field {one_line(key, 60)}; write {meant[0]}, or name a note otherwise")
+    names = _names(shown, content.get("classes"))
+    table = ClassTable(names, _palette(shown, content.get("palette"), len(names)), _ignore_index(shown, content, names))
+    if distinct_colors:
+        _check_distinct(shown, table)
+    return table
 
 
-def _names(path: Path, value: Any) -> tuple[str, ...]:
+def plain_name(name: str) -> str:
+    """A class name as names are compared: case, spaces, hyphens and underscores do not matter."""
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()
+
+
+def _names(path: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(name, str) and name.strip() for name in value):
         raise InputError(f"{path}, field classes: must be a list of names, at least one")
     names = tuple(name.strip() for name in value)
-    lower = [name.lower() for name in names]
-    if twice := sorted({name for name in lower if lower.count(name) > 1}):
-        raise InputError(f"{path}, field classes: duplicate names: {', '.join(twice)}; each name once")
     if len(names) > 255:
         raise InputError(f"{path}, field classes: {len(names)} names; a mask of 8 bits holds at most 255 and ignore")
+    for name in names:
+        if not name.isprintable():
+            raise InputError(f"{path}, field classes: {one_line(ascii(name), 60)} holds a line break or a character "
+                             "that is no text; rename the class")
+        if len(name) > _MAX_NAME:
+            shown = one_line(name, 40)
+            raise InputError(f"{path}, field classes: {shown} has {len(name)} letters; at most {_MAX_NAME}")
+    plain = [plain_name(name) for name in names]
+    if twice := sorted({name for name in plain if plain.count(name) > 1}):
+        first, second = [name for name in names if plain_name(name) == twice[0]][:2]
+        same = first if first == second else f"{first} and {second} (case, spaces, - and _ do not count)"
+        more = f", and {len(twice) - 1} more" if len(twice) > 1 else ""
+        raise InputError(f"{path}, field classes: duplicate names: {same}{more}; each name once")
     return names
 
 
-def _palette(path: Path, value: Any, n: int) -> np.ndarray:
+def _check_distinct(path: str, table: ClassTable) -> None:
+    seen = {(0, 0, 0): "ignored pixels"}
+    for name, color in zip(table.names, map(tuple, table.palette.tolist()), strict=True):
+        if color in seen:
+            raise InputError(f"{path}, field palette: {name} and {seen[color]} have the colour {list(color)}; here "
+                             "colours tell classes apart, each needs its own")
+        seen[color] = name
+
+
+def _palette(path: str, value: Any, n: int) -> np.ndarray:
     if value is None:
         return far_apart_colors(n)
     if not isinstance(value, list) or len(value) != n:
@@ -123,14 +160,16 @@ def _palette(path: Path, value: Any, n: int) -> np.ndarray:
     for i, color in enumerate(value):
         fine = isinstance(color, list) and len(color) == 3
         if not fine or not all(type(level) is int and 0 <= level <= 255 for level in color):
-            raise InputError(f"{path}, field palette: colour {i} is {color}; must be [r, g, b] with integers 0..255")
+            raise InputError(f"{path}, field palette: colour {i} is {one_line(repr(color), 60)}; must be [r, g, b] of "
+                             "integers in 0..255")
     return np.array(value, dtype=np.uint8)
 
 
-def _ignore_index(path: Path, content: dict[str, Any], n: int) -> int:
+def _ignore_index(path: str, content: dict[str, Any], names: tuple[str, ...]) -> int:
     value = content.get("ignore_index", 255)
-    if type(value) is not int or not n <= value <= 255:
-        raise InputError(
-            f"{path}, field ignore_index: is {value}; must be an integer in {n}..255, beside the class ids"
-        )
+    if type(value) is not int or not 0 <= value <= 255:
+        raise InputError(f"{path}, field ignore_index: is {one_line(repr(value), 60)}; must be an integer in 0..255, "
+                         "the id of pixels to ignore")
+    if len(names) == 1 and value == 0:
+        raise InputError(f"{path}, field ignore_index: is 0, the only class; no class would be left")
     return value

@@ -142,20 +142,24 @@ class Labels:
         num_classes: N.
         ignore_index: the files' id of pixels to ignore, 0..255, as the class table says.
         reduce_zero: id 0 in the files is to be ignored, too, and id k is class k - 1 (mmseg's ``reduce_zero_label``).
+        of_id: in place of the two: class id of each of the files' ids 0..255, 255 to ignore, -1 where it may not be.
     """
 
     num_classes: int
     ignore_index: int = IGNORE
     reduce_zero: bool = False
+    of_id: tuple[int, ...] | None = None
 
     @cached_property
     def _table(self) -> np.ndarray:
         """(256,) int16: class id of a file's id; -1 where it has none."""
+        if self.of_id is not None:
+            return np.array(self.of_id, dtype=np.int16)
         table = np.full(256, -1, dtype=np.int16)
         first = int(self.reduce_zero)
         table[first : first + self.num_classes] = np.arange(self.num_classes)[: 256 - first]
         if self.reduce_zero:
-            table[[0, 255]] = IGNORE
+            table[[0, IGNORE]] = IGNORE
         table[self.ignore_index] = IGNORE
         return table
 
@@ -178,15 +182,18 @@ class Labels:
         """What is wrong with a file's ids (H, W) uint8, in words; empty where all are fine."""
         present = np.bincount(mask.ravel(), minlength=256) > 0
         wrong = np.flatnonzero(present & (self._table < 0))
-        last = self.num_classes - 1 + self.reduce_zero
-        return f"class ids {_some(wrong)} are not in 0..{last} or {self.ignore_index} (ignore)" if len(wrong) else ""
+        if not len(wrong):
+            return ""
+        classes, ignored = (self._table >= 0) & (self._table != IGNORE), self._table == IGNORE
+        return f"class ids {_some(wrong)} are not in {_ranges(classes)} or {_ranges(ignored)} (ignore)"
 
     def to_file(self, ids: np.ndarray) -> np.ndarray:
         """The ids to write for class ids (H, W) uint8; ``read`` gives these back."""
-        table = np.full(256, self.ignore_index, dtype=np.uint8)
-        first = int(self.reduce_zero)
-        count = min(self.num_classes, 255 - first)
-        table[:count] = np.arange(first, first + count)
+        known = np.flatnonzero(self._table >= 0)[::-1]  # from the last down: of several ids the first is written
+        table = np.zeros(256, dtype=np.uint8)
+        table[self._table[known]] = known
+        if self._table[self.ignore_index] == IGNORE:
+            table[IGNORE] = self.ignore_index
         return table[ids]
 
 
@@ -320,3 +327,10 @@ def _opaque(path: str | os.PathLike[str], values: np.ndarray) -> np.ndarray:
 def _some(values: np.ndarray) -> str:
     """The first ten numbers."""
     return ", ".join(map(str, values[:10].tolist())) + (", ..." if len(values) > 10 else "")
+
+
+def _ranges(chosen: np.ndarray) -> str:
+    """Indices of what is true, ``0..3, 7``."""
+    ids = np.flatnonzero(chosen)
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1) if len(ids) else []
+    return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"

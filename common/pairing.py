@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from common.errors import InputError
 from common.images import Labels, image_and_orientation
 from common.schema import one_line
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-MASK_SUFFIXES = (".png",)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # in small or capital letters
+MASK_SUFFIXES = (".png", ".tif", ".tiff")  # no JPEG: it changes ids
+_UNREAD = (".bmp", ".gif", ".webp", ".jp2", ".j2k", ".ppm", ".pgm", ".heic", ".avif", ".img", ".ecw", ".npy")
 SYNTHESISED = re.compile(r"(?P<mask>.+)_seed_(?P<seed>-?\d+)")
 SHOWN = 5  # names listed in an error before "and N more"
 
@@ -37,24 +39,73 @@ def mask_name(image_name: str) -> str:
     return match["mask"] if match else image_name
 
 
-def list_files(folder: Path, suffixes: Iterable[str], option: str) -> dict[str, Path]:
+def list_files(folder: Path, suffixes: Sequence[str], option: str, left_out: list[str] | None = None
+               ) -> dict[str, Path]:
     """The files of a folder with one of the suffixes, by name without suffix, sorted.
 
+    Files of other kinds, such as lists and hidden ones, are passed over; pictures that would be left out are not.
+
+    Args:
+        folder: the folder; its subfolders are not read.
+        suffixes: with a dot, in small letters; a file's may be in capital ones.
+        option: the command-line option that named the folder, for messages.
+        left_out: takes a line for each picture that cannot be used, in place of an error (--skip-invalid).
+
     Raises:
-        InputError: no such folder, no such file in it, or two files with the same name; names ``option``.
+        InputError: no such folder, no such file in it, two files with the same name; pictures in subfolders, of formats
+            that are not read, or with names that are no text.
     """
-    if not folder.is_dir():
-        raise InputError(f"{option} {folder}: no such folder")
+    where = f"{option} {one_line(folder, 1000)}"
+    try:
+        if not folder.is_dir():
+            raise InputError(f"{where}: no such folder" if not folder.exists() else f"{where}: is a file, no folder")
+        entries = sorted(folder.iterdir())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: cannot be read ({one_line(getattr(error, 'strerror', None) or error)})") from error
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+    faults = []
+    kinds = {".npy"} if ".npy" in suffixes else {*suffixes, *_UNREAD, *IMAGE_SUFFIXES}  # what else a picture may be
+    for path in entries:
+        kind = path.suffix.lower()
+        if path.name.startswith("."):
             continue
-        if path.stem in files:
-            raise InputError(f"{option} {folder}: both {files[path.stem].name} and {path.name}; remove one")
-        files[path.stem] = path
+        if path.is_dir():
+            if inner := _picture_below(path, kinds):
+                faults.append(f"{one_line(inner, 1000)}: lies in a subfolder, which is not read; move it up, or name "
+                              "the subfolder itself")
+        elif kind in suffixes and not path.name.isprintable():
+            faults.append(f"{one_line(path, 1000)}: a name with line breaks or characters that are no text; rename it")
+        elif kind in suffixes:
+            if path.stem in files:
+                raise InputError(f"{where}: both {files[path.stem].name} and {path.name}; remove one")
+            files[path.stem] = path
+        elif kind in _UNREAD and ".npy" not in suffixes:
+            faults.append(f"{one_line(path, 1000)}: files {kind} are not read; write it as {' or '.join(suffixes)}")
+    if faults and left_out is None:
+        raise InputError(f"{option}: {listed(faults)}")
+    if left_out is not None:
+        left_out += faults
     if not files:
-        raise InputError(f"{option} {folder}: empty, no {' or '.join(suffixes)} file in it")
+        raise InputError(f"{where}: empty, no {' or '.join(suffixes)} file in it")
     return files
+
+
+def _picture_below(folder: Path, kinds: Collection[str]) -> Path | None:
+    """The first picture in a folder or below, None where there is none; hidden ones do not count."""
+    for path, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if found := sorted(name for name in names if Path(name).suffix.lower() in kinds and not name.startswith(".")):
+            return Path(path, found[0])
+    return None
+
+
+def folder_pairs(images: Path, masks: Path, options: tuple[str, str], skip_invalid: bool = False
+               ) -> tuple[list[Pair], list[str]]:
+    """The pairs of two folders, see ``list_files`` and ``pair_files``, and a line for each file left out."""
+    left_out: list[str] | None = [] if skip_invalid else None
+    pairs, orphans = pair_files(list_files(images, IMAGE_SUFFIXES, options[0], left_out),
+                                list_files(masks, MASK_SUFFIXES, options[1], left_out), options, skip_invalid)
+    return pairs, [*(left_out or []), *orphans]
 
 
 def pair_files(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from common.classes import plain_name
 from common.errors import InputError
 
 
@@ -30,21 +30,17 @@ def keep_reason(pixels: np.ndarray, size: int, inaccurate: Sequence[int], min_va
     return "valid pixels" if pixels.sum() > min_valid * size else None
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().lower()
-
-
 def classes_by_name(names: Iterable[str], classes: Sequence[str]) -> list[int]:
     """Class ids of names; case, spaces, hyphens and underscores do not matter.
 
     Raises:
         InputError: a name that the table does not have.
     """
-    known = {_plain(name): index for index, name in enumerate(classes)}
-    unknown = [name for name in names if _plain(name) not in known]
+    known = {plain_name(name): index for index, name in enumerate(classes)}
+    unknown = [name for name in names if plain_name(name) not in known]
     if unknown:
         raise InputError(f"--inaccurate: no class {', '.join(unknown)}; the table has {', '.join(classes)}")
-    return sorted({known[_plain(name)] for name in names})
+    return sorted({known[plain_name(name)] for name in names})
 
 
 def classes_by_score(
@@ -61,11 +57,11 @@ def classes_by_score(
     Raises:
         InputError: the metrics are of other classes.
     """
-    by_plain_name = {_plain(name): score for name, score in scores.items()}
-    if missing := [name for name in classes if _plain(name) not in by_plain_name]:
+    by_plain_name = {plain_name(name): score for name, score in scores.items()}
+    if missing := [name for name in classes if plain_name(name) not in by_plain_name]:
         raise InputError(f"--metrics: no class {', '.join(missing)} in it; made with other --classes?")
     measured = [(score, index) for index, name in enumerate(classes)
-                if (score := by_plain_name[_plain(name)]) is not None]
+                if (score := by_plain_name[plain_name(name)]) is not None]
     if below is not None:
         return [index for score, index in measured if score < below]
     return sorted(index for _, index in sorted(measured)[:worst])

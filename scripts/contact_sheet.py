@@ -19,7 +19,7 @@ from cldm.records import RECORDS, read_records
 from common.classes import load_class_table
 from common.errors import InputError
 from common.files import atomic_path, check_writable
-from common.images import read_image, read_mask
+from common.images import read_image
 from ldm.data.hints import colorize
 from scripts.cli import integer, parser, run
 
@@ -55,7 +55,7 @@ def rows(
         made = made if made.exists() else made.with_suffix(".png")  # refused by name where neither exists
         sheet.append(
             [
-                fit(colorize(read_mask(mask), table), Image.Resampling.NEAREST),
+                fit(colorize(table.labels.read(mask), table), Image.Resampling.NEAREST),
                 fit(read_image(record["reference"])),
                 fit(read_image(made)),
                 fit(read_image(real[mask.stem])) if mask.stem in real else white,

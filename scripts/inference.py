@@ -63,6 +63,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--compile", action="store_true", help="torch.compile the networks: slow start, quicker steps")
     add("--only", nargs="+", default=[], metavar="NAME", help="make just these images (<mask name>_seed_<seed>), again")
     add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
+    add("--follow_links", action="store_true", help="take files outside --data_root that links below it lead to")
     add("--dry_run", action="store_true", help="check everything, print the plan, and stop")
     return options
 
@@ -89,6 +90,7 @@ def main() -> None:
         hint_encoding=model.hint_encoding,
         classes=args.classes or model.classes,
         skip_invalid=args.skip_invalid,
+        follow_links=args.follow_links,
         use_reference=True,
         multiple_of=model.multiple,
     )

@@ -10,7 +10,7 @@ import torch
 
 from common.errors import InputError
 from common.images import Labels
-from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, check_pairs, list_files, listed, pair_files
+from common.pairing import Pair, check_pairs, folder_pairs, listed
 
 PAIRS = dict[str, list[Pair]]
 
@@ -28,10 +28,11 @@ def pick_device(name: str) -> str:
     return "cpu" if name == "auto" else name
 
 
-def find_faults(pairs: Sequence[Pair], num_classes: int, title: str, threads: int | None = None) -> list[str | None]:
+def find_faults(pairs: Sequence[Pair], num_classes: int, title: str, threads: int | None = None,
+                same_size: bool = False) -> list[str | None]:
     """What ``check_pairs`` finds wrong with each pair; None where it is fine."""
     quiet = int(os.environ.get("RANK", 0)) > 0
-    return [check.fault for check in check_pairs(pairs, Labels(num_classes), title, threads, quiet=quiet)]
+    return [check.fault for check in check_pairs(pairs, Labels(num_classes), title, threads, same_size, quiet)]
 
 
 def find_pairs(args: argparse.Namespace, num_classes: int) -> tuple[PAIRS, list[str]]:
@@ -43,9 +44,8 @@ def find_pairs(args: argparse.Namespace, num_classes: int) -> tuple[PAIRS, list[
         ("syn", args.syn_img_path, args.syn_mask_path, "--syn-mask-path"),
     ):
         options = (f"--{kind}-img-path", option)
-        found, orphans = pair_files(list_files(images, IMAGE_SUFFIXES, options[0]),
-                                    list_files(masks, MASK_SUFFIXES, options[1]), options, args.skip_invalid)
-        faults = find_faults(found, num_classes, f"check {kind}", max(args.num_workers, 1))
+        found, orphans = folder_pairs(images, masks, options, args.skip_invalid)
+        faults = find_faults(found, num_classes, f"check {kind}", max(args.num_workers, 1), same_size=kind == "real")
         wrong = [fault for fault in faults if fault]
         if wrong and not args.skip_invalid:
             raise InputError(f"{listed(wrong)}; correct them, or leave them out with --skip-invalid")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common.classes import load_class_table
 from common.errors import InputError
 from common.files import atomic_path, check_writable, inside, room_for, write_json
-from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, list_files, listed, pair_files
+from common.pairing import Pair, folder_pairs, listed
 from post_processing import balancing
 from post_processing.resample_report import resample_figure
 from scripts import cli
@@ -141,9 +141,7 @@ def run_resample(args: argparse.Namespace) -> None:
     classes = list(load_class_table(args.classes).names)
     inaccurate = inaccurate_classes(args, classes)
     options = ("--syn-img-path", "--filtered-mask-path")
-    pairs, skipped = pair_files(list_files(args.syn_img_path, IMAGE_SUFFIXES, options[0]),
-                                list_files(args.filtered_mask_path, MASK_SUFFIXES, options[1]),
-                                options, args.skip_invalid)
+    pairs, skipped = folder_pairs(args.syn_img_path, args.filtered_mask_path, options, args.skip_invalid)
     with ProcessPoolExecutor(args.num_workers) as pool:
         chunk = max(1, min(256, len(pairs) // args.num_workers))
         counts = list(tqdm(pool.map(partial(count, num_classes=len(classes)), pairs, chunksize=chunk),

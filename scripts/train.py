@@ -51,6 +51,7 @@ def arguments() -> argparse.ArgumentParser:
     add("-r", "--resume", type=Path, metavar="RUN", help="go on with a run: its folder, or one of its checkpoints")
     add("--scale_lr", type=flag, nargs="?", const=True, default=True, help="rate x batch size x GPUs x accumulation")
     add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
+    add("--follow_links", action="store_true", help="take files outside --data_root that links below it lead to")
     add("--dry_run", action="store_true", help="check everything, print the plan, and stop")
     add("overrides", nargs="*", metavar="key=value", help="any value of the configuration")
     return options
@@ -91,6 +92,7 @@ def main() -> int:
         seed=args.seed,
         scale_lr=args.scale_lr,
         skip_invalid=args.skip_invalid,
+        follow_links=args.follow_links,
     )
     try:
         stopped_by = train(config, given, dry_run=args.dry_run or not args.train)  # type: ignore[arg-type]

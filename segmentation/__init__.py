@@ -1,4 +1,4 @@
-"""A plug-in for mmseg: our data-set layout, per-class scores, and safe loading of weights.
+"""A plug-in for mmseg: our data sets, reader of images and masks, per-class scores, and safe loading of weights.
 
 A config names it in ``custom_imports = dict(imports=["segmentation"])``.
 """
@@ -8,6 +8,6 @@ import warnings
 for message in ("Fail to import", "Default ``avg_non_ignore``"):  # operators that nothing here needs; mmseg's default
     warnings.filterwarnings("ignore", message=message)
 
-from segmentation import checkpoint, dataset, metric  # noqa: E402
+from segmentation import checkpoint, dataset, loading, metric  # noqa: E402
 
-__all__ = ["checkpoint", "dataset", "metric"]
+__all__ = ["checkpoint", "dataset", "loading", "metric"]

@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 
 from common.errors import InputError
 from segmentation.classes import class_table
+from segmentation.loading import use_own_readers
 
 HEADS = ("decode_head", "auxiliary_head")
 
@@ -56,6 +57,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         loader = config.get(f"{part}_dataloader") or {}
         if loader.get("num_workers") == 0:  # as --cfg-options may say; then torch refuses workers that stay
             loader["persistent_workers"] = False
+    use_own_readers(config._cfg_dict)
     init_default_scope(config.get("default_scope", "mmseg"))
     return config
 

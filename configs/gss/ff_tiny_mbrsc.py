@@ -6,17 +6,17 @@ _base_ = "../mmseg/base.py"
 custom_imports = dict(imports=["segmentation", "gss"], allow_failed_imports=False)
 crop_size = (128, 128)
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
+    dict(type="ReadImage"),
+    dict(type="ReadAnnotations"),
     dict(type="RandomResize", scale=(256, 256), ratio_range=(0.75, 1.5), keep_ratio=True),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="ReadImage"),
     dict(type="Resize", scale=(256, 256), keep_ratio=True),
-    dict(type="LoadAnnotations"),
+    dict(type="ReadAnnotations"),
     dict(type="PackSegInputs"),
 ]
 data = dict(classes="MBRSC", data_root="data/mbrsc")

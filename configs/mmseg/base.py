@@ -9,8 +9,8 @@ default_scope = "mmseg"
 
 crop_size = (512, 512)
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
+    dict(type="ReadImage"),
+    dict(type="ReadAnnotations"),
     # sizes relative to the image's own, so that data sets of any tile size share this file
     dict(
         type="RandomChoice",
@@ -24,8 +24,8 @@ train_pipeline = [
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
+    dict(type="ReadImage"),
+    dict(type="ReadAnnotations"),
     dict(type="PackSegInputs"),
 ]
 

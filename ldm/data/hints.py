@@ -7,6 +7,7 @@ import torch
 
 from common.classes import ClassTable, far_apart_colors
 from common.errors import InputError
+from common.images import IGNORE
 
 ENCODINGS = ("index", "palette", "table", "onehot")
 
@@ -14,7 +15,8 @@ ENCODINGS = ("index", "palette", "table", "onehot")
 class HintEncoder:
     """Encodes class ids for the mask branch.
 
-    * ``index``: id / 255 in three equal channels, as published weights expect; classes lie 1/255 apart.
+    * ``index``: id / 255 in three equal channels, as published weights expect; classes lie 1/255 apart, ignored pixels
+      are 1.
     * ``palette``: one far-apart colour a class (``far_apart_colors``, whatever the table's colours for pictures are, so
       that a trained model depends on the order of the classes alone), ignored pixels black.
     * ``table``: the class table's own colours, such as a palette learnt by ``scripts.posterior_learning``; ignored
@@ -45,20 +47,20 @@ class HintEncoder:
         else:
             table = _lookup(np.eye(len(classes), dtype=np.float32))
         self.channels = table.shape[1]
-        self._table = table.T.copy()  # (C, 256): id -> values; the ignore id's are 0, except for index
-        self._valid = None if classes is None else classes.is_valid()
+        self._table = table.T.copy()  # (C, 256): id -> values; those of IGNORE are 0, except for index
+        self._valid = None if classes is None else (np.arange(256) < len(classes)) | (np.arange(256) == IGNORE)
 
     def __call__(self, mask: np.ndarray) -> torch.Tensor:
         """Encodes a mask.
 
         Args:
-            mask: (H, W) uint8 class ids.
+            mask: (H, W) uint8 class ids, 255 for ignored pixels, as ``Labels.read`` gives them.
 
         Returns:
             (C, H, W) float32 in [0, 1].
 
         Raises:
-            InputError: an id that is neither a class nor the ignore id (known only with a class table).
+            InputError: an id that is neither a class nor 255 (known only with a class table).
         """
         if self._valid is not None and not self._valid[mask].all():
             raise InputError(f"mask: class ids {np.unique(mask[~self._valid[mask]])[:10].tolist()} are no classes")
@@ -74,11 +76,11 @@ class HintEncoder:
         Returns:
             (H, W) uint8; 255 where all channels are those of ignored pixels.
         """
-        # from 255 down, so that ignored comes before unused ids of the same values
+        # from IGNORE down, so that ignored comes before unused ids of the same values
         values, first = np.unique(self._table.T[::-1], axis=0, return_index=True)
         flat = hint.detach().cpu().float().flatten(1).T  # (HW, C)
         nearest = torch.cdist(flat, torch.from_numpy(values)).argmin(1).numpy()
-        return (255 - first[nearest]).astype(np.uint8).reshape(hint.shape[1:])
+        return (IGNORE - first[nearest]).astype(np.uint8).reshape(hint.shape[1:])
 
 
 def colorize(mask: np.ndarray, classes: ClassTable) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from common.classes import ClassTable
 from common.errors import InputError
-from common.images import ImageError, read_image, read_mask
+from common.images import IGNORE, ImageError, image_and_orientation, mask_and_orientation
+from common.lists import locate, parse_line, read_lines, text_fault
+from common.schema import one_line
 
 _SHOWN = 50  # faults that a message lists
 
@@ -56,7 +58,7 @@ class Fault:
 
     def __str__(self) -> str:
         where = f"{self.list_file} line {self.line}" + (f", field {self.field}" if self.field else "")
-        return f"{where}: {self.reason}".replace("\r", "\\r").replace("\n", "\\n")
+        return one_line(f"{where}: {self.reason}", 2000)
 
 
 @dataclass
@@ -69,6 +71,8 @@ class _Line:
     paths: dict[str, Path] = field(default_factory=dict)  # field -> path below the data root
     faults: list[tuple[str, str]] = field(default_factory=list)  # (field, reason)
     size: tuple[int, int] | None = None
+    pixels: int = 0  # of classes, in the mask
+    turned: bool = False  # an EXIF tag asks to turn one of the files
 
     def item(self) -> Item:
         mask = self.paths["source"]
@@ -89,6 +93,7 @@ def read_manifest(
     num_workers: int | None = None,
     progress: bool = True,
     check_files: bool = True,
+    follow_links: bool = False,
 ) -> tuple[list[Item], list[Fault]]:
     """Reads a list and checks every line and every file it names.
 
@@ -104,6 +109,7 @@ def read_manifest(
         num_workers: threads that open files; None is one per CPU.
         progress: show a bar with the time left.
         check_files: open every file; False checks the lines alone.
+        follow_links: links below the data root may lead to files outside it.
 
     Returns:
         The valid items in the list's order, and all faults (none without ``skip_invalid``).
@@ -115,7 +121,7 @@ def read_manifest(
     if size is not None and (min(size) <= 0 or any(side % multiple_of for side in size)):
         raise InputError(f"size {size[0]} x {size[1]}: height and width must be multiples of {multiple_of} px")
     fields = ["source", *(["target"] if need_image else []), *(["ref_image"] if need_reference else [])]
-    lines = [_parse(number, text, fields, root) for number, text in _read_lines(path)]
+    lines = [_parse(number, text, fields, root, follow_links) for number, text in read_lines(path)]
     if not lines:
         raise InputError(f"{path}: no items; write one JSON object a line")
     _find_duplicates(lines, need_image=need_image)
@@ -127,42 +133,38 @@ def read_manifest(
     items = [line.item() for line in lines if not line.faults]
     if faults and not (skip_invalid and items):
         raise InputError(_message(path, faults, none_left=skip_invalid))
+    if check_files and not any(line.pixels for line in lines if not line.faults):
+        raise InputError(f"{path}: no mask shows a class, all pixels of all {len(items)} masks are to be ignored")
+    if progress and (turned := sum(line.turned for line in lines)):
+        print(f"{path}: {turned} of {len(lines)} items have an EXIF tag that asks to turn them; pixels are used as "
+              "stored, the tag is not applied", file=sys.stderr)
     return items, faults
 
 
 def _resolve(list_file: str | os.PathLike[str], data_root: str | os.PathLike[str]) -> tuple[Path, Path]:
     root, path = Path(data_root), Path(list_file)
-    if not root.is_dir():
-        raise InputError(f"data_root {root}: no such folder; name the folder that the list's paths are relative to")
-    if not path.is_file():
-        if not (root / path).is_file():
-            raise InputError(f"{path}: no such list file, neither here nor below {root}")
-        path = root / path
+    try:
+        if not root.is_dir():
+            raise InputError(f"data_root {one_line(root)}: no such folder; name the folder that the list's paths are "
+                             "relative to")
+        if not path.is_file():
+            if not (root / path).is_file():
+                raise InputError(f"{one_line(path)}: no such list file, neither here nor below {one_line(root)}")
+            path = root / path
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{one_line(path)} or {one_line(root)}: no usable path ({one_line(error)})") from error
     return root, path
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of each line that is not blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the list ({error}); it must be UTF-8 text") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, line
-
-
-def _parse(number: int, text: str, fields: list[str], root: Path) -> _Line:
+def _parse(number: int, text: str, fields: list[str], root: Path, follow_links: bool) -> _Line:
     """One line to paths below ``root``; what is wrong is noted, not raised."""
     line = _Line(number)
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line.faults.append(("", f"no JSON object ({error}); write one JSON object a line"))
-        return line
-    if not isinstance(content, dict):
-        example = '{"source": "label/a.png", ...}'
-        line.faults.append(("", f"no JSON object but a {type(content).__name__}; write {example}"))
+        content = parse_line(text)
+    except ValueError as error:
+        line.faults.append(("", str(error)))
         return line
     for name in [*fields, "prompt"]:
         value = content.get(name)
@@ -172,28 +174,15 @@ def _parse(number: int, text: str, fields: list[str], root: Path) -> _Line:
             line.faults.append((name, f"must be text in quotes, is {json.dumps(value)[:40]}"))
         elif name == "prompt":
             line.prompt = value
+            if fault := text_fault(value):
+                line.faults.append((name, fault))
         else:
             line.names[name] = value
-            _locate(line, name, root)
+            try:
+                line.paths[name] = locate(value, root, follow_links)
+            except ValueError as error:
+                line.faults.append((name, str(error)))
     return line
-
-
-def _locate(line: _Line, name: str, root: Path) -> None:
-    """Finds the file of a field; the path may not leave ``root``, by whatever way."""
-    written = line.names[name]
-    try:
-        path = root / written
-        inside = path.resolve().is_relative_to(root.resolve())
-        exists = inside and path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, a name too long, a loop of links
-        line.faults.append((name, f"no usable path: {written[:80]!r} ({error})"))
-        return
-    if not inside:
-        line.faults.append((name, f"path leaves the data root {root}: {written}; keep the file below the data root"))
-    elif not exists:
-        line.faults.append((name, f"file not found: {written} (below {root}); correct the list or the data root"))
-    else:
-        line.paths[name] = path
 
 
 def _find_duplicates(lines: list[_Line], need_image: bool) -> None:
@@ -230,11 +219,14 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int) -> None:
     shapes: dict[str, tuple[int, int]] = {}
     for name, path in line.paths.items():
         try:
-            pixels = read_mask(path) if name == "source" else read_image(path)
+            pixels, turn = mask_and_orientation(path) if name == "source" else image_and_orientation(path)
         except ImageError as error:
             line.faults.append((name, f"{line.names[name]}: {error.reason}"))
             continue
+        line.turned |= turn != 1
         shapes[name] = (pixels.shape[0], pixels.shape[1])
+        if name == "source":
+            line.pixels = int((pixels != (IGNORE if classes is None else classes.ignore_index)).sum())
         if name == "source" and classes is not None and (wrong := classes.labels.wrong(pixels)):
             line.faults.append((name, f"{line.names[name]}: {wrong}"))
     if "source" not in shapes:

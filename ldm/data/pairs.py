@@ -56,6 +56,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         validate: open and check every file now; False checks the list alone.
         interpolation: of images: nearest, bilinear, bicubic or lanczos. Masks are always nearest.
         multiple_of: height and width must be multiples of this many pixels.
+        follow_links: links below the data root may lead to files outside it.
 
     Raises:
         InputError: a faulty list or parameter.
@@ -77,6 +78,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         validate: bool = True,
         interpolation: str = "bicubic",
         multiple_of: int = 64,
+        follow_links: bool = False,
     ) -> None:
         if interpolation not in _INTERPOLATION:
             raise InputError(f"interpolation {interpolation}: must be one of {', '.join(_INTERPOLATION)}")
@@ -88,7 +90,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         self.empty_prompt_p = empty_prompt_p
         self.seed = seed
         self.use_reference = use_reference
-        self.class_table = None if classes is None else load_class_table(classes)
+        self.class_table = None if classes is None else load_class_table(classes, hint_encoding == "table")
         self._encode = HintEncoder(hint_encoding, self.class_table)
         self.hint_channels = self._encode.channels
         self._augment = ReferenceAugmentation(**(augmentation or {}))
@@ -104,6 +106,7 @@ class PairedImages(Dataset[dict[str, Any]]):
             multiple_of=multiple_of,
             progress=os.environ.get("LOCAL_RANK", "0") == "0",
             check_files=validate,
+            follow_links=follow_links,
         )
 
     def __len__(self) -> int:
@@ -117,7 +120,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         rng = np.random.default_rng(seed)
         flip, empty = rng.random(2) < (self.flip_p, self.empty_prompt_p)
 
-        mask = _load(read_mask, item, "mask")
+        mask = _load(read_mask if self.class_table is None else self.class_table.labels.read, item, "mask")
         mask = _resize(mask, self.size, Image.Resampling.NEAREST)
         sample: dict[str, Any] = {"txt": "" if empty else item.prompt, "name": item.name, "seed": seed}
         if self.use_reference:

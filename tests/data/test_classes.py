@@ -33,7 +33,9 @@ def test_a_file_with_and_without_palette(tmp_path: Path) -> None:
     path.write_text('{"classes": ["a", "b"], "palette": [[1, 2, 3], [4, 5, 6]], "ignore_index": 2}')
     table = load_class_table(str(path))
     assert (table.names, table.palette.tolist(), table.ignore_index) == (("a", "b"), [[1, 2, 3], [4, 5, 6]], 2)
-    assert np.flatnonzero(table.is_valid()).tolist() == [0, 1, 2]
+    ids = np.array([[0, 1, 2]], dtype=np.uint8)
+    assert table.labels.wrong(ids) == ""
+    assert "class ids 3, 255 are not in 0..1 or 2 (ignore)" in table.labels.wrong(np.array([[3, 255]], dtype=np.uint8))
     path.write_text('{"classes": ["a", "b"]}')
     assert (load_class_table(str(path)).palette == far_apart_colors(2)).all()
 

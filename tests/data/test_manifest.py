@@ -68,7 +68,7 @@ def test_fields_that_are_not_needed_are_not_looked_at(data: Path, line: Line) ->
         ({"ref_image": "/etc/hostname"}, "line 2, field ref_image: path leaves the data root"),
         ({"source": "a\0b"}, "line 2, field source: no usable path"),
         ({"source": "a" * 5000}, "line 2, field source: no usable path"),
-        ({"source": "label/new\nline.png"}, "line 2, field source: file not found: label/new\\nline.png"),
+        ({"source": "label/new\nline.png"}, "line 2, field source: no usable path: 'label/new\\nline.png' holds"),
         ({"source": "label/m0.png"}, "line 2, field source: label/m0.png is used by line 1"),
         ({"source": "label/../label/m0.png"}, "is used by line 1"),
         ({"target": "img/m0.jpg"}, "line 2, field target: img/m0.jpg is used by line 1"),
@@ -85,7 +85,10 @@ def test_a_link_may_not_leave_the_root_but_the_root_may_be_one(data: Path, line:
     outside = tmp_path / "outside.jpg"
     (data / "img/m0.jpg").rename(outside)
     (data / "img/m0.jpg").symlink_to(outside)
-    assert "field target: path leaves the data root" in fault_of(data, line(0))
+    says = fault_of(data, line(0))
+    assert f"field target: img/m0.jpg leads by a link to {outside}, outside the data root" in says
+    assert "--follow_links" in says
+    assert len(read_manifest("train.json", data, progress=False, follow_links=True)[0]) == 1
 
 
 def test_cut_off_files_are_found_even_if_someone_allowed_them(
