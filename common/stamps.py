@@ -66,5 +66,5 @@ class Contents:
 
 
 def changed(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """Names of what both stamps have and differs."""
-    return [name for name, value in before.items() if name in now and now[name] != value]
+    """Names of what differs between two stamps."""
+    return [name for name in {**now, **before} if before.get(name) != now.get(name)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from common.errors import InputError
+
 SCORES = ("OA", "mIoU", "mAcc")
+_ROUNDING = 1e-12  # of differences of scores in 0..1
 
 
 def paired_difference(baseline: Sequence[float | None], joint: Sequence[float | None]) -> dict[str, Any] | None:
@@ -46,7 +49,48 @@ def verdict(difference: dict[str, Any]) -> str:
     return "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else "unclear"
 
 
-def compare(baseline: Sequence[dict[str, Any]], joint: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def no_spread(difference: Mapping[str, Any]) -> bool:
+    """Whether all of several seeds differ by the same: an interval of width zero, which would be certainty."""
+    return difference["low"] is not None and difference["high"] - difference["low"] <= _ROUNDING
+
+
+def check_runs(split: str, baseline: Sequence[Mapping[str, Any]], joint: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses metrics that cannot be compared.
+
+    Args:
+        split: the test set's name.
+        baseline: metrics, one a seed.
+        joint: the same seeds', after joint training.
+
+    Raises:
+        InputError: they are of other classes, or a score is not defined.
+    """
+    for run in (*baseline, *joint):
+        if list(run["classes"]) != list(baseline[0]["classes"]):
+            raise InputError(f"metrics on {split}: runs have other classes; name another --out-dir")
+        if missing := [name for name in SCORES if run[name] is None]:
+            raise InputError(f"metrics on {split}: {', '.join(missing)} not defined: does any mask show a class?")
+
+
+def check_spread(split: str, result: Mapping[str, Any]) -> None:
+    """Refuses a comparison in which seeds have no effect.
+
+    Args:
+        split: the test set's name.
+        result: see ``compare``.
+
+    Raises:
+        InputError: all of several seeds differ by the same in a score.
+    """
+    for name, entry in result["scores"].items():
+        if no_spread(entry["difference"]):
+            raise InputError(
+                f"metrics on {split}: {name} differs by the same {100 * entry['difference']['mean']:+.2f} points for "
+                f"all {entry['seeds']} seeds, which would be an interval of width zero: seeds have no effect on it; "
+                "look for what fixes the random state in the config, or take a larger test set")
+
+
+def compare(baseline: Sequence[Mapping[str, Any]], joint: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Differences of all scores.
 
     Args:

@@ -6,13 +6,12 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from post_processing.comparison import SCORES, verdict
+from post_processing.comparison import SCORES, no_spread, verdict
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #2a6fbb; --bad: #c0392b; }
@@ -24,7 +23,7 @@ table { border-collapse: collapse; margin: .8rem 0; } caption { text-align: left
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 td.better { color: var(--good); font-weight: 600; } td.worse { color: var(--bad); font-weight: 600; }
-figure { margin: 1rem 0; overflow-x: auto; } figure svg { background: white; max-width: 100%; height: auto; }
+figure { margin: 1rem 0; overflow-x: auto; } figure img { background: white; max-width: 100%; height: auto; }
 .gallery { display: grid; grid-template-columns: repeat(4, 1fr); gap: .4rem; } .gallery img { width: 100%; }
 .gallery p, figcaption, small { font-size: .8rem; margin: 0; opacity: .8; }
 .gallery .name { grid-column: 1 / -1; margin-top: .6rem; }
@@ -47,10 +46,11 @@ def _cells(entry: Mapping[str, Any] | None) -> str:
         return percent(value["mean"]) + ("" if value["sd"] is None else f" ± {percent(value['sd'])}")
 
     difference = entry["difference"]
-    interval = "–"
-    if difference["low"] is not None:
+    word, interval = verdict(dict(difference)), "–"
+    if no_spread(difference):
+        word, interval = "unclear", "the same for all seeds"
+    elif difference["low"] is not None:
         interval = f"{percent(difference['low'], True)} … {percent(difference['high'], True)}"
-    word = verdict(dict(difference))
     return (f"<td>{spread(entry['baseline'])}</td><td>{spread(entry['joint'])}</td>"
             f'<td class="{word}">{percent(difference["mean"], True)}</td><td>{interval}</td>')
 
@@ -125,10 +125,15 @@ def gallery(items: Sequence[Mapping[str, Any]], classes: Sequence[str], palette:
     return f'<p class="legend">{legend}</p><div class="gallery">{"".join(rows)}</div>'
 
 
-def embedded_svg(path: Path) -> str:
-    """The <svg> element of a file."""
-    text = path.read_text()
-    return text[text.index("<svg") :]
+def svg_image(svg: str | bytes, title: str) -> str:
+    """A figure as an image element: in one, a browser runs no script of the SVG and fetches nothing for it.
+
+    Args:
+        svg: an <svg> element or file.
+        title: alternative text.
+    """
+    content = svg.encode("utf-8", "xmlcharrefreplace") if isinstance(svg, str) else svg
+    return f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{b64encode(content).decode()}">'
 
 
 def page(
@@ -136,7 +141,7 @@ def page(
     plots: Mapping[str, Sequence[str]],
     facts: Mapping[str, str],
     gallery_html: str = "",
-    reports: Mapping[str, str] | None = None,
+    reports: Mapping[str, bytes] | None = None,
 ) -> str:
     """The whole page.
 
@@ -145,7 +150,7 @@ def page(
         plots: by test split, <svg> elements.
         facts: settings of the comparison, shown as a table.
         gallery_html: see ``gallery``.
-        reports: further <svg> elements by title.
+        reports: further figures, SVG files, by title.
     """
     parts = ["<h1>Real images alone, or joined by synthesised ones?</h1>"]
     for split, result in results.items():
@@ -154,11 +159,11 @@ def page(
         parts.append(f"<h2>Test set: {escape(split)}</h2>")
         parts.append(score_table({name: result["scores"][name] for name in SCORES}, "score (%)"))
         parts.append(score_table(result["classes"], "IoU by class (%)"))
-        parts += [f"<figure>{plot}</figure>" for plot in plots[split]]
+        parts += [f"<figure>{svg_image(plot, f'scores on {split}')}</figure>" for plot in plots[split]]
     parts.append("<small>Mean ± standard deviation over seeds; a seed's two trainings differ in their data alone. "
                  "The interval is Student's t over paired seeds; coloured where it leaves out 0.</small>")
     for title, svg in (reports or {}).items():
-        parts.append(f"<h2>{escape(title)}</h2><figure>{svg}</figure>")
+        parts.append(f"<h2>{escape(title)}</h2><figure>{svg_image(svg, title)}</figure>")
     if gallery_html:
         parts.append(f"<h2>Synthesised images</h2>{gallery_html}")
     rows = "".join(f"<tr><td>{escape(key)}</td><td style='text-align:left;white-space:normal'>{escape(value)}</td></tr>"

@@ -18,12 +18,13 @@ HEADS = ("decode_head", "auxiliary_head")
 
 
 class ConfigOptions(DictAction):
-    """mmengine's ``--cfg-options``; refuses what is no setting."""
+    """mmengine's ``--cfg-options``; refuses what is no setting. ``cfg_words`` has them as they were written."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
         """Adds the settings to those of the config."""
         if wrong := [text for text in values if "=" not in text.lstrip("=")]:
             parser.error(f"--cfg-options {wrong[0]}: settings are written key=value")
+        namespace.cfg_words = [*getattr(namespace, "cfg_words", []), *values]
         super().__call__(parser, namespace, values)
 
 

@@ -46,6 +46,11 @@ def numpy_rule(chain, margin):
     return filtered, total / pixels
 
 
+def compare_options(chain, *more):
+    return [chain.config, "--synthesised", chain.root / "synth", "--classes", chain.table, "--data-root", chain.root,
+            "--seeds", 2, "--max-iters", 2, "--out-dir", chain.root / "out", *more]
+
+
 def in_child(work):
     """Runs ``work`` in a forked process; its exit code, or minus the signal that ended it."""
     child = os.fork()

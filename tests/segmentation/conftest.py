@@ -1,4 +1,5 @@
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,3 +35,13 @@ def make_chain(tmp_path):
                                num_classes=num_classes, table=table)
 
     return make
+
+
+@pytest.fixture
+def joint_chain(make_chain):
+    """The chain with one re-sampled image."""
+    chain = make_chain()
+    for folder, name in (("resampled_img", "syn/r0_seed_1.png"), ("resampled_label", "label_train/r0.png")):
+        (chain.root / "synth" / folder).mkdir(parents=True)
+        shutil.copy(chain.root / name, chain.root / "synth" / folder / "r0_seed_1.png")
+    return chain

@@ -1,11 +1,14 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from common.processes import Children
+from post_processing import comparison_runs
+from post_processing.comparison_runs import KINDS
 from scripts import cli, compare, evaluate_samples, segmentor
+from tests.segmentation.chain import compare_options
 
 
 def run(script, *argv):
@@ -16,12 +19,8 @@ def run(script, *argv):
 
 
 @pytest.fixture
-def chain(make_chain):
-    chain = make_chain()
-    for folder, name in (("resampled_img", "syn/r0_seed_1.png"), ("resampled_label", "label_train/r0.png")):
-        (chain.root / "synth" / folder).mkdir(parents=True)
-        shutil.copy(chain.root / name, chain.root / "synth" / folder / "r0_seed_1.png")
-    return chain
+def chain(joint_chain):
+    return joint_chain
 
 
 @pytest.fixture
@@ -29,17 +28,13 @@ def in_process(monkeypatch):
     """Trains and tests in this process, to save start-up times; counts the calls."""
     calls = []
 
-    def call(args, log):
+    def call(children, args, log):
         calls.append(args)
-        segmentor.main(args)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        segmentor.main(list(args))
 
-    monkeypatch.setattr(compare, "segmentor", call)
+    monkeypatch.setattr(comparison_runs, "segmentor", call)
     return calls
-
-
-def compare_options(chain, *more):
-    return [chain.config, "--synthesised", chain.root / "synth", "--classes", chain.table, "--data-root", chain.root,
-            "--seeds", 2, "--max-iters", 2, "--out-dir", chain.root / "out", *more]
 
 
 def test_comparison_page_and_resume(chain, in_process, capsys):
@@ -56,7 +51,7 @@ def test_comparison_page_and_resume(chain, in_process, capsys):
     assert entry["difference"]["mean"] == pytest.approx(np.mean(
         [after["test"]["mIoU"] - before["test"]["mIoU"] for before, after in zip(*runs.values(), strict=True)]))
     page = (chain.root / "out/comparison.html").read_text()
-    assert "a prompt" in page and page.count("data:image/") == 6 + 6 + 1  # masks, images, one reference
+    assert "a prompt" in page and page.count("data:image/") == 6 + 6 + 1 + 2  # masks, images, one reference, plots
     (chain.root / "out/runs/joint_seed_1/metrics_test.json").unlink()  # as if stopped before the last test
     assert run(compare, *options) == 0
     assert len(in_process) == 9 and in_process[-1][0] == "test"
@@ -67,10 +62,14 @@ def test_comparison_page_and_resume(chain, in_process, capsys):
 
 
 def test_both_trainings_get_the_same_but_for_the_data(chain):
-    args = compare.parse_args([str(part) for part in compare_options(chain)])
-    assert compare.check_equal_effort(args)["max_iters"] == 2
-    options = {kind: compare.train_options(args, kind) for kind in compare.KINDS}
-    assert options["joint"] == [*options["baseline"], "--synthesised", str(chain.root / "synth"), "--repeat", "10"]
+    words = ["a.b=None", "c.d=(1,2)", "e.f=007", "g.h='x,y'"]
+    args = compare.parse_args([str(part) for part in compare_options(chain, "--cfg-options", *words)])
+    options = {kind: compare.segmentor_options(args, kind) for kind in KINDS}
+    more = [f"--synthesised={chain.root / 'synth'}", "--repeat=10"]
+    assert [word for word in options["joint"] if word not in more] == options["baseline"]
+    assert options["baseline"][-4:] == words  # as they were written
+    read = segmentor.parse_args(["train", "x.py", *options["joint"]]).cfg_options
+    assert read["a.b"] is None and read["c.d"] == (1, 2)
 
 
 @pytest.mark.parametrize(("more", "message"), [
@@ -106,7 +105,7 @@ def test_files_are_opened_once_before_all_trainings(chain, in_process, capsys, m
 def test_a_training_that_fails_is_reported(chain, capsys):
     log = chain.root / "log.txt"
     with pytest.raises(Exception, match=r"ended with code 2: error: .*nowhere\.py: no such config"):
-        compare.segmentor(["train", str(chain.root / "nowhere.py")], log)
+        comparison_runs.segmentor(Children(), ["train", str(chain.root / "nowhere.py")], log)
 
 
 def evaluate_options(chain, *more):

@@ -1,0 +1,238 @@
+"""The trainings and tests of a comparison: what each was made from, what is left to do, and that no two are one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.errors import InputError
+from common.files import write_json
+from common.processes import Children
+from common.schema import Schema, one_line, read_json
+from common.stamps import changed
+from post_processing.comparison import SCORES
+from post_processing.metrics_file import Metrics, read_metrics
+
+KINDS = ("baseline", "joint")
+Stamp = Mapping[str, str | int]
+
+
+class _Stamp(Schema):
+    """``stamp.json``, written before a training: what it is made from, by name."""
+
+    made_from: dict[str, str | int]
+
+
+class _Trained(Schema):
+    """``trained``, written after a training: the weights' file in the run's folder, and a hash of their values."""
+
+    weights: str
+    values: str
+
+
+class _Tested(Metrics):
+    """``metrics_<split>.json``: what the segmentor's test wrote, and what it was made from."""
+
+    test_set: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: the hash of its weights' values, and its metrics by split."""
+
+    values: str
+    metrics: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All trainings and tests of a comparison.
+
+    Attributes:
+        out_dir: holds ``runs/<kind>_seed_<seed>``.
+        seeds: their number.
+        configs: the segmentor's config by kind.
+        options: further options of scripts/segmentor.py by kind.
+        made_from: what trainings are made from, by kind.
+        test_sets: hashes of the test sets by split.
+        read_weights: reads a checkpoint's tensors by name.
+    """
+
+    out_dir: Path
+    seeds: int
+    configs: Mapping[str, str]
+    options: Mapping[str, Sequence[str]]
+    made_from: Mapping[str, Stamp]
+    test_sets: Mapping[str, str]
+    read_weights: Callable[[Path], Mapping[str, Tensor]]
+
+    def jobs(self) -> list[tuple[str, int]]:
+        """Kinds and seeds in the order of training."""
+        return [(kind, seed) for seed in range(self.seeds) for kind in KINDS]
+
+    def folder(self, kind: str, seed: int) -> Path:
+        """Where one training keeps its weights, log and metrics."""
+        return self.out_dir / "runs" / f"{kind}_seed_{seed}"
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to train or test."""
+        return all(_metrics(self.folder(*job), split).is_file() for job in self.jobs() for split in self.test_sets)
+
+    def check(self) -> None:
+        """Refuses what is there already and was made from something else.
+
+        Raises:
+            InputError: names the folder and what differs, or the file that is damaged or foreign.
+        """
+        for folder in sorted((self.out_dir / "runs").glob("*_seed_*")):
+            kind = folder.name.split("_seed_")[0]
+            if kind not in KINDS or not any(path.name[0] != "." for path in folder.iterdir()):
+                continue
+            stamp = read_json(folder / "stamp.json", _Stamp, f"remove {folder}, it will be made again")
+            other = changed(stamp.made_from, self.made_from[kind])
+            trained = _trained(folder)
+            for split, test_set in self.test_sets.items():
+                tested = _tested(folder, split)
+                if tested and tested.test_set != test_set:
+                    other.append(f"test images and masks ({split})")
+                if tested and trained and tested.weights != trained.values:
+                    raise InputError(f"{_metrics(folder, split)}: is of other weights than {folder / 'trained'}; "
+                                     "remove it, it will be made again")
+            if other:
+                raise InputError(f"--out-dir {self.out_dir}: {folder.name} holds runs with other {', '.join(other)}; "
+                                 "name another folder, or remove this one to make all again")
+
+    def run(self, jobs_at_once: int) -> dict[str, list[Outcome]]:
+        """Trains and tests what is left to do, and returns all outcomes by kind.
+
+        Raises:
+            InputError: a training or test failed, or two trainings are one.
+        """
+        jobs, done = self.jobs(), dict[tuple[str, int], Outcome]()
+        with Children() as children, ThreadPoolExecutor(jobs_at_once) as pool:
+            try:
+                outcomes = pool.map(lambda job: self._run(children, *job), jobs)
+                for job, outcome in zip(jobs, tqdm(outcomes, "trainings", len(jobs), unit="run"), strict=True):
+                    self._refuse_twins(job, outcome, done)
+                    done[job] = outcome
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                children.stop()
+                raise
+        return {kind: [done[kind, seed] for seed in range(self.seeds)] for kind in KINDS}
+
+    def _run(self, children: Children, kind: str, seed: int) -> Outcome:
+        """Trains and tests one seed, where that is not done yet."""
+        folder = self.folder(kind, seed)
+        common = [self.configs[kind], f"--work-dir={folder}", f"--seed={seed}", "--unchecked", *self.options[kind]]
+        trained = _trained(folder)
+        if trained is None:
+            write_json({"made_from": dict(self.made_from[kind])}, folder / "stamp.json")
+            segmentor(children, ["train", *common, "--resume"], folder / "log.txt")
+            weights = _last_weights(folder)
+            trained = _Trained(weights=weights.name, values=hash_of_values(self.read_weights(weights)))
+            write_json(trained.model_dump(), folder / "trained")
+        metrics = {}
+        for split, test_set in self.test_sets.items():
+            tested = _tested(folder, split)
+            if tested is None:
+                tested = self._test(children, folder, trained, common, split, test_set)
+            metrics[split] = tested.model_dump()
+        return Outcome(trained.values, metrics)
+
+    def _test(self, children: Children, folder: Path, trained: _Trained, common: Sequence[str], split: str,
+              test_set: str) -> _Tested:
+        weights, said = folder / trained.weights, folder / f".metrics_{split}.json"
+        if not weights.is_file() or hash_of_values(self.read_weights(weights)) != trained.values:
+            raise InputError(f"{weights}: is not what was trained there; remove {folder}, it will be made again")
+        segmentor(children, ["test", *common, f"--load-from={weights}", f"--split={split}", f"--out={said}"],
+                  folder / "log.txt")
+        tested = _Tested(**read_metrics(said).model_dump(), test_set=test_set, weights=trained.values)
+        write_json(tested.model_dump(), _metrics(folder, split))
+        said.unlink()
+        return tested
+
+    def _refuse_twins(self, job: tuple[str, int], outcome: Outcome, done: Mapping[tuple[str, int], Outcome]) -> None:
+        """Refuses a run that repeats one: its seed or its data had no effect, and the interval would be a lie."""
+        for other, earlier in done.items():
+            same = ["weights"] if outcome.values == earlier.values else []
+            same += [f"metrics on {split}" for split, scores in outcome.metrics.items()
+                     if _scores(scores) == _scores(earlier.metrics[split])]
+            if same:
+                raise InputError(
+                    f"{self.folder(*job)} and {self.folder(*other)}: their {' and '.join(same)} are identical, so they "
+                    "are one run, not two, and say nothing about chance or data; look for what fixes the random state "
+                    "or the data in the config, then name another --out-dir")
+
+
+def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: metrics[name] for name in (*SCORES, "classes")}
+
+
+def _metrics(folder: Path, split: str) -> Path:
+    return folder / f"metrics_{split}.json"
+
+
+def _tested(folder: Path, split: str) -> _Tested | None:
+    path = _metrics(folder, split)
+    return read_json(path, _Tested, f"remove {path}, it will be made again") if path.exists() else None
+
+
+def _trained(folder: Path) -> _Trained | None:
+    path = folder / "trained"
+    return read_json(path, _Trained, f"remove {path}, it will be made again") if path.exists() else None
+
+
+def _last_weights(folder: Path) -> Path:
+    """What mmengine's ``last_checkpoint`` names, in the folder where that is now."""
+    try:
+        weights = folder / Path((folder / "last_checkpoint").read_text(encoding="utf-8").strip()).name
+    except (OSError, ValueError):
+        weights = folder
+    if not weights.is_file():
+        raise InputError(f"{folder / 'last_checkpoint'}: names no weights; remove {folder}, it will be made again")
+    return weights
+
+
+def hash_of_values(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names: files of equal weights differ in time stamps and the like."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def segmentor(children: Children, args: Sequence[str], log: Path) -> None:
+    """Runs scripts/segmentor.py in a process of its own; what it prints goes to ``log``.
+
+    Raises:
+        InputError: it failed; repeats the last line of the log.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    root = str(Path(__file__).parents[1])
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    with log.open("a") as file:
+        code = children.run([sys.executable, "-m", "scripts.segmentor", *args], stdin=subprocess.DEVNULL, stdout=file,
+                            stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": paths})
+    if code < 0:
+        raise InputError(f"{log}: scripts.segmentor was ended by signal {-code} (9: is memory short? fewer --jobs)")
+    if code:
+        last = next(_lines_from_the_end(log), "no output")
+        raise InputError(f"{log}: scripts.segmentor ended with code {code}: {one_line(last, 1000)}")
+
+
+def _lines_from_the_end(path: Path) -> Iterator[str]:
+    yield from filter(str.strip, reversed(path.read_text(errors="replace").splitlines()))
