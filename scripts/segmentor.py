@@ -20,7 +20,7 @@ from common.pairing import Pair, listed
 from scripts import cli
 from scripts.cli import integer
 from scripts.pairs import find_faults
-from segmentation import config
+from segmentation import checkpoint, config
 
 DESCRIPTION = """Trains or tests a segmentor with mmengine's Runner.
 
@@ -41,7 +41,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work-dir", default=None, help="folder for weights and logs (default: work_dirs/<config>)")
     parser.add_argument("--load-from", default=None, help="weights to start from, or to test")
     parser.add_argument("--resume", action="store_true", help="go on from the last weights in --work-dir")
-    parser.add_argument("--pretrained", default=None, help="backbone weights: a file, or none (default: the config's)")
+    parser.add_argument("--pretrained", default=None,
+                        help="backbone weights: a file, an address, or none (default: the config's)")
     parser.add_argument("--data-root", default=None, help="data set's folder (default: the config's)")
     parser.add_argument("--classes", default=None, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
     parser.add_argument("--synthesised", default=None, help="folder with resampled_img and resampled_label to add")
@@ -69,6 +70,8 @@ def resolve(args: argparse.Namespace) -> Config:
         config.set_max_iters(cfg, args.max_iters)
     if args.pretrained or args.task == "test":
         config.set_pretrained(cfg, None if args.task == "test" or args.pretrained == "none" else args.pretrained)
+    checkpoint.allow_fetch(args.load_from)
+    checkpoint.check_addresses(cfg)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     cfg.load_from = args.load_from
     cfg.resume = args.resume

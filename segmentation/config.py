@@ -11,6 +11,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 from common.errors import InputError
+from segmentation import checkpoint
 from segmentation.classes import class_table
 from segmentation.loading import use_own_readers
 
@@ -50,6 +51,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         config = Config.fromfile(path)
         if options:
             config.merge_from_dict(options)
+            checkpoint.allow_fetch(options)
     except Exception as error:  # a config is code: anything may go wrong in it
         raise InputError(f"{path}: cannot be read as an mmseg config: {error}") from error
     if not isinstance(config.get("model"), dict) or "type" not in config.model:
@@ -167,12 +169,13 @@ def set_crop_size(config: Config, size: int) -> None:
 
 
 def set_pretrained(config: Config, weights: str | None) -> None:
-    """Starts the backbone from a file of weights, or from scratch (None).
+    """Starts the backbone from a file or an address of weights, or from scratch (None).
 
     Raises:
         InputError: no such file.
     """
-    if weights and not Path(weights).is_file():
-        raise InputError(f"--pretrained {weights}: no such file; name a file, or none")
+    checkpoint.allow_fetch(weights)
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise InputError(f"--pretrained {weights}: no such file; name a file, an address, or none")
     config.model.pretrained = None
     config.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": weights} if weights else None

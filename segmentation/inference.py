@@ -33,6 +33,8 @@ def load_segmentor(config: Config, checkpoint: str, device: str) -> BaseSegmento
     model_config = Config(config.model.to_dict())
     for part, key in ((model_config, "pretrained"), (model_config.get("backbone") or {}, "init_cfg")):
         part.pop(key, None)  # the checkpoint replaces them: nothing to download
+    if str((model_config.get("backbone") or {}).get("type")).endswith("TIMMBackbone"):
+        model_config.backbone.pretrained = False
     try:
         model = MODELS.build(model_config)
     except Exception as error:  # a model's constructor may raise anything

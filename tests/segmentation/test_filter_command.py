@@ -237,7 +237,7 @@ BAD = {
     "not a segmentor": (config_of("model = dict(type='SegDataPreProcessor')"), "PreProcessor is not a segmentor"),
     "no config": (lambda chain: chain.config.unlink(), "config.py: no such config"),
     "weights of another model": (other_weights, "weights of another model"),
-    "weights that run code": (lambda chain: chain.weights.write_bytes(pickle.dumps(Harmful())), "running its code"),
+    "weights that run code": (lambda chain: chain.weights.write_bytes(pickle.dumps(Harmful())), "refused and not run"),
     "same name twice": (lone_image("syn", "r0_seed_1.jpg"), "both r0_seed_1"),
 }
 
