@@ -60,7 +60,10 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         loader = config.get(f"{part}_dataloader") or {}
         if loader.get("num_workers") == 0:  # as --cfg-options may say; then torch refuses workers that stay
             loader["persistent_workers"] = False
-    use_own_readers(config._cfg_dict)
+    if use_own_readers(config._cfg_dict):
+        imports = config.get("custom_imports") or {}
+        if "segmentation" not in (imports.get("imports") or []):  # for whoever reads the config that a run saves
+            config.custom_imports = {**imports, "imports": [*(imports.get("imports") or []), "segmentation"]}
     init_default_scope(config.get("default_scope", "mmseg"))
     return config
 
