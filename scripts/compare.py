@@ -83,6 +83,7 @@ def segmentor_options(args: argparse.Namespace, kind: str) -> list[str]:
     if kind == "joint":
         given |= {"synthesised": args.synthesised, "repeat": args.repeat if args.synthesised else None}
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    options += ["--trust-config"] if args.trust_config else []
     return [*options, *(["--cfg-options", *args.cfg_words] if args.cfg_options else [])]
 
 

@@ -2,70 +2,82 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
 
 from common.errors import InputError
-from segmentation import checkpoint
+from common.schema import one_line
 from segmentation.classes import class_table
 from segmentation.loading import use_own_readers
+from segmentation.options import add_cfg_options, set_options
+from segmentation.schema import check_schema
+from segmentation.trust import check_imports, check_plain, check_types, of_results
 
 HEADS = ("decode_head", "auxiliary_head")
+PARTS = ("train", "val", "test")
 
 
-class ConfigOptions(DictAction):
-    """mmengine's ``--cfg-options``; refuses what is no setting. ``cfg_words`` has them as they were written."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
-        """Adds the settings to those of the config."""
-        if wrong := [text for text in values if "=" not in text.lstrip("=")]:
-            parser.error(f"--cfg-options {wrong[0]}: settings are written key=value")
-        namespace.cfg_words = [*getattr(namespace, "cfg_words", []), *values]
-        super().__call__(parser, namespace, values)
+__all__ = ["add_cfg_options"]
 
 
-def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-options key=value ...``, as mmseg's own commands have it."""
-    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE",
-                        help="config values to set; nested keys with dots")
-
-
-def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
+def load_config(path: str, options: dict[str, Any] | None = None, trust: bool = False) -> Config:
     """An mmseg config.
+
+    mmseg configs are Python and run when they are read; see ``segmentation.trust`` for those that are read as data.
 
     Args:
         path: the config file.
         options: values to set, ``{"train_cfg.max_iters": 10}``.
+        trust: runs the config even if it lies in a folder of results.
 
     Raises:
-        InputError: no such file, not an mmseg config, or an import of it that is not installed.
+        InputError: no such file, not an mmseg config, code in a folder of results, or an import of it that is not
+            installed.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such config")
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{one_line(path)}: no such config")
+    if file.suffix not in (".py", ".json"):
+        raise InputError(f"{path}: an mmseg config is a .py file, or .json")
+    data = not trust and of_results(file)
+    if data:
+        check_plain(file)
     try:
-        config = Config.fromfile(path)
-        if options:
-            config.merge_from_dict(options)
-            checkpoint.allow_fetch(options)
-    except Exception as error:  # a config is code: anything may go wrong in it
-        raise InputError(f"{path}: cannot be read as an mmseg config: {error}") from error
+        config = Config.fromfile(path, import_custom_modules=False)
+        if data:
+            check_imports(path, config.get("custom_imports"))
+        if imports := config.get("custom_imports"):
+            import_modules_from_strings(**imports)
+    except (Exception, SystemExit) as error:  # a config is code: anything may go wrong in it
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read as an mmseg config: {reason(error)}") from error
     if not isinstance(config.get("model"), dict) or "type" not in config.model:
         raise InputError(f"{path}: not an mmseg config: no model with a field 'type'")
-    for part in ("train", "val", "test"):
+    if data:
+        check_types(path, config._cfg_dict)
+    set_options(config, options or {})
+    check_schema(config, list(nodes(config._cfg_dict, "MaskDataset")))
+    for part in PARTS:
         loader = config.get(f"{part}_dataloader") or {}
-        if loader.get("num_workers") == 0:  # as --cfg-options may say; then torch refuses workers that stay
+        if loader.get("persistent_workers") and not loader.get("num_workers"):  # torch refuses to keep none
             loader["persistent_workers"] = False
-    if use_own_readers(config._cfg_dict):
-        imports = config.get("custom_imports") or {}
-        if "segmentation" not in (imports.get("imports") or []):  # for whoever reads the config that a run saves
-            config.custom_imports = {**imports, "imports": [*(imports.get("imports") or []), "segmentation"]}
-    init_default_scope(config.get("default_scope", "mmseg"))
+    use_own_readers(config._cfg_dict)
+    init_default_scope(config.get("default_scope") or "mmseg")
     return config
+
+
+def reason(error: BaseException) -> str:
+    """What an error of foreign code says, in one line; of an error in a data worker, its own last line."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines and "Traceback" in str(error) else " ".join(lines)
+    return one_line(text.removeprefix("common.errors.InputError: "), 400) if isinstance(error, InputError) else (
+        f"{type(error).__name__}: {one_line(text, 300)}")
 
 
 def nodes(tree: Any, kind: str) -> Iterator[Any]:
@@ -84,7 +96,9 @@ def heads(config: Config) -> Iterator[Any]:
     """The decode heads and auxiliary heads of a config's model."""
     for name in HEADS:
         head = config.model.get(name)
-        yield from head if isinstance(head, (list, tuple)) else [head] if head else []
+        for one in head if isinstance(head, (list, tuple)) else [head]:
+            if isinstance(one, dict):
+                yield one
 
 
 def set_data(
@@ -108,7 +122,7 @@ def set_data(
     Raises:
         InputError: the config's data sets are of another class, which does not take these values.
     """
-    loaders = [config.get(f"{part}_dataloader") or {} for part in ("train", "val", "test")]
+    loaders = [config.get(f"{part}_dataloader") or {} for part in PARTS]
     for given, loader in ((data_root or synthesised or repeat is not None, loaders[0]), (test_split, loaders[2])):
         if given and not any(nodes(loader, "MaskDataset")):
             raise InputError(f"{config.filename}: has no MaskDataset: --data-root, --synthesised, --repeat and "
@@ -134,13 +148,13 @@ def check_classes(config: Config) -> None:
     Raises:
         InputError: a head's ``num_classes`` is not the table's.
     """
-    loaders = [config.get(f"{part}_dataloader") or {} for part in ("train", "val", "test")]
+    loaders = [config.get(f"{part}_dataloader") or {} for part in PARTS]
     for dataset in nodes(loaders, "MaskDataset"):
         count = len(class_table(dataset.classes)["classes"])
         for head in heads(config):
             if head.get("num_classes") != count:
                 raise InputError(
-                    f"{config.filename}: {head.type}: num_classes is {head.get('num_classes')}, but class table "
+                    f"{config.filename}: {head.get('type')}: num_classes is {head.get('num_classes')}, but class table "
                     f"{dataset.classes} has {count} classes; correct one (--classes sets both)")
 
 
@@ -152,33 +166,65 @@ def set_max_iters(config: Config, max_iters: int) -> None:
     Raises:
         InputError: a schedule's fixed part is longer than the training.
     """
-    old = config.train_cfg.max_iters
+    old = (config.get("train_cfg") or {}).get("max_iters")
+    if old is None:
+        raise InputError(f"{config.filename}: --max-iters: this config trains by epochs; set them with --cfg-options "
+                         "train_cfg.max_epochs=N")
     config.train_cfg.max_iters = max_iters
     for hook in nodes(config.get("default_hooks"), "CheckpointHook"):
         hook.interval = max(1, min(hook.get("interval", max_iters), max_iters // 5))
-    for scheduler in config.get("param_scheduler") or []:
+    schedulers = config.get("param_scheduler") or []
+    for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
         if scheduler.get("end") == old:
-            scheduler.end = max_iters
+            scheduler["end"] = max_iters
         elif scheduler.get("end", 0) > max_iters or scheduler.get("begin", 0) >= max_iters:
-            raise InputError(f"param_scheduler: {scheduler.type} from {scheduler.get('begin', 0)} to "
-                                    f"{scheduler.get('end')} does not fit into {max_iters} iterations")
+            raise InputError(f"param_scheduler: {scheduler.get('type')} from {scheduler.get('begin', 0)} to "
+                             f"{scheduler.get('end')} does not fit into {max_iters} iterations")
 
 
 def set_crop_size(config: Config, size: int) -> None:
-    """Trains on crops of ``size`` x ``size`` pixels."""
-    for crop in nodes(config.train_dataloader, "RandomCrop"):
+    """Trains on crops of ``size`` x ``size`` pixels.
+
+    Raises:
+        InputError: the config crops nothing.
+    """
+    crops = list(nodes(config.get("train_dataloader"), "RandomCrop"))
+    if not crops:
+        raise InputError(f"{config.filename}: --crop-size: this config has no RandomCrop; use --cfg-options")
+    for crop in crops:
         crop.crop_size = (size, size)
-    config.model.data_preprocessor.size = (size, size)
+    preprocessor = config.model.get("data_preprocessor") or config.get("data_preprocessor")
+    if isinstance(preprocessor, dict):
+        preprocessor["size"] = (size, size)
 
 
 def set_pretrained(config: Config, weights: str | None) -> None:
-    """Starts the backbone from a file or an address of weights, or from scratch (None).
+    """Starts the backbone from a file of weights, or from scratch (None).
 
     Raises:
         InputError: no such file.
     """
-    checkpoint.allow_fetch(weights)
-    if weights and "://" not in weights and not Path(weights).is_file():
-        raise InputError(f"--pretrained {weights}: no such file; name a file, an address, or none")
-    config.model.pretrained = None
-    config.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": weights} if weights else None
+    if weights and not Path(weights).is_file():
+        raise InputError(f"--pretrained {weights}: no such file; name a file, or none")
+    if "pretrained" in config.model:
+        config.model.pretrained = None
+    backbone = config.model.get("backbone")
+    if isinstance(backbone, dict):
+        backbone["init_cfg"] = {"type": "Pretrained", "checkpoint": weights} if weights else None
+    elif weights:
+        raise InputError(f"{config.filename}: --pretrained: model {config.model.type} has no backbone; use --load-from")
+
+
+def set_seed(config: Config, seed: int | None) -> None:
+    """The seed that is given; without one the config's, without that 0."""
+    randomness = config.get("randomness") or {}
+    config.randomness = {**randomness, "seed": seed if seed is not None else randomness.get("seed") or 0}
+
+
+def save_between_updates(config: Config) -> None:
+    """Saves a training that sums gradients over several iterations only where an update is done: sums are not saved."""
+    count = (config.get("optim_wrapper") or {}).get("accumulative_counts", 1)
+    if isinstance(count, int) and count > 1:
+        for hook in nodes(config.get("default_hooks"), "CheckpointHook"):
+            if not hook.get("by_epoch", True) and isinstance(interval := hook.get("interval"), int) and interval > 0:
+                hook.interval = -(-interval // count) * count

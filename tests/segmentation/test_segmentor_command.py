@@ -138,7 +138,7 @@ def test_schedules_end_with_the_training():
 def test_weights_that_run_code_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("w.pth").write_bytes(pickle.dumps({"state_dict": Harmful()}))
-    with pytest.raises(InputError, match=r"contains code .*refused and not run"):
+    with pytest.raises(InputError, match="without running its code"):
         CheckpointLoader.load_checkpoint("w.pth")  # as the Runner does for --load-from and --resume
     assert not Path("harm").exists()
 
@@ -151,7 +151,7 @@ def test_weights_that_run_code_are_refused(tmp_path, monkeypatch):
     (["--load-from", "none.pth"], "none.pth: no such file of weights"),
     (["--cfg-options", "model.decode_head"], "--cfg-options model.decode_head: settings are written key=value"),
     (["--cfg-options", "model.decode_head.num_classes=9"], "num_classes is 9, but class table"),
-    (["--repeat", "0"], "repeat: 0; must be at least 1"),
+    (["--repeat", "0"], "--repeat: 0: write a whole number, 1 or more"),
     (["--max-iters", "0"], "--max-iters"),
 ])
 def test_bad_options_are_refused(chain, capsys, options, message):

@@ -1,0 +1,72 @@
+"""The images and masks that a config names, looked at before the work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmseg.registry import DATASETS
+from PIL import Image
+
+from common.errors import InputError
+from common.pairing import Pair, check_pairs, listed
+from common.schema import one_line
+from segmentation.config import nodes
+
+LOADERS = {"train": ("train_dataloader", "val_dataloader"), "test": ("test_dataloader",)}
+
+
+def check_files(cfg: Config, loaders: Sequence[str]) -> None:
+    """Opens every image and mask of the ``MaskDataset`` entries once: not in the middle of a training.
+
+    Raises:
+        InputError: files that are damaged, ids that are no classes, images and masks of other sizes; the first ones by
+            name. No mask that shows a class.
+    """
+    quiet = int(os.environ.get("RANK", 0)) > 0
+    for name in loaders:
+        for entry in nodes(cfg.get(name) or {}, "MaskDataset"):
+            dataset = DATASETS.build({**entry, "lazy_init": True})
+            files = dict.fromkeys((item["img_path"], item["seg_map_path"]) for item in dataset.load_data_list())
+            pairs = [Pair(Path(image).stem, Path(image), Path(mask)) for image, mask in files]
+            found = check_pairs(pairs, dataset.labels, "checking files", same_size=True, quiet=quiet)
+            if faults := [check.fault for check in found if check.fault]:
+                raise InputError(listed(faults))
+
+
+def check_sizes(dataset: Any, where: str) -> None:
+    """Compares the sizes of images and masks of any data set of mmseg that names both, by the files' headers.
+
+    Raises:
+        InputError: an image and its mask differ.
+    """
+    for image, mask in sorted(set(_paths(dataset))):
+        size, mask_size = _size(image), _size(mask)
+        if size and mask_size and size != mask_size:
+            (width, height), (mask_width, mask_height) = size, mask_size
+            raise InputError(f"{where}: {one_line(image)} is {width} x {height} px, its mask {one_line(mask)} "
+                             f"{mask_width} x {mask_height} (width x height); they must agree")
+
+
+def _paths(dataset: Any) -> Iterator[tuple[str, str]]:
+    inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    if inner[0] is not None:
+        for part in inner:
+            yield from _paths(part)
+    elif hasattr(dataset, "get_data_info"):
+        for index in range(len(dataset)):
+            item = dataset.get_data_info(index)
+            image, mask = item.get("img_path"), item.get("seg_map_path")
+            if isinstance(image, str) and isinstance(mask, str):
+                yield image, mask
+
+
+def _size(path: str) -> tuple[int, int] | None:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:  # of a kind that Pillow does not know, or for the pipeline to refuse
+        return None

@@ -1,0 +1,117 @@
+"""``--cfg-options``: settings of a config from the command line, each checked against what the config has."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from typing import Any
+
+from mmengine.config import Config, DictAction
+
+from common.errors import InputError
+from common.schema import one_line
+
+TOP = frozenset((
+    "model", "data_preprocessor", "work_dir", "default_scope", "log_level", "log_processor", "visualizer",
+    "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "val_cfg", "test_cfg", "val_evaluator",
+    "test_evaluator", "auto_scale_lr", "optim_wrapper", "param_scheduler", "default_hooks", "custom_hooks", "env_cfg",
+    "randomness", "experiment_name", "find_unused_parameters", "sync_bn", "compile", "model_wrapper_cfg",
+    "activation_checkpointing", "efficient_conv_bn_eval", "test_pipeline",
+))  # fmt: skip
+"""What is read of a config; any other name in it is a variable, which only its own lines read."""
+
+
+class ConfigOptions(DictAction):
+    """mmengine's ``--cfg-options``; refuses what is no setting. ``cfg_words`` has them as they were written."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        """Adds the settings to those of the config."""
+        namespace.cfg_words = [*getattr(namespace, "cfg_words", []), *values]
+        for text in values:
+            shown = one_line(text, 80)
+            if "=" not in text.lstrip("="):
+                parser.error(f"--cfg-options {shown}: settings are written key=value")
+            key, value = text.split("=", 1)
+            if not all(part.isdigit() or (part.isidentifier() and part[0] != "_") for part in key.split(".")):
+                parser.error(f"--cfg-options {shown}: a key is written as names with dots, such as train_cfg.max_iters")
+            if len(value) > 10_000 or not value.isprintable():
+                parser.error(f"--cfg-options {shown}: the value is too long, or holds characters that do not print")
+            try:
+                super().__call__(parser, namespace, [text])
+            except (AssertionError, ValueError, RecursionError) as error:
+                parser.error(f"--cfg-options {shown}: {one_line(error)}")
+            if not _finite(getattr(namespace, self.dest)[key]):
+                parser.error(f"--cfg-options {shown}: write a finite number, up to 2**63")
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_finite, value))
+    return not isinstance(value, (int, float)) or (math.isfinite(value) and abs(value) < 2**63)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-options key=value ...``, as mmseg's own commands have it, and ``--trust-config``."""
+    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE",
+                        help="config values to set; nested keys with dots")
+    parser.add_argument("--trust-config", action="store_true",
+                        help="mmseg configs are Python and run: one from a folder of results is taken as plain values, "
+                             "as this project writes it there, unless you vouch for it with this")
+
+
+def set_options(config: Config, options: dict[str, Any]) -> None:
+    """Sets values of a config.
+
+    Args:
+        config: changed in place.
+        options: ``{"train_cfg.max_iters": 10}``.
+
+    Raises:
+        InputError: a key that the config does not have, where nothing would read it; a text for a number, and the like.
+    """
+    for key, value in options.items():
+        _check(config, key, value)
+    config.merge_from_dict(options)
+
+
+def _check(config: Config, key: str, value: Any) -> None:
+    option = f"--cfg-options {one_line(key, 80)}"
+    first, *rest = key.split(".")
+    if first not in TOP:
+        raise InputError(f"{option}: the config's {first} is read by nothing{_similar(first, TOP)}; name the place "
+                         "where the value is used, such as train_dataloader.batch_size")
+    node, name = config._cfg_dict, first
+    for deeper in rest:
+        parent, node = node, _child(node, name, option)
+        if node is None:  # a new group; the class that it is for says whether it takes one
+            if similar := _similar(name, parent, 0.75):
+                raise InputError(f"{option}: the config has no {name} there{similar}")
+            return
+        if not isinstance(node, (dict, list, tuple)):
+            raise InputError(f"{option}: {name} is {one_line(repr(node), 60)}, nothing that has fields")
+        name = deeper
+    if isinstance(node, dict) and name not in node and "type" not in node and (similar := _similar(name, node, 0.75)):
+        raise InputError(f"{option}: the config has no {name} there{similar}")
+    old = _child(node, name, option)
+    given = one_line(repr(value), 60)
+    if isinstance(old, dict) and value is not None:
+        raise InputError(f"{option}: is a group of settings, not {given}; set one of "
+                         f"{one_line(', '.join(map(str, old)) or 'it')}")
+    if isinstance(old, bool) and not isinstance(value, (bool, type(None))):
+        raise InputError(f"{option}: {given} is neither True nor False")
+    if isinstance(old, (int, float)) and isinstance(value, (str, bool)) and not isinstance(old, bool):
+        raise InputError(f"{option}: {given} is no number; the config has {old}")
+
+
+def _child(node: Any, name: str, option: str) -> Any:
+    if isinstance(node, dict):
+        return node.get(name)
+    if not name.isdigit() or int(name) >= len(node):
+        raise InputError(f"{option}: {name} is no place of a list of {len(node)}; count from 0")
+    return node[int(name)]
+
+
+def _similar(name: str, names: Any, at_least: float = 0.6) -> str:
+    close = difflib.get_close_matches(name, map(str, names), 1, at_least)
+    return f" (did you mean {close[0]}?)" if close else ""

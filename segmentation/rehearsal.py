@@ -1,0 +1,197 @@
+"""Everything of a config built, and one step made with it, before the work: what is wrong is said in one line.
+
+A config names classes of several packages, which refuse their arguments with whatever they like, some not before the
+first batch. So the parts are built in a folder that goes away, and one or two items pass through them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+
+from common.errors import InputError
+from segmentation.config import nodes, reason
+from segmentation.files import check_sizes
+from segmentation.runner import SegmentorRunner, TestRunner
+
+_SAMPLES = 2  # a model with batch normalisation of one value an image needs two
+
+
+def rehearse(cfg: Config, task: str) -> None:
+    """Builds what a training or test will, loads its weights, and makes one step of it, without an update.
+
+    Args:
+        cfg: resolved; not changed.
+        task: ``train`` or ``test``.
+
+    Raises:
+        InputError: a part that cannot be built or used; the message names the config and the part.
+    """
+    _check_memory(cfg, ("train_dataloader", "val_dataloader") if task == "train" else ("test_dataloader",))
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    with tempfile.TemporaryDirectory(prefix="segmentor.") as folder, _nothing_left():
+        with stage(cfg, "model, hooks and visualizer"):
+            runner = (TestRunner if task == "test" else SegmentorRunner).from_cfg(_quiet(cfg, folder))
+        if task == "train":
+            _train(cfg, runner)
+        else:
+            _test(cfg, runner)
+
+
+@contextlib.contextmanager
+def stage(cfg: Config, part: str) -> Iterator[None]:
+    """Turns an error of foreign code into one line that names the config and the part of it.
+
+    Raises:
+        InputError: any error.
+    """
+    try:
+        yield
+    except InputError as error:
+        if "\n" not in str(error):
+            raise
+        raise InputError(reason(error)) from error  # it comes from a data worker, with the worker's traceback
+    except (Exception, SystemExit) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise InputError(f"{cfg.filename}, {part}: too little memory; lower batch_size or crop_size") from error
+        raise InputError(f"{cfg.filename}, {part}: {reason(error)}") from error
+
+
+def _quiet(cfg: Config, folder: str) -> Config:
+    """A copy for one process that reads no more than it must and writes to ``folder``."""
+    quiet = copy.deepcopy(cfg)
+    object.__setattr__(quiet, "_format_python_code", False)  # nobody reads its text
+    name = f"rehearsal_{time.time_ns()}"
+    quiet.update(work_dir=folder, launcher="none", log_level="ERROR", experiment_name=name)
+    if isinstance(quiet.get("visualizer"), dict):
+        quiet.visualizer.update(name=name, save_dir=folder)
+    for part in ("train", "val", "test"):
+        loader = quiet.get(f"{part}_dataloader")
+        if loader:
+            for key in ("persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context"):
+                loader.pop(key, None)
+            loader.update(num_workers=0)
+            for dataset in nodes(loader, "MaskDataset"):
+                dataset.serialize_data = False
+            if part == "train" and "batch_sampler" not in loader:
+                loader.batch_size = min(loader.get("batch_size", 1), _SAMPLES)
+    return quiet
+
+
+def _train(cfg: Config, runner: SegmentorRunner) -> None:
+    with stage(cfg, "train_dataloader and train_cfg"):
+        loop = runner.build_train_loop(runner._train_loop)
+        runner._train_loop = loop
+        check_sizes(loop.dataloader.dataset.dataset if hasattr(loop.dataloader.dataset, "dataset")
+                    else loop.dataloader.dataset, str(cfg.filename))
+    with stage(cfg, "optim_wrapper"):
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    with stage(cfg, "param_scheduler"):
+        if runner.param_schedulers is not None:
+            runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    with stage(cfg, "val_dataloader, val_cfg and val_evaluator"):
+        if runner._val_loop is not None:
+            runner._val_loop = runner.build_val_loop(runner._val_loop)
+    with stage(cfg, "model's first weights"):
+        try:
+            runner._init_model_weights()
+        except URLError as error:
+            raise InputError(f"{cfg.filename}: backbone weights {cfg.model.get('pretrained')} cannot be fetched "
+                             f"({error.reason}); give a file with --pretrained, or --pretrained none") from error
+    with stage(cfg, f"{'--resume' if cfg.get('resume') else '--load-from'} {cfg.get('load_from')}"):
+        runner.load_or_resume()
+    with stage(cfg, "train_dataloader, the first items"):
+        batch = next(iter(loop.dataloader))
+    with stage(cfg, "model, the first training step"):
+        _loss(runner.model, runner.optim_wrapper, batch)
+    if runner._val_loop is not None:
+        with stage(cfg, "the first validation"):
+            _evaluate(runner.val_loop, runner.model)
+
+
+def _test(cfg: Config, runner: SegmentorRunner) -> None:
+    with stage(cfg, "test_dataloader, test_cfg and test_evaluator"):
+        runner._test_loop = runner.build_test_loop(runner._test_loop)
+        check_sizes(runner.test_dataloader.dataset, str(cfg.filename))
+    with stage(cfg, f"--load-from {cfg.get('load_from')}"):
+        runner.load_or_resume()
+    with stage(cfg, "the first test image"):
+        _evaluate(runner.test_loop, runner.model)
+
+
+@torch.no_grad()
+def _loss(model: Any, optim_wrapper: Any, batch: Any) -> None:
+    """As ``BaseModel.train_step``, without an update."""
+    model.train()
+    with optim_wrapper.optim_context(model):
+        data = model.data_preprocessor(batch, True)
+        model.parse_losses(model(**data, mode="loss") if isinstance(data, dict) else model(*data, mode="loss"))
+
+
+@torch.no_grad()
+def _evaluate(loop: Any, model: Any) -> None:
+    """One item through the model and all scores of it."""
+    model.eval()
+    if not len(loop.dataloader.dataset):
+        raise InputError("there is no image to test on")
+    batch = next(iter(loop.dataloader))
+    outputs = model.test_step(batch)
+    loop.evaluator.process(data_samples=outputs, data_batch=batch)
+    loop.evaluator.evaluate(len(outputs))
+
+
+def _check_memory(cfg: Config, loaders: Sequence[str]) -> None:
+    """Refuses crops and batches whose pixels alone are more than this machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    preprocessor = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
+    sizes = [preprocessor.get("size"), *(crop.get("crop_size") for crop in nodes(cfg.get(loaders[0]), "RandomCrop"))]
+    pixels = max([1, *map(_area, sizes)])
+    for name in loaders:
+        batch = (cfg.get(name) or {}).get("batch_size", 1)
+        if (needed := 12 * pixels * batch) > memory:
+            raise InputError(f"{cfg.filename}, {name}: {batch} images of {pixels} px need {needed >> 30} GiB, this "
+                             f"machine has {memory >> 30}; lower batch_size or crop_size")
+
+
+def _area(size: Any) -> int:
+    sides = size if isinstance(size, (list, tuple)) else [size, size]
+    numbers = [int(side) for side in sides if isinstance(side, (int, float)) and not isinstance(side, bool)]
+    return numbers[0] * numbers[-1] if numbers else 1
+
+
+@contextlib.contextmanager
+def _nothing_left() -> Iterator[None]:
+    """Forgets mmengine's global loggers and the like of the block, which later ones would be given."""
+    registered = [kind._instance_dict for kind in (MMLogger, MessageHub, DefaultScope, Visualizer,
+                                                   *_subclasses(Visualizer))]
+    before = [set(instances) for instances in registered]
+    grad = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        for instances, names in zip(registered, before, strict=True):
+            for name in [name for name in instances if name not in names]:
+                for handler in getattr(instances[name], "handlers", []):
+                    handler.close()
+                del instances[name]
+
+
+def _subclasses(kind: Any) -> list[Any]:
+    return [inner for below in kind.__subclasses__() for inner in (below, *_subclasses(below))]
+
+

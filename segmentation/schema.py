@@ -1,0 +1,131 @@
+"""What a config must hold wherever it comes from; what the classes that it names take, they say when they are built."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Annotated, Any, Literal
+
+from mmengine.config import Config
+from pydantic import Field
+
+from common.errors import InputError
+from common.schema import OpenSchema, Schema, one_line, parse
+
+MOST_WORKERS = max(32, 4 * (os.cpu_count() or 1))
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Group = dict[str, Any]
+
+
+class Loader(OpenSchema):
+    """A data loader."""
+
+    dataset: Group
+    batch_size: Annotated[int, Field(ge=1, le=10**6)] = 1
+    num_workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
+    persistent_workers: bool = False
+    sampler: Group | None = None
+
+
+class TrainLoop(OpenSchema):
+    """The training's length."""
+
+    max_iters: Count | None = None
+    max_epochs: Count | None = None
+    val_interval: Count = 1
+    val_begin: Annotated[int, Field(ge=0)] = 1
+
+
+class Randomness(Schema):
+    """The seed."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    diff_rank_seed: bool = False
+    deterministic: bool = False
+
+
+class MultiProcessing(OpenSchema):
+    """How data workers start."""
+
+    mp_start_method: Literal["fork", "spawn", "forkserver"] = "fork"
+    opencv_num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
+
+
+class Environment(Schema):
+    """Processes and devices."""
+
+    cudnn_benchmark: bool = False
+    mp_cfg: MultiProcessing = MultiProcessing()
+    dist_cfg: Group = {}
+    resource_limit: Count = 4096
+
+
+class SegmentorConfig(OpenSchema):
+    """A config's parts."""
+
+    model: Group
+    train_dataloader: Loader | None = None
+    val_dataloader: Loader | None = None
+    test_dataloader: Loader | None = None
+    train_cfg: TrainLoop | None = None
+    val_cfg: Group | None = None
+    test_cfg: Group | None = None
+    optim_wrapper: Group | None = None
+    param_scheduler: list[Group] | Group | None = None
+    default_hooks: Group | None = None
+    custom_hooks: list[Group] | None = None
+    val_evaluator: Group | list[Group] | None = None
+    test_evaluator: Group | list[Group] | None = None
+    visualizer: Group | None = None
+    log_processor: Group | None = None
+    log_level: Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"] = "INFO"
+    randomness: Randomness = Randomness()
+    env_cfg: Environment = Environment()
+    default_scope: str | None = "mmseg"
+    work_dir: Annotated[str, Field(min_length=1)] | None = None
+    experiment_name: str | None = None
+
+
+class MaskData(OpenSchema):
+    """This project's data set; folders and lists are looked for when it is built."""
+
+    classes: Annotated[str, Field(min_length=1)]
+    data_root: str | None = None
+    data_prefix: dict[str, str | None] = {}
+    ann_file: str = ""
+    synthesised: str | None = None
+    repeat: Annotated[int, Field(ge=1, le=10**6)] = 1
+
+
+def check_schema(config: Config, datasets: list[Any]) -> None:
+    """Refuses a config whose parts are not of the right kind.
+
+    Args:
+        config: to check.
+        datasets: its ``MaskDataset`` entries.
+
+    Raises:
+        InputError: names file and field.
+    """
+    where = str(config.filename)
+    try:
+        content = _plain(config._cfg_dict)
+    except RecursionError as error:
+        raise InputError(f"{where}: holds itself, or is nested too deeply; write it flatter") from error
+    _check_numbers(content, where, ())
+    parse(content, SegmentorConfig, where)
+    for entry in datasets:
+        parse(_plain(entry), MaskData, f"{where}, MaskDataset")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_numbers(value: Any, where: str, path: tuple[Any, ...]) -> None:
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        _check_numbers(inner, where, (*path, key))
+    if isinstance(value, float) and math.isnan(value):
+        raise InputError(f"{where}, field {one_line('.'.join(map(str, path)), 80)}: is not a number (nan)")
