@@ -25,6 +25,7 @@ _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+REFERENCE_FITS = ("crop", "stretch")
 
 
 class PairedImages(Dataset[dict[str, Any]]):
@@ -57,6 +58,8 @@ class PairedImages(Dataset[dict[str, Any]]):
         interpolation: of images: nearest, bilinear, bicubic or lanczos. Masks are always nearest.
         multiple_of: height and width must be multiples of this many pixels.
         follow_links: links below the data root may lead to files outside it.
+        reference_fit: how a reference of another shape than its mask's gets that shape: ``crop`` keeps the middle,
+            ``stretch`` everything, distorted (as published).
 
     Raises:
         InputError: a faulty list or parameter.
@@ -79,7 +82,11 @@ class PairedImages(Dataset[dict[str, Any]]):
         interpolation: str = "bicubic",
         multiple_of: int = 64,
         follow_links: bool = False,
+        reference_fit: str = "crop",
     ) -> None:
+        if reference_fit not in REFERENCE_FITS:
+            raise InputError(f"reference_fit {reference_fit}: must be one of {', '.join(REFERENCE_FITS)}")
+        self.reference_fit = reference_fit
         if interpolation not in _INTERPOLATION:
             raise InputError(f"interpolation {interpolation}: must be one of {', '.join(_INTERPOLATION)}")
         for name, value in (("flip_p", flip_p), ("empty_prompt_p", empty_prompt_p)):
@@ -124,7 +131,9 @@ class PairedImages(Dataset[dict[str, Any]]):
         mask = _resize(mask, self.size, Image.Resampling.NEAREST)
         sample: dict[str, Any] = {"txt": "" if empty else item.prompt, "name": item.name, "seed": seed}
         if self.use_reference:
-            reference = _resize(_load(read_image, item, "reference"), mask.shape, self._resample)
+            reference = _load(read_image, item, "reference")
+            box = middle(reference.shape[:2], mask.shape) if self.reference_fit == "crop" else None
+            reference = _resize(reference, mask.shape, self._resample, box)
             sample |= {"mask_path": str(item.mask), "reference_path": str(item.reference)}
         else:
             image = _resize(_load(read_image, item, "image"), mask.shape, self._resample)
@@ -154,11 +163,28 @@ def _load(read: Any, item: Item, kind: str) -> np.ndarray:
         raise InputError(f"{path} (line {item.line} of the list): {error.reason}") from error
 
 
-def _resize(pixels: np.ndarray, size: tuple[int, ...] | None, resample: Image.Resampling) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8 to (height, width) = ``size``, antialiased where the filter is."""
-    if size is None or pixels.shape[:2] == tuple(size):
+Box = tuple[float, float, float, float]  # left, upper, right, lower
+
+
+def middle(shape: tuple[int, ...], aspect: tuple[int, ...]) -> Box | None:
+    """The largest centred part of an image (H, W) that has the aspect ratio of another (H', W'); None for the whole."""
+    (height, width), (other_height, other_width) = shape, aspect
+    if height * other_width == width * other_height:
+        return None
+    scale = min(height / other_height, width / other_width)
+    part_height, part_width = min(scale * other_height, height), min(scale * other_width, width)
+    # from a whole pixel on, so that a part that already has its size is not blurred by half a pixel
+    top, left = (height - part_height) // 2, (width - part_width) // 2
+    return left, top, left + part_width, top + part_height
+
+
+def _resize(
+    pixels: np.ndarray, size: tuple[int, ...] | None, resample: Image.Resampling, box: Box | None = None
+) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8, or a part of it, to (height, width) = ``size``, antialiased where the filter is."""
+    if size is None or (box is None and pixels.shape[:2] == tuple(size)):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resample))
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resample, box))
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:

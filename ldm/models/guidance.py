@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.modules.encoders import as_long
+
 Condition = dict[str, list[Tensor]]
 
 
@@ -46,6 +48,7 @@ class Guidance:
             self.conditions = [prepare(uncond), prepare(cond)]
         else:
             assert uncond is not None
+            cond, uncond = _texts_as_long(cond, uncond)
             joint, differs = _join(uncond, cond)
             if not (share and differs == {"c_crossattn"}):
                 # the latent is repeated here, not inside the network where the text first matters
@@ -63,6 +66,15 @@ class Guidance:
             return predictions[0]
         unconditional, conditional = predictions if len(predictions) == 2 else predictions[0].chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
+
+
+def _texts_as_long(cond: Condition, uncond: Condition) -> tuple[Condition, Condition]:
+    """Both conditions with texts of one length; texts of more windows than the empty one's are longer."""
+    texts = [sum(tensor.shape[1] for tensor in one["c_crossattn"]) for one in (cond, uncond)]
+    if texts[0] == texts[1]:
+        return cond, uncond
+    longer = as_long([torch.cat(one["c_crossattn"], 1) for one in (cond, uncond)])
+    return {**cond, "c_crossattn": [longer[0]]}, {**uncond, "c_crossattn": [longer[1]]}
 
 
 def _pairs(first: list[Tensor], second: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.rng import item_noise, seed_from
 from ldm.models.guidance import Condition, Guidance
-from ldm.models.schedule import make_scheduler
+from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 
 
 @torch.no_grad()
@@ -27,6 +27,7 @@ def sample(
     eta: float = 0.0,
     seeds: Sequence[int] | None = None,
     progress: bool = False,
+    spacing: str = "auto",
     **guidance: bool,
 ) -> Tensor:
     """Samples latents from noise.
@@ -42,6 +43,7 @@ def sample(
         eta: share of fresh noise a step, DDIM alone (Song et al. 2021, equation 16); 0 is deterministic.
         seeds: one seed an image for that noise, so that an image does not depend on its batch.
         progress: show a bar.
+        spacing: of the time steps, see ``ldm.models.schedule.spacing_of``.
         **guidance: ``split``, ``reuse``, ``share``, see ``Guidance``.
 
     Returns:
@@ -50,12 +52,10 @@ def sample(
     Raises:
         InputError: a sampler, number of steps or eta that cannot be.
     """
-    scheduler = make_scheduler(sampler, model.betas, model.parameterization)
-    if not 1 <= steps <= len(model.betas) // 2:
-        raise InputError(f"--ddim_steps {steps}: must be 1 to {len(model.betas) // 2}")
+    scheduler = make_scheduler(sampler, model.betas, model.parameterization, spacing_of(spacing, steps))
     if eta and sampler != "ddim":
         raise InputError(f"--ddim_eta {eta}: only the sampler ddim takes fresh noise; leave it at 0 for {sampler}")
-    scheduler.set_timesteps(steps, device=x_T.device)
+    set_time_steps(scheduler, steps, x_T.device)
     predict = Guidance(model, cond, uncond, guidance_scale, **guidance)
     precise = torch.promote_types(x_T.dtype, torch.float32)  # the solver's arithmetic, whatever the network's
     x = x_T.to(precise) * scheduler.init_noise_sigma

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.errors import InputError
 
+SPACINGS = ("auto", "leading", "trailing")
 SAMPLERS = ("ddim", "dpmsolver++", "unipc", "euler")
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
@@ -53,13 +54,31 @@ def schedule_buffers(betas: np.ndarray) -> dict[str, Tensor]:
     return {name: torch.from_numpy(table.astype(np.float32)) for name, table in tables.items()}
 
 
-def make_scheduler(sampler: str, betas: Tensor, parameterization: str = "eps") -> Any:
-    """A diffusers scheduler over the given variances, with Stable Diffusion's time steps.
+def spacing_of(spacing: str, steps: int) -> str:
+    """``leading`` or ``trailing``; ``auto`` is leading, as published, but for a single step.
+
+    Leading time steps begin at 1 + (steps - 1) * (T // steps), of T: pure noise is taken for what is half noise where
+    there are two steps, and for a finished image where there is one, which is then all that comes out. Trailing ones
+    begin at the end of the noise process (Lin et al. 2024, section 3.3).
+
+    Raises:
+        InputError: unknown spacing.
+    """
+    if spacing not in SPACINGS:
+        raise InputError(f"--spacing {spacing}: choose one of {', '.join(SPACINGS)}")
+    if spacing == "auto":
+        return "trailing" if steps == 1 else "leading"
+    return spacing
+
+
+def make_scheduler(sampler: str, betas: Tensor, parameterization: str = "eps", spacing: str = "leading") -> Any:
+    """A diffusers scheduler over the given variances, by default with Stable Diffusion's time steps.
 
     Args:
         sampler: one of ``SAMPLERS``.
         betas: (T,).
         parameterization: what the network predicts, ``eps``, ``v`` or ``x0``.
+        spacing: of the time steps, ``leading`` (published) or ``trailing``.
 
     Raises:
         InputError: unknown sampler.
@@ -68,7 +87,7 @@ def make_scheduler(sampler: str, betas: Tensor, parameterization: str = "eps") -
         "num_train_timesteps": len(betas),
         "trained_betas": betas.cpu().double().numpy(),
         "prediction_type": PREDICTION_TYPES[parameterization],
-        "timestep_spacing": "leading",
+        "timestep_spacing": spacing,
         "steps_offset": 1,
     }
     if sampler == "ddim":
@@ -80,3 +99,21 @@ def make_scheduler(sampler: str, betas: Tensor, parameterization: str = "eps") -
     if sampler == "euler":
         return diffusers.EulerDiscreteScheduler(**common)
     raise InputError(f"--sampler {sampler}: choose one of {', '.join(SAMPLERS)}")
+
+
+def set_time_steps(scheduler: Any, steps: int, device: torch.device | str | None = None) -> Tensor:
+    """Sets a scheduler's time steps and returns them, the noisiest first.
+
+    Raises:
+        InputError: more than half the noise process's (leading ones would begin far from noise), or a number that
+            trailing ones cannot have: rounding then adds one below zero.
+    """
+    total = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= total // 2:
+        raise InputError(f"--ddim_steps {steps}: must be 1 to {total // 2}")
+    scheduler.set_timesteps(steps, device=device)
+    times: Tensor = scheduler.timesteps
+    if len(times) != steps or times.min() < 0:
+        raise InputError(f"--ddim_steps {steps}: {total} time steps cannot be parted so evenly from the end; take "
+                         "another number, or --spacing leading")
+    return times

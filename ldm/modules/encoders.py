@@ -1,67 +1,39 @@
 """Text encoders: CLIP ViT-L/14 (Stable Diffusion 1.x) and OpenCLIP ViT-H/14 (Stable Diffusion 2.x).
 
-Nothing is downloaded: an encoder's shape comes from its arguments, its weights from the checkpoint, and CLIP's
-vocabulary ships inside ``open_clip_torch``.
+Nothing is downloaded: an encoder's shape comes from its arguments, its weights from the checkpoint.
 """
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
 import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from common.errors import InputError
-
-START, END = "<|startoftext|>", "<|endoftext|>"
-END_ID = 49407
-VOCAB_SIZE = 49408
+from ldm.modules.tokenizer import END_ID, VOCAB_SIZE, ClipTokenizer
 
 
-@lru_cache(maxsize=1)
-def _clip_bpe() -> CLIPTokenizer:
-    """CLIP's byte-pair encoding (Radford et al. 2021) from the list of merges inside ``open_clip_torch``."""
-    package = importlib.util.find_spec("open_clip")
-    if package is None or package.origin is None:
-        raise InputError("CLIP's vocabulary ships inside open_clip_torch: pip install open_clip_torch")
-    with gzip.open(Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz"), "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")
-    letters = sorted(ByteLevel.alphabet())  # one printable letter a byte, in CLIP's order
-    count = VOCAB_SIZE - 2 * len(letters) - 2  # what the letters, the word-ending letters and two marks leave
-    merges = [tuple(line.split()) for line in lines[1 : 1 + count]]  # line 0 is a header
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges), START, END]
-    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
+MOST_WINDOWS = 4  # of a configuration: a training batch's contexts are repeated to their common length, 12 windows here
+LONG_PROMPTS = 16  # windows of inference's --long_prompts, whose batches hold prompts of one length
 
 
-class ClipTokenizer:
-    """OpenAI's CLIP tokenizer, with a fixed length.
+def as_long(contexts: Sequence[Tensor]) -> list[Tensor]:
+    """Text embeddings (..., L_i, C) repeated along the tokens to their common length, the least common multiple.
 
-    Args:
-        max_length: tokens a text, start and end token included; a longer text is cut, its end token stays.
-        pad_token: id that fills up short texts: 49407, the end token (ViT-L/14 as published), or 0 (open_clip).
+    Attention to a context is a weighted mean of its tokens' values: to the same context repeated it is the same mean.
+    Padding with anything else would change what a short text means by the company it is in.
     """
-
-    def __init__(self, max_length: int = 77, pad_token: int = END_ID) -> None:
-        self.max_length, self.pad_token = max_length, pad_token
-        self.bpe = _clip_bpe()
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Token ids, int64 (B, max_length)."""
-        ids = self.bpe(list(texts), truncation=True, max_length=self.max_length)["input_ids"] if len(texts) else []
-        tokens = torch.full((len(texts), self.max_length), self.pad_token, dtype=torch.int64)
-        for row, known in zip(tokens, ids, strict=True):
-            row[: len(known)] = torch.tensor(known)
-        return tokens
+    length = math.lcm(*(context.shape[-2] for context in contexts))
+    return [
+        torch.cat([context] * (length // context.shape[-2]), dim=-2) if context.shape[-2] < length else context
+        for context in contexts
+    ]
 
 
 class TextEncoder(nn.Module):
@@ -71,10 +43,18 @@ class TextEncoder(nn.Module):
         tokenizer: texts -> token ids.
         freeze: no parameter learns. With ``freeze=False``, nothing is remembered while gradients are on.
         cache_size: how many prompts are remembered, the least recently used is dropped first; 0 turns it off.
+        max_windows: windows of ``max_length`` - 2 tokens that are read of a text, 1 to 4. Each is embedded by itself;
+            their embeddings follow each other along L. 1 cuts the text, as published.
+
+    Raises:
+        InputError: another ``max_windows``.
     """
 
-    def __init__(self, tokenizer: ClipTokenizer, freeze: bool, cache_size: int) -> None:
+    def __init__(self, tokenizer: ClipTokenizer, freeze: bool, cache_size: int, max_windows: int = 1) -> None:
         super().__init__()
+        if isinstance(max_windows, bool) or max_windows not in range(1, MOST_WINDOWS + 1):
+            raise InputError(f"max_windows {max_windows}: must be a whole number, 1 to {MOST_WINDOWS}")
+        self.max_windows = max_windows
         self.tokenizer, self.freeze_weights, self.cache_size = tokenizer, freeze, cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cached_under: tuple[object, ...] = ()
@@ -102,7 +82,8 @@ class TextEncoder(nn.Module):
             texts: B texts (one string is one text).
 
         Returns:
-            (B, max_length, C) on the encoder's device.
+            (B, max_length, C) on the encoder's device; with ``max_windows``, (B, k * max_length, C): texts of fewer
+            windows than others are repeated, see ``as_long``.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
@@ -110,7 +91,9 @@ class TextEncoder(nn.Module):
         device = next(self.parameters()).device
         learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
         if learning:
-            return self.embed(self.tokenizer(texts).to(device))
+            windows = [self.tokenizer.windows(text, self.max_windows) for text in texts]
+            parts = self.embed(torch.cat(windows).to(device)).split([len(tokens) for tokens in windows])
+            return torch.stack(as_long([part.flatten(0, 1) for part in parts]))
         state = self._state(device)
         if state != self._cached_under:
             self._cache.clear()
@@ -121,13 +104,13 @@ class TextEncoder(nn.Module):
             with torch.no_grad():
                 for text in new:
                     # one at a time: a remembered embedding must not depend, by rounding, on the batch that it came with
-                    found[text] = self.embed(self.tokenizer([text]).to(device))[0]
+                    found[text] = self.embed(self.tokenizer.windows(text, self.max_windows).to(device)).flatten(0, 1)
         for text in dict.fromkeys(texts):
             self._cache[text] = found[text]
             self._cache.move_to_end(text)
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
-        return torch.stack([found[text] for text in texts])
+        return torch.stack(as_long([found[text] for text in texts]))
 
     def _state(self, device: torch.device) -> tuple[object, ...]:
         """What remembered embeddings depend on: changes when weights are loaded, moved or cast, and under autocast."""
@@ -138,7 +121,7 @@ class TextEncoder(nn.Module):
             (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
             for weight in self.parameters()
         )
-        return (device, autocast, *weights)
+        return (device, autocast, self.max_windows, *weights)
 
 
 class FrozenCLIPEmbedder(TextEncoder):
@@ -160,6 +143,7 @@ class FrozenCLIPEmbedder(TextEncoder):
         hidden_act: "quick_gelu" (OpenAI's weights) or "gelu" (OpenCLIP's weights in Hugging Face layout, SD 2.x).
         pad_token: id that fills up short texts: 49407 (SD 1.x), or 0 (SD 2.x).
         cache_size: how many prompts' embeddings are remembered.
+        max_windows: 1 cuts long texts, as published; see ``TextEncoder``.
 
     Raises:
         InputError: impossible arguments, or no text model under ``version``.
@@ -181,12 +165,13 @@ class FrozenCLIPEmbedder(TextEncoder):
         hidden_act: str = "quick_gelu",
         pad_token: int = END_ID,
         cache_size: int = 1024,
+        max_windows: int = 1,
     ) -> None:
         if vocab_size < VOCAB_SIZE:
             raise InputError(f"vocab_size {vocab_size}: CLIP's vocabulary has {VOCAB_SIZE} tokens")
         if hidden_size % num_heads:
             raise InputError(f"hidden_size {hidden_size}: not a multiple of num_heads {num_heads}")
-        super().__init__(ClipTokenizer(max_length, pad_token), freeze, cache_size)
+        super().__init__(ClipTokenizer(max_length, pad_token), freeze, cache_size, max_windows)
         config = CLIPTextConfig(
             vocab_size=vocab_size,
             hidden_size=hidden_size,
@@ -241,6 +226,7 @@ class FrozenOpenCLIPEmbedder(TextEncoder):
         layer: "last", or "penultimate" (published SD 2.x).
         text_config: replaces ``arch``: ``embed_dim`` and the fields of an ``open_clip`` ``text_cfg`` (width, ...).
         cache_size: how many prompts' embeddings are remembered.
+        max_windows: 1 cuts long texts, as published; see ``TextEncoder``.
 
     Raises:
         InputError: unknown ``arch`` or ``layer``, or no weights under ``version``.
@@ -256,10 +242,11 @@ class FrozenOpenCLIPEmbedder(TextEncoder):
         layer: str = "last",
         text_config: Mapping[str, Any] | None = None,
         cache_size: int = 1024,
+        max_windows: int = 1,
     ) -> None:
         if layer not in ("last", "penultimate"):
             raise InputError(f"layer {layer!r}: must be last or penultimate")
-        super().__init__(ClipTokenizer(max_length, pad_token=0), freeze, cache_size)
+        super().__init__(ClipTokenizer(max_length, pad_token=0), freeze, cache_size, max_windows)
         self.model = _open_clip_text(arch, text_config, max_length)
         # SD 2.x checkpoints carry CLIP's temperature beside the text transformer (the image tower was deleted)
         self.model.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
