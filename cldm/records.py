@@ -3,18 +3,74 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from common.files import atomic_path, flock
+from pydantic import AfterValidator, ConfigDict
+
+from common.errors import InputError
+from common.files import flock, name_fault
+from common.journal import Journal, Record
+from common.pairing import IMAGE_SUFFIXES
 
 RECORDS = "samples.jsonl"
 LOCK, ACTIVE = ".samples.lock", ".active.lock"  # hidden, empty, and left behind: removing a lock would be a race
-FORMATS = (".jpg", ".png")
+
+
+def _file_name(name: str) -> str:
+    if fault := name_fault(name):
+        raise ValueError(f"is no name of an image: {fault}")
+    return name
+
+
+class Sample(Record):
+    """A line: an image's name, and what it was made of; see ``cldm.plan.Recipe``. Other versions' fields are kept."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True)
+
+    name: Annotated[str, AfterValidator(_file_name)]
+    seed: int | None = None
+    prompt: str = ""
+    prompt_read: str | None = None
+    mask: str | None = None
+    mask_hash: str | None = None
+    reference: str | None = None
+    reference_hash: str | None = None
+    reference_fit: str | None = None
+    hint_encoding: str | None = None
+    height: int | None = None
+    width: int | None = None
+    format: str | None = None
+    quality: int | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    spacing: str | None = None
+    scale: float | None = None
+    eta: float | None = None
+    checkpoint: str | None = None
+    checkpoint_hash: str | None = None
+    use_ema: bool | None = None
+    config: str | None = None
+    config_hash: str | None = None
+    precision: str | None = None
+
+
+def _journal(outdir: Path) -> Journal[Sample]:
+    return Journal(outdir, "samples", Sample, remedy="remove this line, and make its image again")
+
+
+@contextmanager
+def writing(outdir: Path) -> Iterator[None]:
+    """Says in one line that the folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"--outdir {outdir}: cannot write there ({reason}); what is there is whole: make room or take "
+                         "another folder, and start again") from error  # fmt: skip
 
 
 @contextmanager
@@ -26,45 +82,48 @@ def publishing(outdir: Path) -> Iterator[None]:
 
 @contextmanager
 def working_in(outdir: Path) -> Iterator[None]:
-    """For the whole of a run. Nobody else working there, temporary files can only be those of a killed run: removed."""
-    with flock(outdir / ACTIVE, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
+    """For the whole of a run: tidies up what killed runs left, before it and after it.
+
+    Nobody else working there, temporary files can only be those of a killed run: removed.
+    """
+    with writing(outdir), flock(outdir / ACTIVE, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
         if alone:
             for path in outdir.glob(".*.tmp.*"):
                 path.unlink(missing_ok=True)
     with flock(outdir / ACTIVE, fcntl.LOCK_SH):
+        with writing(outdir):
+            merge_records(outdir)
         yield
+        with writing(outdir):
+            merge_records(outdir)
 
 
-def append_record(outdir: Path, record: dict[str, Any], rank: int = 0) -> None:
+def append_record(outdir: Path, record: Sample, rank: int = 0) -> None:
     """Adds a line to this process's records; to be called within ``publishing``."""
-    with (outdir / (f"samples.rank{rank}.jsonl" if rank else RECORDS)).open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    _journal(outdir).append(record, f"rank{rank}" if rank else "")
 
 
-def read_records(outdir: Path) -> dict[str, dict[str, Any]]:
-    """Records by name, of all processes; the latest where repeated."""
-    records: dict[str, dict[str, Any]] = {}
-    for part in sorted(outdir.glob("samples*.jsonl")):
-        try:
-            lines = part.read_text(errors="replace").splitlines()
-        except FileNotFoundError:  # another command has just joined it with the others
-            continue
-        for line in lines:
-            with suppress(json.JSONDecodeError, KeyError, TypeError):  # a line cut off by a kill
-                record = json.loads(line)
-                records[record["name"]] = record
-    return records
+def read_records(outdir: Path) -> dict[str, Sample]:
+    """Records by name, of all processes; the latest where repeated.
+
+    Raises:
+        InputError: a line is damaged, other than by a kill.
+    """
+    return _journal(outdir).read()
 
 
 def merge_records(outdir: Path) -> None:
     """Joins the processes' records in ``samples.jsonl``: one an image, in order of names, none without its image."""
     with publishing(outdir):
-        records, parts = read_records(outdir), list(outdir.glob("samples*.jsonl"))
-        there = {Path(entry.name).stem for entry in os.scandir(outdir) if Path(entry.name).suffix in FORMATS}
-        if not records:
-            return
-        with atomic_path(outdir / RECORDS) as path:
-            path.write_text("".join(json.dumps(records[name]) + "\n" for name in sorted(records) if name in there))
-        for part in parts:
-            if part.name != RECORDS:
-                part.unlink()
+        there = images_in(outdir)
+        _journal(outdir).merge(there.__contains__)
+
+
+def images_in(outdir: Path) -> dict[str, list[str]]:
+    """Names of image files by name without suffix."""
+    found: dict[str, list[str]] = {}
+    for entry in os.scandir(outdir):
+        path = Path(entry.name)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith("."):
+            found.setdefault(path.stem, []).append(entry.name)
+    return {stem: sorted(names) for stem, names in found.items()}

@@ -1,13 +1,11 @@
-"""Synthesising a data set: which images are missing, how each is made, and how it is written."""
+"""Synthesising a data set: how each image is made and written; which ones, ``cldm.plan`` says."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,104 +18,45 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cldm.callbacks import ctrl_c, to_uint8
 from cldm.control_ldm import ControlLDM
-from cldm.records import append_record, merge_records, publishing, read_records, working_in
+from cldm.plan import Job, Recipe, SynthesisOptions, file_hash, same_size_batches
+from cldm.records import Sample, append_record, images_in, publishing, working_in
 from common.errors import InputError
 from common.files import atomic_path
 from common.rng import item_noise, seed_from
 from ldm.data.pairs import PairedImages
 from ldm.models.sampling import sample
+from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 
-SETTINGS = ("checkpoint_hash", "use_ema", "sampler", "steps", "scale", "eta")  # of a record: what makes its picture
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
 
 
-@dataclass(frozen=True)
-class Job:
-    """One image to make: an item of the list and a seed."""
-
-    item: int
-    seed: int
-    name: str
-
-
-@dataclass(frozen=True)
-class SynthesisOptions:
-    """How images are made and written; the defaults are the published ones."""
-
-    outdir: Path
-    steps: int = 50
-    sampler: str = "ddim"
-    scale: float = 9.0
-    eta: float = 0.0
-    image_format: str = "jpg"
-    quality: int = 95
-    split_guidance: bool = False
-
-
-def plan(
-    dataset: PairedImages, options: SynthesisOptions, seeds: Sequence[int], only: Sequence[str] = ()
-) -> tuple[list[Job], int]:
-    """The images that are still to be made.
-
-    Args:
-        dataset: items with references.
-        options: output folder and format.
-        seeds: seeds of each item.
-        only: names (``<mask name>_seed_<seed>``) of the images to make, even if they are there; empty for all.
-
-    Returns:
-        jobs in the list's order, and the number of images that are there already.
+def check_model(model: ControlLDM, dataset: PairedImages) -> None:
+    """Refuses a mask branch that does not read the hints of the data.
 
     Raises:
-        InputError: ``only`` names an image that no item and seed give.
+        InputError: it reads another number of channels.
     """
-    jobs = []
-    if only:
-        items = {item.name: i for i, item in enumerate(dataset.items)}
-        for name in dict.fromkeys(text.removesuffix(".jpg").removesuffix(".png") for text in only):
-            mask, _, number = name.rpartition("_seed_")
-            if mask not in items or not number.isdecimal():
-                raise InputError(f"--only {name}: no such image; names are <mask name>_seed_<seed>, masks in the list")
-            jobs.append(Job(items[mask], int(number), name))
-        return jobs, 0
-    present = {entry.name for entry in os.scandir(options.outdir)}
-    done = 0
-    for i, item in enumerate(dataset.items):
-        for seed in seeds:
-            name = f"{item.name}_seed_{seed}"
-            if f"{name}.{options.image_format}" in present:
-                done += 1
-            else:
-                jobs.append(Job(i, seed, name))
-    return jobs, done
+    wanted = next(model.control_model.input_hint_block.parameters()).shape[1]
+    if dataset.hint_channels != wanted:
+        raise InputError(
+            f"--classes: with hint_encoding {model.hint_encoding} masks have {dataset.hint_channels} channels, the "
+            f"model's mask branch reads {wanted}; name the class table that it was trained with"
+        )
 
 
-def refuse_mixture(
-    dataset: PairedImages, options: SynthesisOptions, seeds: Sequence[int], about: dict[str, Any]
-) -> None:
-    """Refuses to complete a folder whose images were made with other weights or settings.
-
-    Args:
-        dataset: items with references.
-        options: of this run.
-        seeds: of this run.
-        about: what this run's records say beside, see ``Synthesiser``.
+def few_steps(model: ControlLDM, options: SynthesisOptions) -> list[str]:
+    """A line about steps that begin too far from noise; none where all is well.
 
     Raises:
-        InputError: an image of this run is there, made otherwise; the message names it and the first difference.
+        InputError: a number of steps that cannot be.
     """
-    now = {**about, "sampler": options.sampler, "steps": options.steps, "scale": options.scale, "eta": options.eta}
-    planned = {f"{item.name}_seed_{seed}" for item in dataset.items for seed in seeds}
-    present = {entry.name for entry in os.scandir(options.outdir)}
-    for name, then in read_records(options.outdir).items():
-        if name not in planned or f"{name}.{options.image_format}" not in present:
-            continue
-        for setting in SETTINGS:
-            if setting in then and then[setting] != now.get(setting):
-                raise InputError(
-                    f"--outdir {options.outdir}: {name} there was made with {setting} {then[setting]}, not "
-                    f"{now.get(setting)}; name another folder, or remove these images"
-                )
+    spacing = spacing_of(options.spacing, options.steps)
+    scheduler = make_scheduler(options.sampler, model.betas, model.parameterization, spacing)
+    start, total = int(set_time_steps(scheduler, options.steps)[0]), len(model.betas)
+    if start > 0.85 * total:
+        return []
+    return [f"--ddim_steps {options.steps}: {spacing} time steps begin at {start} of {total}, where the network "
+            "expects less noise than there is, and images stay noisy; take --spacing trailing, or more steps"]
 
 
 class JobDataset(Dataset[dict[str, Any]]):
@@ -130,24 +69,11 @@ class JobDataset(Dataset[dict[str, Any]]):
         return len(self.jobs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The item of job ``index``, with the job's seed and name."""
+        """The item of job ``index``, with the job's seed and name, and what its files hold."""
         job = self.jobs[index]
-        return {**self.items[job.item], "job_seed": job.seed, "job_name": job.name}
-
-
-def same_size_batches(dataset: PairedImages, jobs: Sequence[Job], batch_size: int) -> list[list[int]]:
-    """Indices of jobs in batches of images of one size, in the jobs' order."""
-    batches: list[list[int]] = []
-    open_batch: dict[Any, list[int]] = {}
-    for i, job in enumerate(jobs):
-        size = dataset.items[job.item].size if dataset.size is None else None
-        batch = open_batch.setdefault(size, [])
-        if not batch:
-            batches.append(batch)
-        batch.append(i)
-        if len(batch) == batch_size:
-            del open_batch[size]
-    return batches
+        item = self.items[job.item]
+        hashes = {f"{kind}_hash": file_hash(Path(item[f"{kind}_path"])) for kind in ("mask", "reference")}
+        return {**item, **hashes, "job_seed": job.seed, "job_name": job.name}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -200,13 +126,14 @@ class Synthesiser(pl.LightningModule):
     Args:
         model: with weights.
         options: sampler, scale, folder.
-        about: what every record says (checkpoint, its hash, config).
+        recipe: what the records say.
     """
 
-    def __init__(self, model: ControlLDM, options: SynthesisOptions, about: dict[str, Any]) -> None:
+    def __init__(self, model: ControlLDM, options: SynthesisOptions, recipe: Recipe) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than devices
-        self.model, self.options, self.about = model, options, about
+        self.model, self.options, self.recipe = model, options, recipe
+        self.others = images_in(options.outdir)  # of these names, to be replaced, perhaps in another format
         self.pool = ThreadPoolExecutor(max_workers=4)
         self.writing: list[Future[None]] = []
 
@@ -221,10 +148,12 @@ class Synthesiser(pl.LightningModule):
             names = ", ".join(batch["job_name"])
             raise InputError(f"not a number in one of the images {names}; take another --precision or checkpoint")
         images = to_uint8(made)
-        fields = {"name": "job_name", "seed": "job_seed", "prompt": "txt", "mask": "mask_path",
-                  "reference": "reference_path"}  # fmt: skip
         for i, image in enumerate(images):
-            record = {field: batch[key][i] for field, key in fields.items()}
+            record = self.recipe.sample(
+                *(batch[key][i] for key in ("job_name", "job_seed", "txt", "mask_path", "mask_hash", "reference_path",
+                                            "reference_hash")),
+                *image.shape[:2],
+            )  # fmt: skip
             self.writing.append(self.pool.submit(self._write_whole, image, record))
         while len(self.writing) > 4 * len(images):
             self.writing.pop(0).result()  # a full disk stops the run here
@@ -245,37 +174,33 @@ class Synthesiser(pl.LightningModule):
         x_T = item_noise(seeds, shape).to(hint)
         latents = sample(
             model, cond, uncond, x_T, options.steps, options.sampler, options.scale, options.eta, seeds,
-            split=options.split_guidance,
+            spacing=options.spacing, split=options.split_guidance,
         )  # fmt: skip
         return model.decode_first_stage(latents.to(x_T.dtype))
 
-    def _write_whole(self, image: np.ndarray, record: dict[str, Any]) -> None:
+    def _write_whole(self, image: np.ndarray, record: Sample) -> None:
         try:
             self._write(image, record)
         except OSError as error:
-            raise InputError(f"--outdir {self.options.outdir}: cannot write {record['name']} ({error})") from error
+            reason = error.strerror or error
+            raise InputError(f"--outdir {self.options.outdir}: cannot write {record.name} ({reason}); what is there is "
+                             "whole: make room, and start again") from error  # fmt: skip
 
-    def _write(self, image: np.ndarray, record: dict[str, Any]) -> None:
+    def _write(self, image: np.ndarray, record: Sample) -> None:
         options = self.options
-        made = {
-            **record,
-            "sampler": options.sampler,
-            "steps": options.steps,
-            "scale": options.scale,
-            "eta": options.eta,
-            "height": image.shape[0],
-            "width": image.shape[1],
-            **self.about,
-        }
         kind: dict[str, Any] = {"format": "PNG"}
         if options.image_format == "jpg":
             kind = {"format": "JPEG", "quality": options.quality}
-        name = options.outdir / f"{record['name']}.{options.image_format}"
-        # leaving the block, the image first gets its name, after its record; then others may publish theirs
-        with ExitStack() as turn, atomic_path(name) as path:
-            Image.fromarray(image).save(path, **kind)
-            turn.enter_context(publishing(options.outdir))
-            append_record(options.outdir, made, self.trainer.global_rank)
+        name = options.outdir / f"{record.name}.{options.image_format}"
+        # leaving the inner block, the image gets its name, after its record; leaving the outer one, others may go on
+        with ExitStack() as turn:
+            with atomic_path(name) as path:
+                Image.fromarray(image).save(path, **kind)
+                turn.enter_context(publishing(options.outdir))
+                append_record(options.outdir, record, self.trainer.global_rank)
+            for other in self.others.get(record.name, ()):
+                if other != name.name:
+                    (options.outdir / other).unlink(missing_ok=True)
 
     def on_predict_end(self) -> None:
         """Waits for the writers."""
@@ -284,12 +209,25 @@ class Synthesiser(pl.LightningModule):
         self.writing.clear()
 
 
+@contextmanager
+def memory_for(batch_size: int) -> Iterator[None]:
+    """Says in one line that a batch does not fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not lacking:
+            raise
+        raise InputError(f"--batch_size {batch_size}: a batch does not fit into memory; take a smaller one, "
+                         "--split_guidance or a smaller --size") from error  # fmt: skip
+
+
 def synthesise(
     model: ControlLDM,
     dataset: PairedImages,
     jobs: Sequence[Job],
     options: SynthesisOptions,
-    about: dict[str, Any],
+    recipe: Recipe,
     batch_size: int,
     num_workers: int = 2,
     precision: str = "32",
@@ -302,7 +240,7 @@ def synthesise(
         dataset: items with references.
         jobs: images to make, on the first process; the others take its.
         options: how.
-        about: what every record says.
+        recipe: what the records say.
         batch_size: images a batch and device.
         num_workers: processes that read items, a device.
         precision: of the weights, one of ``HALF``; or Lightning's, such as ``bf16-mixed``.
@@ -321,16 +259,11 @@ def synthesise(
         precision="32-true" if precision in HALF else precision,  # type: ignore[arg-type]
         **trainer,
     )
-    first = engine.is_global_zero
-    with working_in(options.outdir) if first else nullcontext():
-        if first:
-            merge_records(options.outdir)  # of a run that was killed: older than what this one writes
-        with ctrl_c():
+    with working_in(options.outdir) if engine.is_global_zero else nullcontext():
+        with ctrl_c(), memory_for(batch_size):
             engine.predict(
-                Synthesiser(model, options, about),
+                Synthesiser(model, options, recipe),
                 datamodule=Jobs(dataset, jobs, batch_size, num_workers),
                 return_predictions=False,
             )
         engine.strategy.barrier("images written")  # not in a hook: a process without a batch runs none
-        if first:
-            merge_records(options.outdir)

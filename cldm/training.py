@@ -23,6 +23,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from cldm.build import create_model
 from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c, training_report
 from cldm.control_ldm import ControlLDM
+from cldm.prompts import cut_lines
 from cldm.start import origin_table, start_weights
 from common.errors import InputError
 from common.files import atomic_path, check_writable
@@ -310,6 +311,10 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
             config.data.params[part].params.setdefault("multiple_of", shape.multiple)
     data = build_data(config)
     check_hints(shape, data)
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        remedy = "model.params.cond_stage_config.params.max_windows=2 reads more, in windows of 75 tokens"
+        for dataset in data.datasets.values():
+            print("".join(f"{line}\n" for line in cut_lines(shape, dataset, remedy)), end="")
     folder = run_folder(options, make=not dry_run)
     stop = StopOnSignal()
     trainer = build_trainer(config, folder, stop)

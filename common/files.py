@@ -10,6 +10,8 @@ import json
 import os
 import re
 import tempfile
+import threading
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,22 @@ def room_for(option: str, folder: Path) -> Iterator[None]:
         raise InputError(f"{option}: {line}") from error
 
 
+def name_fault(name: str, longest: int = 255) -> str:
+    """Why a text is no name for a file that every command and shell takes; empty where it is one.
+
+    Args:
+        name: without folders.
+        longest: bytes that it may have.
+    """
+    if not name or name.startswith(".") or "/" in name:
+        return "it is empty, or begins with a dot, or names a folder"
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+        return "it holds a line break, NUL or another control character, or half of a character"
+    if len(name.encode()) > longest:
+        return f"it has more than {longest} bytes"
+    return ""
+
+
 def inside(path: Path, folder: Path | None) -> bool:
     """Whether a path is a folder or lies in it."""
     return folder is not None and path.resolve().is_relative_to(folder.resolve())
@@ -161,12 +179,13 @@ def flock(path: Path, how: int) -> Iterator[bool]:
         path: the lock's file; made if need be, and left behind: removing a lock would be a race.
         how: ``fcntl.LOCK_EX``, ``LOCK_SH``, with ``LOCK_NB`` not to wait.
     """
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except PermissionError:  # another user's file
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     # A process forked meanwhile (a data worker) would go on holding the lock after this one was killed.
-    _OPEN_LOCKS.add(handle)
+    with _FORKING:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except PermissionError:  # another user's file
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        _OPEN_LOCKS.add(handle)
     try:
         try:
             fcntl.flock(handle, how)
@@ -177,20 +196,25 @@ def flock(path: Path, how: int) -> Iterator[bool]:
             got = True
         yield got
     finally:
-        _OPEN_LOCKS.discard(handle)
-        os.close(handle)
+        with _FORKING:
+            if handle in _OPEN_LOCKS:  # else this is a forked process, whose number it is no more
+                _OPEN_LOCKS.discard(handle)
+                os.close(handle)
 
 
 _OPEN_LOCKS: set[int] = set()
+_FORKING = threading.Lock()  # no fork between the opening of a lock and its listing
 
 
 def _forget_locks() -> None:
+    _FORKING.release()
     while _OPEN_LOCKS:
         with contextlib.suppress(OSError):
             os.close(_OPEN_LOCKS.pop())
 
 
-os.register_at_fork(after_in_child=_forget_locks)  # closing a copy does not release the parent's lock
+# closing a copy does not release the parent's lock
+os.register_at_fork(before=_FORKING.acquire, after_in_parent=_FORKING.release, after_in_child=_forget_locks)
 
 
 @contextlib.contextmanager

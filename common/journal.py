@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,12 +42,13 @@ class Journal(Generic[R]):
         self.folder, self.kind, self.schema, self.sealed, self.remedy = folder, kind, schema, sealed, remedy
 
     def path(self, part: str = "") -> Path:
-        """The file of one process, or the one of all."""
+        """The file of one process (``part``: its number, or ``rank`` and its number), or the one of all."""
         return self.folder / f"{self.kind}.{part}.jsonl" if part else self.folder / f"{self.kind}.jsonl"
 
     def paths(self) -> list[Path]:
         """The files that are there: the one of all first, so that later lines win over what was joined before."""
-        parts = sorted(path for path in self.folder.glob(f"{self.kind}.*.jsonl") if path.name[0] != ".")
+        ours = re.compile(rf"{re.escape(self.kind)}\.(rank)?\d+\.jsonl")  # not the copy that somebody keeps beside them
+        parts = sorted(path for path in self.folder.glob("*.jsonl") if ours.fullmatch(path.name))
         return [path for path in [self.path(), *parts] if path.exists()]
 
     def append(self, record: R, part: str = "") -> None:

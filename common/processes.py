@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,24 @@ from common.errors import InputError
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a forked child should not have to
+
+
+_WORKER = re.compile(r"DataLoader worker .*?(exited unexpectedly|is killed by signal: [\w ]+)", re.DOTALL)
+
+
+def worker_line(error: BaseException) -> str | None:
+    """What to tell of a data worker that failed or ended; None where the error is another.
+
+    torch gives an error of a worker the worker's traceback as its message, and tells of a worker that was killed by a
+    ``RuntimeError``.
+    """
+    text = str(error)
+    if isinstance(error, InputError) and text.startswith("Caught ") and " in DataLoader worker " in text:
+        return text.rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+    if isinstance(error, RuntimeError) and (found := _WORKER.search(text)):
+        return (f"a process that reads items {found[1].strip()}, perhaps for lack of memory; take fewer (num_workers), "
+                "and start again")  # fmt: skip
+    return None
 
 
 def end_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:

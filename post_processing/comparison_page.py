@@ -57,7 +57,7 @@ def gallery_of(
         reference = _find(record.get("reference"), data_root)
         items.append({
             "name": name,
-            "caption": str(record.get("prompt", "")),
+            "caption": record.get("prompt") or "",
             "mask": read_mask(places[0]) if places else None,
             "reference": Image.fromarray(read_image(reference)) if reference else None,
             "image": Image.fromarray(read_image(found[name])),

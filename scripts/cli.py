@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from common.errors import InputError
 from common.files import full_disk_line
+from common.processes import worker_line
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions at import
 
@@ -33,7 +34,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs a command; exit code 2 and one line for bad input or a full disk, 130 for Ctrl-C.
+    """Runs a command; exit code 2 and one line for bad input, a full disk or a dead data worker, 130 for Ctrl-C.
 
     Args:
         main: the command; None or 0 is success.
@@ -42,13 +43,13 @@ def run(main: Callable[[], int | None]) -> None:
         code = main() or 0
     except InputError as error:
         told = "disk full" in str(error)
-        print(f"error: {error if told else full_disk_line(error) or error}", file=sys.stderr)
+        print(f"error: {error if told else full_disk_line(error) or worker_line(error) or error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 130
     except Exception as error:
-        line = full_disk_line(error)
+        line = full_disk_line(error) or worker_line(error)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

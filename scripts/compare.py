@@ -162,8 +162,9 @@ def pictures_of(args: argparse.Namespace, cfg: Config) -> str:
     classes = args.classes or next((entry.classes for entry in nodes(cfg.train_dataloader, "MaskDataset")), None)
     if classes is None:
         raise InputError("--syn-img-path: the gallery needs --classes for its colours")
+    records = {name: record.model_dump() for name, record in read_records(args.syn_img_path).items()}
     return gallery_of(args.syn_img_path, args.mask_path, args.filtered_mask_path, args.gallery,
-                      load_class_table(classes), read_records(args.syn_img_path), args.data_root)
+                      load_class_table(classes), records, args.data_root)
 
 
 def reports_of(args: argparse.Namespace) -> dict[str, bytes]:

@@ -8,37 +8,66 @@ Rows are spread evenly over the folder's records.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from cldm.callbacks import contact_sheet
-from cldm.records import RECORDS, read_records
+from cldm.records import RECORDS, images_in, read_records
 from common.classes import load_class_table
 from common.errors import InputError
 from common.files import atomic_path, check_writable
 from common.images import read_image
+from common.lists import parse_line, read_lines
+from common.schema import OpenSchema, parse
 from ldm.data.hints import colorize
 from scripts.cli import integer, parser, run
 
 COLUMNS = ("mask", "reference", "synthesised", "real")
 
 
+class Listed(OpenSchema):
+    """What is needed of a line of the list."""
+
+    source: str
+    target: str | None = None
+
+
+def real_images(items: Path, data_root: Path) -> dict[str, Path]:
+    """The real images that a list names, by their masks' names.
+
+    Raises:
+        InputError: the list cannot be read, or one of its lines; names it.
+    """
+    real = {}
+    for number, line in read_lines(items):
+        where = f"{items} line {number}"
+        try:
+            content = parse_line(line)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from error
+        item = parse(content, Listed, where)
+        if item.target is not None:
+            real[Path(item.source).stem] = data_root / item.target
+    return real
+
+
 def rows(
     samples: Path, data_root: Path, items: Path, classes: str, count: int, size: int
 ) -> list[list[np.ndarray]]:
-    """Pictures (size, size, 3) of ``count`` samples spread over the folder's records."""
-    try:
-        records = list(read_records(samples).values())
-        listed = [json.loads(line) for line in items.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{items}: {error}") from error
+    """Pictures (size, size, 3) of ``count`` samples spread over the folder's records.
+
+    Raises:
+        InputError: no records or images there, or a file that is damaged; names it.
+    """
+    if not samples.is_dir():
+        raise InputError(f"--samples {samples}: no such folder")
+    images = images_in(samples)
+    records = [record for record in read_records(samples).values() if record.name in images]
     if not records:
-        raise InputError(f"--samples {samples}: no records of scripts/inference.py ({RECORDS}) there")
-    with_image = [item for item in listed if {"source", "target"} <= set(item)]
-    real = {Path(item["source"]).stem: data_root / item["target"] for item in with_image}
+        raise InputError(f"--samples {samples}: no images with records of scripts/inference.py ({RECORDS}) there")
+    real = real_images(items, data_root)
     table = load_class_table(classes)
     chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, count).round().astype(int))]
 
@@ -48,16 +77,15 @@ def rows(
     sheet = []
     white = np.full((size, size, 3), 255, np.uint8)
     for record in chosen:
-        if lacking := {"mask", "reference"} - set(record):
-            raise InputError(f"--samples {samples}: {RECORDS}: {record['name']} has no {', '.join(sorted(lacking))}")
-        mask = Path(record["mask"])
-        made = samples / f"{record['name']}.jpg"
-        made = made if made.exists() else made.with_suffix(".png")  # refused by name where neither exists
+        if record.mask is None or record.reference is None:
+            lacking = "mask" if record.mask is None else "reference"
+            raise InputError(f"--samples {samples}: {RECORDS}: the record of {record.name} names no {lacking}")
+        mask = Path(record.mask)
         sheet.append(
             [
                 fit(colorize(table.labels.read(mask), table), Image.Resampling.NEAREST),
-                fit(read_image(record["reference"])),
-                fit(read_image(made)),
+                fit(read_image(record.reference)),
+                fit(read_image(samples / images[record.name][0])),
                 fit(read_image(real[mask.stem])) if mask.stem in real else white,
             ]
         )
@@ -72,8 +100,8 @@ def main() -> None:
     add("--data_root", type=Path, required=True, metavar="DIR", help="folder that the list's paths are relative to")
     add("--items", type=Path, required=True, metavar="FILE", help="the list that inference was given")
     add("--classes", required=True, metavar="TABLE", help="FUSU, GID, LoveDA, MBRSC or a classes.json")
-    add("--count", type=integer(1), default=8, help="samples to show")
-    add("--size", type=integer(8), default=128, help="side of each picture in pixels")
+    add("--count", type=integer(1, 1000), default=8, help="samples to show")
+    add("--size", type=integer(8, 1024), default=128, help="side of each picture in pixels")
     add("--out", type=Path, required=True, metavar="PNG", help="picture to write")
     args = options.parse_args()
     check_writable(args.out.parent, "--out")

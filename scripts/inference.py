@@ -3,8 +3,8 @@ r"""Synthesises images: one an item of the list and seed, after the item's mask,
   bash inference.sh --config configs/model/tisynth_v15.yaml --ckpt GID_model.ckpt --data_root DATA \
       --train_txt_file DATA/inference_set_items.json --outdir synth --seed 0 --gpus 0,1
 
-Writes <mask name>_seed_<seed>.jpg and samples.jsonl, which says how each image was made. Started again, it makes what
-is missing.
+Writes <mask name>_seed_<seed>.jpg and samples.jsonl, which says what each image was made of. Started again, it makes
+what is missing; images that were made of something else are refused by name, or made again with --remake.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from cldm.build import create_model
-from cldm.synthesis import Job, SynthesisOptions, plan, refuse_mixture, synthesise
+from cldm.build import create_model, load_config
+from cldm.plan import Job, Recipe, SynthesisOptions, check_names, config_hash, look, plan, refuse_mixture
+from cldm.prompts import cut_lines, read_long_prompts, reading
+from cldm.records import working_in
+from cldm.synthesis import check_model, few_steps, synthesise
 from cldm.training import parse_devices
 from common.errors import InputError
 from common.files import check_writable
 from ldm.checkpoint import file_hash
-from ldm.data.pairs import PairedImages
-from ldm.models.schedule import SAMPLERS
+from ldm.data.pairs import REFERENCE_FITS, PairedImages
+from ldm.models.schedule import SAMPLERS, SPACINGS
 from scripts.cli import integer, number, parser, run
 
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "model" / "tisynth_v15.yaml"  # published
@@ -49,8 +54,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--scale", type=number(0), default=9.0, help="guidance scale; 1 is no guidance")
     add("--ddim_steps", "--steps", dest="steps", type=integer(1, 500), default=50, help="denoising steps")
     add("--sampler", choices=SAMPLERS, default="ddim", help="solver")
+    add("--spacing", choices=SPACINGS, default="auto", help="time steps: leading (published), or trailing, from the "
+        "noise's end, for few steps; auto: leading, but trailing for a single step")
     add("--ddim_eta", type=number(0, 1), default=0.0, help="share of fresh noise a step, for ddim; 0 is deterministic")
     add("--size", type=integer(1), nargs="+", metavar="PX", help="side, or height and width; each mask's by default")
+    add("--reference_fit", choices=REFERENCE_FITS, default="crop", help="a reference of another shape than its mask: "
+        "keep its middle, or stretch it (published)")
+    add("--long_prompts", action="store_true", help="read prompts beyond 75 tokens in windows of 75; not cut")
     add("--classes", metavar="TABLE", help="class table to check masks by: FUSU, GID, LoveDA, MBRSC or a classes.json")
     add("--batch_size", type=integer(1), default=8, help="images at once on a device")
     add("--num_workers", type=integer(0), default=2, help="processes that read items, a device")
@@ -62,6 +72,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--split_guidance", action="store_true", help="the two texts one after the other: less memory, slower")
     add("--compile", action="store_true", help="torch.compile the networks: slow start, quicker steps")
     add("--only", nargs="+", default=[], metavar="NAME", help="make just these images (<mask name>_seed_<seed>), again")
+    add("--remake", action="store_true", help="make images again that were made otherwise than this command would")
     add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
     add("--follow_links", action="store_true", help="take files outside --data_root that links below it lead to")
     add("--dry_run", action="store_true", help="check everything, print the plan, and stop")
@@ -93,35 +104,53 @@ def main() -> None:
         follow_links=args.follow_links,
         use_reference=True,
         multiple_of=model.multiple,
+        reference_fit=args.reference_fit,
     )
+    check_model(model, dataset)
+    first = getattr(rank_zero_only, "rank", 0) == 0
     if dataset.faults:
         print(f"{len(dataset.faults)} faulty items are left out")
-    outdir = check_writable(args.outdir, "--outdir")
+    outdir = args.outdir
     options = SynthesisOptions(
-        outdir, args.steps, args.sampler, args.scale, args.ddim_eta, args.format, args.quality, args.split_guidance
-    )
+        outdir, args.steps, args.sampler, args.scale, args.ddim_eta, args.format, args.quality, args.split_guidance,
+        args.spacing,
+    )  # fmt: skip
     seeds = range(args.seed, args.seed + args.num_samples)
+    check_names(dataset, seeds)
     about: dict[str, Any] = {
         "checkpoint": args.ckpt.name,
         "checkpoint_hash": file_hash(args.ckpt),
         "use_ema": args.use_ema,
         "config": args.config.name,
+        "config_hash": config_hash(OmegaConf.to_container(load_config(args.config).model, resolve=True)),
         "precision": args.precision,
     }
-    if not args.only:
-        refuse_mixture(dataset, options, seeds, about)
+    if args.long_prompts:
+        read_long_prompts(model)
+    remedy = "shorten it" if args.long_prompts else "--long_prompts reads more, in windows of 75 tokens"
+    for line in [*cut_lines(model, dataset, remedy), *few_steps(model, options)] if first else []:
+        print(line)
+    recipe = Recipe(dataset, options, about, partial(reading, model))
+    fine, others = (set(), {}) if args.only else look(dataset, recipe, outdir, seeds)
+    if not args.remake:
+        refuse_mixture(outdir, others)
     jobs: list[Job] = []
-    first = getattr(rank_zero_only, "rank", 0) == 0
     if first:  # the others take its jobs: a command beside this one may change the folder at any time
-        jobs, done = plan(dataset, options, seeds, args.only)
-        print(f"{len(dataset)} items, {args.num_samples} seeds: {done} images are in {outdir}, {len(jobs)} to make")
-    others_wait = any(name in os.environ for name in LAUNCHED)
-    if args.dry_run or (first and not jobs and not others_wait):
+        jobs = plan(dataset, recipe, seeds, fine, args.only)
+        again = f", {len(others)} of them again" if others else ""
+        print(f"{len(dataset)} items, {args.num_samples} seeds: {len(fine)} images are in {outdir}, "
+              f"{len(jobs)} to make{again}")  # fmt: skip
+    nearest = next(folder for folder in (outdir, *outdir.absolute().parents) if folder.exists())
+    check_writable(nearest if args.dry_run else outdir, "--outdir")
+    if args.dry_run:
         return
+    if first and not jobs and not any(name in os.environ for name in LAUNCHED):
+        with working_in(outdir):  # what a killed run left is tidied up, even if its images are all there
+            return
     model.accelerate(compile_networks=args.compile)
     torch.set_float32_matmul_precision("high")
     synthesise(
-        model, dataset, jobs, options, about, args.batch_size, args.num_workers,
+        model, dataset, jobs, options, recipe, args.batch_size, args.num_workers,
         num_nodes=args.num_nodes, precision=args.precision, **devices,
     )  # fmt: skip
     if first:

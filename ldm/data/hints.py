@@ -7,6 +7,7 @@ import torch
 
 from common.classes import ClassTable, far_apart_colors
 from common.errors import InputError
+from common.files import digest
 from common.images import IGNORE
 
 ENCODINGS = ("index", "palette", "table", "onehot")
@@ -29,6 +30,7 @@ class HintEncoder:
 
     Attributes:
         channels: number of channels C of a hint.
+        fingerprint: a text that is another for each encoding of ids.
 
     Raises:
         InputError: unknown encoding, or a class table is lacking.
@@ -47,6 +49,7 @@ class HintEncoder:
         else:
             table = _lookup(np.eye(len(classes), dtype=np.float32))
         self.channels = table.shape[1]
+        self.fingerprint = f"{encoding} {digest(table.tolist())[:8]}"
         self._table = table.T.copy()  # (C, 256): id -> values; those of IGNORE are 0, except for index
         self._valid = None if classes is None else (np.arange(256) < len(classes)) | (np.arange(256) == IGNORE)
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from common.classes import load_class_table
 from common.errors import InputError
-from common.images import ImageError, read_image, read_mask
+from common.images import IGNORE, ImageError, read_image, read_mask
 from common.rng import seed_from
 from ldm.data.hints import HintEncoder
 from ldm.data.manifest import Item, read_manifest
@@ -92,14 +92,16 @@ class PairedImages(Dataset[dict[str, Any]]):
         for name, value in (("flip_p", flip_p), ("empty_prompt_p", empty_prompt_p)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} {value}: must be a probability in 0..1")
-        self.size = _height_and_width(size)
+        self.size, self.list_file = _height_and_width(size), str(txt_file)
         self.flip_p = flip_p
         self.empty_prompt_p = empty_prompt_p
         self.seed = seed
         self.use_reference = use_reference
         self.class_table = None if classes is None else load_class_table(classes, hint_encoding == "table")
         self._encode = HintEncoder(hint_encoding, self.class_table)
-        self.hint_channels = self._encode.channels
+        self.hint_channels, self.hint_fingerprint = self._encode.channels, self._encode.fingerprint
+        if self.class_table is not None and self.class_table.ignore_index != IGNORE:
+            self.hint_fingerprint += f", ignoring {self.class_table.ignore_index}"
         self._augment = ReferenceAugmentation(**(augmentation or {}))
         self._resample = _INTERPOLATION[interpolation]
         self.items, self.faults = read_manifest(

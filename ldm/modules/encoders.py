@@ -18,7 +18,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from common.errors import InputError
 from ldm.modules.tokenizer import END_ID, VOCAB_SIZE, ClipTokenizer
 
-
 MOST_WINDOWS = 4  # of a configuration: a training batch's contexts are repeated to their common length, 12 windows here
 LONG_PROMPTS = 16  # windows of inference's --long_prompts, whose batches hold prompts of one length
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
@@ -96,8 +97,8 @@ class ClipTokenizer:
         cut = encoded["offset_mapping"][room * windows][0] if tokens > room * windows else len(text)
         return Reading(tokens, text[:cut].rstrip() if cut < len(text) else text, text[cut:], windows)
 
-    def _encode(self, text: str, **options: bool) -> dict[str, list]:  # type: ignore[type-arg]
-        return self.bpe(text, add_special_tokens=False, verbose=False, **options)  # type: ignore[no-any-return]
+    def _encode(self, text: str, **options: bool) -> Any:
+        return self.bpe(text, add_special_tokens=False, verbose=False, **options)
 
 
 def cut_prompts(prompts: Iterable[tuple[str, str]], tokenizer: ClipTokenizer, most: int, remedy: str) -> list[str]:

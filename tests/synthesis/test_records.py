@@ -5,7 +5,7 @@ import multiprocessing
 
 import pytest
 
-from cldm.records import append_record, merge_records, publishing, read_records, working_in
+from cldm.records import Sample, append_record, merge_records, publishing, read_records, working_in
 
 COMMANDS, IMAGES = 3, 40
 
@@ -13,7 +13,7 @@ COMMANDS, IMAGES = 3, 40
 def write_images(folder, command):
     for i in range(IMAGES):
         with publishing(folder):
-            append_record(folder, {"name": f"{command}_seed_{i}"}, rank=command % 2)
+            append_record(folder, Sample(name=f"{command}_seed_{i}"), rank=command % 2)
             (folder / f"{command}_seed_{i}.png").touch()
 
 
@@ -34,10 +34,13 @@ def test_commands_that_share_a_folder_lose_no_record(tmp_path):
 
 def test_a_kill_leaves_whole_records_of_whole_images(tmp_path):
     (tmp_path / "a.png").touch()
-    lines = ['{"name": "a", "seed": 1}', '{"name": "a", "seed": 2}', '{"name": "no image"}', '"text"', '{"name": "cut']
+    lines = ['{"name": "a", "seed": 1}', '{"name": "a", "seed": 2, "new": 3}', '{"name": "no image"}', '{"name": "cut']
     (tmp_path / "samples.jsonl").write_text("\n".join(lines))
+    (tmp_path / "samples.backup.jsonl").write_text(lines[0])  # somebody's own
+    (tmp_path / "samples.rank1.jsonl").write_text("")
     merge_records(tmp_path)
-    assert (tmp_path / "samples.jsonl").read_text() == '{"name": "a", "seed": 2}\n'
+    assert (tmp_path / "samples.jsonl").read_text() == '{"name":"a","seed":2,"new":3}\n'
+    assert {path.name for path in tmp_path.glob("*.jsonl")} == {"samples.jsonl", "samples.backup.jsonl"}
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -12,63 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cldm.build import create_model
 from cldm.records import ACTIVE, LOCK, read_records
-from ldm.checkpoint import save_state_dict
-from tests.conftest import ROOT, SMALL
-
-
-@pytest.fixture(scope="module")
-def ckpt(scenes, tmp_path_factory):
-    """Weights that make images depend on everything: none of the zero initialisations is left."""
-    torch.manual_seed(0)
-    model = create_model(SMALL, classes=str(scenes / "classes.json"))
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if not name.startswith(("first_stage", "cond_stage")) and not p.any():
-                p.copy_(torch.randn_like(p) * 0.1)
-    path = tmp_path_factory.mktemp("ckpt") / "small.safetensors"
-    save_state_dict(model.state_dict(), path)
-    return path
-
-
-@pytest.fixture
-def command(scenes, ckpt):
-    def build(outdir, *more):
-        return [
-            "--config", SMALL, "--ckpt", ckpt, "--data_root", scenes, "--gpus", "cpu", "--outdir", outdir,
-            "--txt_file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json",
-            "--ddim_steps", "3", "--scale", "2", "--seed", "5", "--format", "png", "--num_workers", "0", *more,
-        ]  # fmt: skip
-
-    return build
-
-
-def images(folder):
-    return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("[!.]*.png"))}
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-
-
-def close(a, b):
-    """Equal but for the rounding of other matrix sizes: one grey level in a few pixels."""
-    difference = np.abs(a.astype(int) - b.astype(int))
-    return difference.max() <= 1 and (difference > 0).mean() < 0.01
-
-
-@pytest.fixture(scope="module")
-def made(scenes, ckpt, tmp_path_factory):
-    """The images of seed 5, made in batches of 8 by the command line."""
-    out = tmp_path_factory.mktemp("made")
-    arguments = [
-        "--config", SMALL, "--ckpt", ckpt, "--data_root", scenes, "--gpus", "cpu", "--outdir", out,
-        "--txt_file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json",
-        "--ddim_steps", "3", "--scale", "2", "--seed", "5", "--format", "png",
-    ]  # fmt: skip
-    subprocess.run([sys.executable, "-m", "scripts.inference", *map(str, arguments)], cwd=ROOT, check=True)
-    return out
+from tests.conftest import ROOT
+from tests.synthesis.conftest import close, images, records
 
 
 def test_one_image_an_item_with_its_record(made, scenes):
@@ -125,7 +71,7 @@ def test_a_process_takes_the_first_ones_plan(cli, made, command, tmp_path, monke
     from pytorch_lightning.utilities import rank_zero_only
 
     shutil.copytree(made, tmp_path / "out")
-    monkeypatch.setattr("cldm.synthesis.plan", lambda *_: pytest.fail("a second plan"))
+    monkeypatch.setattr("cldm.plan.plan", lambda *_: pytest.fail("a second plan"))
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert "to make" not in cli("inference", *command(tmp_path / "out"))

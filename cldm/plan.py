@@ -1,0 +1,262 @@
+"""Which images of a synthesis are there, made as asked, and which are to be made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from cldm.records import Sample, images_in, read_records
+from common.errors import InputError
+from common.files import digest, name_fault
+from common.schema import one_line
+from ldm.data.pairs import PairedImages
+from ldm.models.schedule import spacing_of
+from ldm.modules.tokenizer import Reading
+
+MOST_IMAGES = 10_000_000  # of one command: a longer list is a slip of the hand, and would fill the memory
+LONGEST_NAME = 255 - len("..12345678.tmp.jpg")  # bytes, so that the temporary file has a name, too
+# Fields of the model's configuration that change its training, not its pictures, or that records say by themselves.
+TRAINING_ONLY = ("learning_rate", "weight_decay", "warmup_steps", "decay_steps", "use_ema", "ema_decay", "trainable",
+                 "aug_pipe_config", "hint_encoding", "classes")  # fmt: skip
+# What makes a picture, in the order in which differences are named.
+MAKES = ("checkpoint_hash", "use_ema", "config_hash", "precision", "sampler", "steps", "spacing", "scale", "eta",
+         "format", "quality", "height", "width", "hint_encoding", "mask_hash", "reference_hash", "reference_fit",
+         "prompt", "prompt_read", "seed")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make: an item of the list and a seed; ``windows`` that its prompt takes."""
+
+    item: int
+    seed: int
+    name: str
+    windows: int = 1
+
+
+@dataclass(frozen=True)
+class SynthesisOptions:
+    """How images are made and written; the defaults are the published ones."""
+
+    outdir: Path
+    steps: int = 50
+    sampler: str = "ddim"
+    scale: float = 9.0
+    eta: float = 0.0
+    image_format: str = "jpg"
+    quality: int = 95
+    split_guidance: bool = False
+    spacing: str = "auto"
+
+
+def file_hash(path: Path) -> str:
+    """16 hexadecimal digits that stand for a file's content.
+
+    Raises:
+        InputError: it cannot be read (any more).
+    """
+    try:
+        return digest(path)[:16]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def config_hash(model: Any) -> str:
+    """Stands for what a configuration's ``model`` says of pictures."""
+    params = {key: value for key, value in (model.get("params") or {}).items() if key not in TRAINING_ONLY}
+    return digest({**model, "params": params})[:16]
+
+
+class Recipe:
+    """What pictures of a run are made of: the records' content, to be written and to be compared with.
+
+    Args:
+        dataset: items with references.
+        options: how.
+        about: the same for all: checkpoint, its hash, whether averaged, configuration, its hash, precision.
+        reading: what is read of a prompt.
+    """
+
+    def __init__(
+        self, dataset: PairedImages, options: SynthesisOptions, about: Mapping[str, Any],
+        reading: Callable[[str], Reading],
+    ) -> None:  # fmt: skip
+        self.size = dataset.size
+        self.reading = lru_cache(maxsize=4096)(reading)
+        self._common = {
+            **about,
+            "sampler": options.sampler,
+            "steps": options.steps,
+            "spacing": spacing_of(options.spacing, options.steps),
+            "scale": options.scale,
+            "eta": options.eta,
+            "format": options.image_format,
+            "quality": options.quality if options.image_format == "jpg" else None,
+            "reference_fit": dataset.reference_fit,
+            "hint_encoding": dataset.hint_fingerprint,
+        }
+
+    def sample(self, name: str, seed: int, prompt: str, mask: str, mask_hash: str, reference: str,
+               reference_hash: str, height: int, width: int) -> Sample:  # fmt: skip
+        """The record of one image."""
+        return Sample(
+            name=name, seed=seed, prompt=prompt, prompt_read=self.reading(prompt).read,
+            mask=_printable(mask), mask_hash=mask_hash, reference=_printable(reference), reference_hash=reference_hash,
+            height=height, width=width, **self._common,
+        )  # fmt: skip
+
+
+def _printable(path: str) -> str:
+    """A path as JSON can hold it, even where its bytes are no UTF-8."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def check_names(dataset: PairedImages, seeds: Sequence[int]) -> None:
+    """Refuses what no folder could hold.
+
+    Raises:
+        InputError: names of masks that give no names of images, or too many images.
+    """
+    if len(dataset) * len(seeds) > MOST_IMAGES:
+        raise InputError(f"--num_samples {len(seeds)}: {len(dataset) * len(seeds)} images; up to {MOST_IMAGES} at once")
+    for item in dataset.items:
+        if fault := name_fault(f"{item.name}_seed_{seeds[-1]}", LONGEST_NAME):
+            raise InputError(f"line {item.line} of the list, field source: {one_line(repr(item.name), 80)} is no name "
+                             f"for images ({fault}); rename the mask")  # fmt: skip
+
+
+def look(dataset: PairedImages, recipe: Recipe, outdir: Path, seeds: Sequence[int]) -> tuple[set[str], dict[str, str]]:
+    """Compares the images that are there with what this run would make.
+
+    Args:
+        dataset: items with references.
+        recipe: of this run.
+        outdir: where images are.
+        seeds: of each item.
+
+    Returns:
+        Names of the images that are as asked, and for each other image that is there what is another.
+
+    Raises:
+        InputError: damaged records.
+    """
+    present, records = images_in(outdir) if outdir.is_dir() else {}, read_records(outdir)
+    there = [(item, seed) for item in dataset.items for seed in seeds if f"{item.name}_seed_{seed}" in present]
+    hashes = _hashes(path for item, _ in there for path in (item.mask, item.reference) if path)
+    fine: set[str] = set()
+    others: dict[str, str] = {}
+    for item, seed in there:
+        name = f"{item.name}_seed_{seed}"
+        height, width = recipe.size or item.size or (0, 0)
+        now = recipe.sample(
+            name, seed, item.prompt, str(item.mask), hashes[item.mask], str(item.reference), hashes[item.reference],
+            height, width,
+        )  # fmt: skip
+        files = present[name]
+        if len(files) > 1:
+            others[name] = f"is there twice, {' and '.join(files)}"
+        elif name not in records:
+            others[name] = "has no record in samples.jsonl"
+        elif difference := _difference(records[name], now) or _other_file(files[0], f"{name}.{now.format}"):
+            others[name] = difference
+        else:
+            fine.add(name)
+    return fine, others
+
+
+def _hashes(paths: Iterable[Path]) -> dict[Path | None, str]:
+    distinct = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(distinct, pool.map(file_hash, distinct), strict=True))
+
+
+def _difference(then: Sample, now: Sample) -> str:
+    """The first thing that a record says otherwise than this run would; empty where none is."""
+    for field in MAKES:
+        before, wanted = getattr(then, field), getattr(now, field)
+        if before == wanted:
+            continue
+        if before is None and wanted is not None:
+            return f"has a record that does not say its {field}: another version of this program made it"
+        if field in ("mask_hash", "reference_hash"):
+            what = field.removesuffix("_hash")
+            return f"was made with another {what} than {getattr(now, what)} is now"
+        return f"was made with {field} {_shown(before)}, not {_shown(wanted)}"
+    return ""
+
+
+def _other_file(file: str, wanted: str) -> str:
+    return "" if file == wanted else f"is the file {file}, not {wanted}"
+
+
+def _shown(value: object) -> str:
+    return repr(one_line(value, 60)) if isinstance(value, str) and " " in value else one_line(value, 60)
+
+
+def refuse_mixture(outdir: Path, others: Mapping[str, str]) -> None:
+    """Refuses to complete a folder whose images were made otherwise.
+
+    Raises:
+        InputError: ``others`` names images; the message says what is another of the first.
+    """
+    if others:
+        name, difference = next(iter(others.items()))
+        more = f" (so are {len(others) - 1} more)" if len(others) > 1 else ""
+        raise InputError(
+            f"--outdir {outdir}: {one_line(name, 80)} there {difference}{more}; make such images again by --remake, or "
+            "name another folder"
+        )
+
+
+def plan(
+    dataset: PairedImages, recipe: Recipe, seeds: Sequence[int], fine: set[str], only: Sequence[str] = ()
+) -> list[Job]:
+    """The images that are still to be made, in the list's order.
+
+    Args:
+        dataset: items with references.
+        recipe: of this run.
+        seeds: of each item.
+        fine: names of those that are there as asked.
+        only: names (``<mask name>_seed_<seed>``) of the images to make, even if they are there; empty for all.
+
+    Raises:
+        InputError: ``only`` names an image that no item and seed give.
+    """
+    windows = [recipe.reading(item.prompt).windows for item in dataset.items]
+    if not only:
+        wanted = [(i, seed, f"{item.name}_seed_{seed}") for i, item in enumerate(dataset.items) for seed in seeds]
+        return [Job(i, seed, name, windows[i]) for i, seed, name in wanted if name not in fine]
+    jobs = []
+    items = {item.name: i for i, item in enumerate(dataset.items)}
+    for name in dict.fromkeys(text.removesuffix(".jpg").removesuffix(".png") for text in only):
+        mask, _, number = name.rpartition("_seed_")
+        if mask not in items or not _is_seed(number):
+            raise InputError(f"--only {one_line(name, 80)}: no such image; names are <mask name>_seed_<seed>, masks in "
+                             "the list")  # fmt: skip
+        jobs.append(Job(items[mask], int(number), name, windows[items[mask]]))
+    return jobs
+
+
+def _is_seed(text: str) -> bool:
+    """Whether a text is a seed as file names write it: digits, no zero before them, within 63 bits."""
+    return text.isascii() and text.isdecimal() and len(text) < 20 and str(int(text)) == text and int(text) < 2**63
+
+
+def same_size_batches(dataset: PairedImages, jobs: Sequence[Job], batch_size: int) -> list[list[int]]:
+    """Indices of jobs in batches of images of one size and prompts of one length, in the jobs' order."""
+    batches: list[list[int]] = []
+    open_batch: dict[Any, list[int]] = {}
+    for i, job in enumerate(jobs):
+        kind = (dataset.items[job.item].size if dataset.size is None else None, job.windows)
+        batch = open_batch.setdefault(kind, [])
+        if not batch:
+            batches.append(batch)
+        batch.append(i)
+        if len(batch) == batch_size:
+            del open_batch[kind]
+    return batches
