@@ -199,6 +199,8 @@ def flock(path: Path, how: int) -> Iterator[bool]:
         with _FORKING:
             if handle in _OPEN_LOCKS:  # else this is a forked process, whose number it is no more
                 _OPEN_LOCKS.discard(handle)
+                with contextlib.suppress(OSError):  # a process forked this moment may not have closed its copy yet
+                    fcntl.flock(handle, fcntl.LOCK_UN)
                 os.close(handle)
 
 
