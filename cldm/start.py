@@ -81,7 +81,7 @@ def _fill(state: dict[str, Tensor], origin: dict[str, str], own: Mapping[str, Te
 def _silent(state: Mapping[str, Tensor], branch: str) -> bool:
     """Whether a branch's features are all zero: its zero convolutions are."""
     last = (f"{branch}.zero_convs.", f"{branch}.middle_block_out.")
-    return not any(bool(value.any()) for key, value in state.items() if key.startswith(last))
+    return not any(bool(value.float().any()) for key, value in state.items() if key.startswith(last))
 
 
 def origin_table(origin: Mapping[str, str], own: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:

@@ -17,7 +17,7 @@ from common.schema import load_json, one_line
 
 _FOLDER = Path(__file__).parent / "class_tables"
 _FIELDS = ("classes", "palette", "ignore_index")
-_MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 _MAX_NAME = 200  # letters of a class name
 
 
@@ -100,8 +100,8 @@ def load_class_table(name_or_path: str, distinct_colors: bool = False) -> ClassT
     if not found:
         raise InputError(f"classes {one_line(name_or_path, 1000)}: no such class table; use {', '.join(built_in)} or "
                          "the path of a classes.json")
-    if size > _MAX_BYTES:
-        raise InputError(f"{shown}: has {size} bytes; a class table needs less than {_MAX_BYTES}")
+    if size > MAX_BYTES:
+        raise InputError(f"{shown}: has {size} bytes; a class table needs less than {MAX_BYTES}")
     content = load_json(path, 'write {"classes": ["water", "forest"]} as UTF-8')
     if not isinstance(content, dict):
         raise InputError(f'{shown}: must be a JSON object such as {{"classes": ["water", "forest"]}}')

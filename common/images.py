@@ -151,7 +151,7 @@ class Labels:
     of_id: tuple[int, ...] | None = None
 
     @cached_property
-    def _table(self) -> np.ndarray:
+    def table(self) -> np.ndarray:
         """(256,) int16: class id of a file's id; -1 where it has none."""
         if self.of_id is not None:
             return np.array(self.of_id, dtype=np.int16)
@@ -176,23 +176,23 @@ class Labels:
         mask, orientation = mask_and_orientation(path)
         if wrong := self.wrong(mask):
             raise ImageError.of(path, wrong)
-        return self._table[mask].astype(np.uint8), orientation
+        return self.table[mask].astype(np.uint8), orientation
 
     def wrong(self, mask: np.ndarray) -> str:
         """What is wrong with a file's ids (H, W) uint8, in words; empty where all are fine."""
         present = np.bincount(mask.ravel(), minlength=256) > 0
-        wrong = np.flatnonzero(present & (self._table < 0))
+        wrong = np.flatnonzero(present & (self.table < 0))
         if not len(wrong):
             return ""
-        classes, ignored = (self._table >= 0) & (self._table != IGNORE), self._table == IGNORE
+        classes, ignored = (self.table >= 0) & (self.table != IGNORE), self.table == IGNORE
         return f"class ids {_some(wrong)} are not in {_ranges(classes)} or {_ranges(ignored)} (ignore)"
 
     def to_file(self, ids: np.ndarray) -> np.ndarray:
         """The ids to write for class ids (H, W) uint8; ``read`` gives these back."""
-        known = np.flatnonzero(self._table >= 0)[::-1]  # from the last down: of several ids the first is written
+        known = np.flatnonzero(self.table >= 0)[::-1]  # from the last down: of several ids the first is written
         table = np.zeros(256, dtype=np.uint8)
-        table[self._table[known]] = known
-        if self._table[self.ignore_index] == IGNORE:
+        table[self.table[known]] = known
+        if self.table[self.ignore_index] == IGNORE:
             table[IGNORE] = self.ignore_index
         return table[ids]
 

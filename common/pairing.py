@@ -159,11 +159,15 @@ class Checked:
         fault: what is wrong, with the file's name; None where the pair is fine.
         pixels: pixels of each class in the mask, int64 (C,); zeros where it could not be read.
         turned: whether an EXIF tag asks to turn image or mask, which is not done.
+        size: the mask's (H, W).
+        image_size: the image's.
     """
 
     fault: str | None
     pixels: np.ndarray
     turned: bool = False
+    size: tuple[int, int] = (0, 0)
+    image_size: tuple[int, int] = (0, 0)
 
 
 def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked:
@@ -187,7 +191,7 @@ def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked
         fault = (f"{one_line(pair.image, 1000)} is {width} x {height} px, its mask {one_line(pair.mask, 1000)} "
                  f"{mask_width} x {mask_height} (width x height); they must agree")
         return Checked(fault, pixels, turned)
-    return Checked(None, pixels, turned)
+    return Checked(None, pixels, turned, mask.shape, image.shape[:2])
 
 
 def check_pair(pair: Pair, num_classes: int, ignore_index: int = 255, same_size: bool = False) -> str | None:

@@ -152,18 +152,24 @@ def _start_child(parent: int) -> None:
     end_with_parent(signal.SIGTERM, parent)
 
 
+def bounded(workers: int, tasks: int | None = None) -> int:
+    """Number of workers to start: as many as asked for, but no more than there are tasks, or than 4 a core."""
+    most = 4 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4 * (os.cpu_count() or 1)
+    return min(workers, most if tasks is None else min(tasks, most))
+
+
 @contextlib.contextmanager
 def pool(workers: int, tasks: int | None = None) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that end with this one, and leave Ctrl-C to it.
 
     Args:
-        workers: their number.
-        tasks: number of tasks, where known: no more workers than that.
+        workers: their number, see ``bounded``.
+        tasks: number of tasks, where known.
 
     Raises:
         InputError: a worker was killed.
     """
-    count = max(1, workers if tasks is None else min(workers, tasks))
+    count = max(1, bounded(workers, tasks))
     with ProcessPoolExecutor(count, get_context("fork"), _start_worker, (os.getpid(),)) as executor:
         try:
             yield executor

@@ -6,7 +6,6 @@ X of the paper; its inverse is the nearest class colour.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.classes import MAX_BYTES
 from common.errors import InputError
+from common.images import IGNORE, Labels
+from common.schema import load_json, one_line
 
 PALETTE_FOLDER = Path(__file__).parent / "palettes"
-IGNORE = 255
 _CHUNK = 1 << 13  # pixels matched at a time: 8,192 x N distances, 5 MB for 150 classes
 
 
@@ -37,14 +38,17 @@ def check_colours(colours: Any, name: str) -> np.ndarray:
         InputError: not M >= 2 triples, not integers in 0..255, or two of them equal.
     """
     try:
-        array = np.asarray(colours, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        array = np.asarray(colours)
+        if array.dtype.kind not in "iuf":  # texts, truth values, whole numbers beyond 64 bits
+            raise ValueError("no numbers")
+        array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"{name}: colours must be [red, green, blue] triples of integers in 0..255") from error
     if array.ndim != 2 or array.shape[1] != 3 or len(array) < 2:
         raise InputError(f"{name}: needs at least 2 [red, green, blue] triples, has an array of shape {array.shape}")
     bad = np.flatnonzero(((array < 0) | (array > 255) | (array != array.round())).any(1))
     if len(bad):
-        raise InputError(f"{name}: entry {bad[0]} is {colours[bad[0]]}; give integers in 0..255")
+        raise InputError(f"{name}: entry {bad[0]} is {one_line(colours[bad[0]], 60)}; give integers in 0..255")
     unique, counts = np.unique(array, axis=0, return_counts=True)
     if (counts > 1).any():
         twin = unique[counts > 1][0]
@@ -67,18 +71,42 @@ def read_palette_file(path: Path) -> dict[str, Any]:
     """Reads a palette file: a class table (``classes``, ``palette``) with, optionally, ``ignore_color``.
 
     Raises:
-        InputError: no such file, not JSON, or no field ``palette``.
+        InputError: no such file, not JSON, no field ``palette``, or other numbers of classes and colours.
     """
+    shown = one_line(path, 1000)
     try:
-        table = json.loads(path.read_text())
-    except OSError as error:
+        size = path.stat().st_size if path.is_file() else -1
+    except (OSError, ValueError):  # a NUL byte, a name too long
+        size = -1
+    if size < 0:
         known = ", ".join(sorted(p.stem for p in PALETTE_FOLDER.glob("*.json")))
-        raise InputError(f"palette {path}: {error.strerror}; give a JSON file or one of: {known}") from error
-    except ValueError as error:
-        raise InputError(f"palette {path}: not JSON ({error})") from error
+        raise InputError(f"palette {shown}: no such file; give a JSON file or one of: {known}")
+    if size > MAX_BYTES:
+        raise InputError(f"palette {shown}: has {size} bytes; a palette needs less than {MAX_BYTES}")
+    table = load_json(path, "give a palette as JSON")
     if not isinstance(table, dict) or "palette" not in table:
-        raise InputError(f"palette {path}: has no field 'palette'")
+        raise InputError(f"palette {shown}: has no field 'palette'")
+    names, colours = table.get("classes"), table["palette"]
+    if isinstance(names, list) and isinstance(colours, list) and len(names) != len(colours):
+        raise InputError(f"palette {shown}: {len(colours)} colours for {len(names)} classes; give each class its own")
     return table
+
+
+def palette_labels(source: str, num_classes: int) -> Labels:
+    """How masks are read for a palette: its file may name the id of pixels to ignore, as a class table does.
+
+    Raises:
+        InputError: see ``read_palette_file``; or ``ignore_index`` is no id.
+    """
+    ignore = read_palette_file(_palette_path(source)).get("ignore_index", IGNORE)
+    if type(ignore) is not int or not 0 <= ignore <= 255:
+        found = one_line(repr(ignore), 60)
+        raise InputError(f"palette {source}: ignore_index is {found}; must be an integer in 0..255")
+    return Labels(num_classes, ignore)
+
+
+def _palette_path(source: str) -> Path:
+    return PALETTE_FOLDER / f"{source}.json" if "/" not in source and "." not in source else Path(source)
 
 
 def load_palette(source: str | Sequence[Sequence[int]], num_classes: int | None = None) -> np.ndarray:
@@ -96,7 +124,7 @@ def load_palette(source: str | Sequence[Sequence[int]], num_classes: int | None 
         InputError: see ``check_colours``; or the number of colours is not N + 1.
     """
     if isinstance(source, str):
-        path = PALETTE_FOLDER / f"{source}.json" if "/" not in source and "." not in source else Path(source)
+        path = _palette_path(source)
         table, name = read_palette_file(path), f"palette {path}"
         classes = check_colours(table["palette"], name)
         ignore = table.get("ignore_color")

@@ -1,6 +1,6 @@
 """Checkpoints: read safely, load strictly, write whole.
 
-Nothing of a checkpoint is ever run (``ldm.safe_pickle``), every known form of names is understood
+Nothing of a checkpoint is ever run (``common.weights``), every known form of names is understood
 (``ldm.checkpoint_names``), and what does not fit is listed by module and refused, unless allowed.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -18,21 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import atomic_path
+from common.schema import one_line
+from common.weights import finite, read_tensors
+from ldm.checkpoint_folder import read_parts
 from ldm.checkpoint_names import BRANCHES, SCHEDULE, SCHEDULE_BUFFERS, TEXT, UNET, module_of, published_names, take_ema
-from ldm.safe_pickle import load_pickled
 
 log = logging.getLogger(__name__)
 
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-FOLDER_PARTS = ("unet", "vae", "text_encoder", "controlnet")  # of a diffusers pipeline
-PART_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # of a part's weight file
+# what a weight may be stored as; integers without their scales are no weights
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+NUMBERS = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8))
 PROGRESS_BYTES = 2**30  # longer work shows progress
 
 
@@ -45,7 +47,8 @@ def read_state_dict(path: str | os.PathLike[str], use_ema: bool = False) -> dict
     Tensors stay on disk until they are used (memory-mapped), in the file's precision.
 
     Args:
-        path: .ckpt, .pt, .pth, .bin, .safetensors, or a folder in diffusers' layout (a pipeline or one of its parts).
+        path: a file of ``torch.save`` or safetensors, whatever its name, or a folder in diffusers' layout (a pipeline
+            or one of its parts, in one file or in shards).
         use_ema: take the running averages ``model_ema.*`` for the weights they average; else they are left out.
 
     Returns:
@@ -59,61 +62,16 @@ def read_state_dict(path: str | os.PathLike[str], use_ema: bool = False) -> dict
         raise InputError(f"{path}: no such checkpoint")
     state: dict[str, Tensor] = {}
     try:
-        for files in _diffusers_parts(path) if path.is_dir() else [[path]]:
-            part = published_names({key: value for file in files for key, value in _read_file(file).items()})
+        for name, weights in (read_parts(path) if path.is_dir() else {"": read_tensors(path)}).items():
+            part = published_names(weights)
             if clash := state.keys() & part.keys():
-                raise InputError(f"{files[0].parent.name}/ repeats weights of another part ({min(clash)})")
+                raise InputError(f"{name}/ repeats weights of another part ({one_line(min(clash), 80)})")
             state |= part
         if not use_ema and any(key.startswith("model_ema.") for key in state):
             log.info("%s also has EMA weights; they are not used", path)
         return take_ema(state, use_ema)
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: no safetensors file, cut off or damaged ({error})") from error
-    if path.suffix not in PICKLED:
-        raise InputError(f"{path}: unknown kind of checkpoint; use .safetensors, {', '.join(PICKLED)} or a folder")
-    content = load_pickled(path)
-    for wrapper in ("state_dict", "module", "model"):  # Lightning, DeepSpeed, plain PyTorch
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    items = content.items() if isinstance(content, Mapping) else ()
-    state = {str(key): value.detach() for key, value in items if isinstance(value, Tensor)}
-    if not state:
-        raise InputError(f"{path}: holds no weights (no tensors in it, nor under 'state_dict')")
-    return state
-
-
-def _diffusers_parts(folder: Path) -> list[list[Path]]:
-    """Weight files of a pipeline's parts, or of one part: each a file, or all shards of one."""
-    parts = [folder / name for name in FOLDER_PARTS if (folder / name).is_dir()] or [folder]
-    found = [files for part in parts if (files := _part_files(part))]
-    if not found:
-        raise InputError(
-            f"{folder}: no weights there; a diffusers folder holds {', '.join(FOLDER_PARTS)} with .safetensors files"
-        )
-    return found
-
-
-def _part_files(part: Path) -> list[Path]:
-    for suffix in (".safetensors", ".bin"):
-        files = [file for name in PART_NAMES for file in part.glob(f"{name}*{suffix}*")]
-        files.sort(key=lambda file: (file.name.count("."), file.name))  # a variant such as fp16 stands between dots
-        for file in files:
-            if file.name.endswith(".index.json"):
-                shards = set(json.loads(file.read_text())["weight_map"].values())
-                return [part / shard for shard in sorted(shards)]
-            if file.suffix == suffix and "-of-" not in file.name:
-                return [file]
-    return []
 
 
 # ---- loading
@@ -174,17 +132,20 @@ def load_weights(
 
     Strict: the model is left as it was when anything is missing, unexpected or of another shape and not allowed. A
     linear layer (C, D) and a 1 x 1 convolution (C, D, 1, 1) are the same matrix. The noise schedule is the config's:
-    its tables may be in the checkpoint or not, and are not loaded (half precision would blur them), but must agree.
+    its tables may be in the checkpoint or not, and are not loaded (half precision would blur them), but must agree as
+    far as the file's precision tells. Weights that are NaN or infinite are refused once all are copied.
 
     Args:
         model: takes the weights in its own precision and place.
         source: a checkpoint's path, see ``read_state_dict``, or weights by any of the known names.
-        allow: modules (``control_model``, ``model.diffusion_model.out``) whose weights need not fit, or ``all``.
+        allow: modules (``control_model``, ``model.diffusion_model.out``) whose weights need not fit, or ``all``; and
+            ``nan``, for weights that are no finite numbers.
         use_ema: see ``read_state_dict``.
         name: what to call the source in messages; its path by default.
 
     Raises:
-        InputError: what does not fit, by module with counts and shapes; or ``allow`` names no module.
+        InputError: what does not fit, by module with counts and shapes; weights that are no finite numbers; or
+            ``allow`` names no module.
     """
     if isinstance(source, Mapping):
         name, state = name or "these weights", take_ema(published_names(source), use_ema)
@@ -193,11 +154,11 @@ def load_weights(
     own = model.state_dict()
     allow = [allow] if isinstance(allow, str) else list(allow)
     for prefix in allow:
-        if prefix != "all" and not any(_within(key, prefix) for key in (*own, *state)):
+        if prefix not in ("all", "nan") and not any(_within(key, prefix) for key in (*own, *state)):
             known = ", ".join(dict.fromkeys(map(module_of, own)))
             raise InputError(f"--allow_mismatch {prefix}: neither model nor checkpoint has such a module ({known})")
     fitting = [
-        key for key in own if key in state and key not in SCHEDULE_BUFFERS and _same_matrix(own[key], state[key])
+        key for key in own if key in state and key not in SCHEDULE_BUFFERS and _fits(own[key], state[key])
     ]
     report = _compare(own, state, fitting)
     refused = _compare(own, state, fitting, allow)
@@ -205,14 +166,24 @@ def load_weights(
         unfit = (refused if fitting else report).modules.items()
         modules = {module: part for module, part in unfit if part.line(loaded=False)}
         problems = "; ".join(f"{module}: {part.line(loaded=False)}" for module, part in modules.items())
+        problems = one_line(problems, 4000)  # names from the file
         raise InputError(
             f"{name}: does not fit the model: {problems}. {_likely_cause(own, state)}Name the --config it was made "
-            f"with, or go on without what does not fit: --allow_mismatch {' '.join(modules)}"
+            f"with, or go on without what does not fit: --allow_mismatch {one_line(' '.join(modules), 400)}"
         )
+    broken: list[str] = []
     with torch.no_grad():
         bytes_to_copy = sum(state[key].nbytes for key in fitting)
         for key in tqdm(fitting, desc=f"load {Path(name).name}", disable=bytes_to_copy < PROGRESS_BYTES):
             own[key].copy_(state[key].reshape(own[key].shape))
+            if not finite(own[key]):
+                broken.append(key)
+    if broken and "nan" not in allow:
+        more = f", and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise InputError(
+            f"{name}: {len(broken)} weights hold NaN or infinite numbers ({', '.join(broken[:3])}{more}), as after a "
+            "training that failed; take another checkpoint, or go on with them: --allow_mismatch nan"
+        )
     report.source = name
     return report
 
@@ -226,25 +197,42 @@ def _compare(
         modules[module_of(key)].loaded += 1
     for key in (*own, *(key for key in state if key not in own)):
         both = key in own and key in state
-        if both and _same_matrix(own[key], state[key]):
+        if both and _fits(own[key], state[key]):
             continue
         if key in SCHEDULE_BUFFERS or any(prefix == "all" or _within(key, prefix) for prefix in allow):
             continue
         report = modules.setdefault(module_of(key), ModuleReport())
-        if both:
+        if both and _same_matrix(own[key], state[key]):
+            report.mismatched.append(f"{key}: {state[key].dtype} in the file".replace("torch.", ""))
+        elif both:
             report.mismatched.append(f"{key}: {_size(state[key])} in the file, {_size(own[key])} in the model")
         else:
             (report.missing if key in own else report.unexpected).append(key)
-    schedule = "alphas_cumprod"  # half precision is enough to tell two schedules apart
-    if schedule in own and schedule in state and not {"all", SCHEDULE} & set(allow):
-        tables = own[schedule].float().cpu(), state[schedule].float().cpu()
-        if tables[0].shape != tables[1].shape or not torch.allclose(*tables, atol=2e-3):
-            modules[SCHEDULE] = ModuleReport(mismatched=[f"{schedule}: not what the config's noise schedule gives"])
+    schedule = "alphas_cumprod"
+    compared = schedule in own and schedule in state and not {"all", SCHEDULE} & set(allow)
+    if compared and not _same_table(own[schedule], state[schedule]):
+        modules[SCHEDULE] = ModuleReport(mismatched=[f"{schedule}: not what the config's noise schedule gives"])
     return LoadReport("", {module: report for module, report in modules.items() if report.line()})
 
 
 def _within(key: str, prefix: str) -> bool:
     return key == prefix or key.startswith(prefix + ".") or module_of(key) == prefix
+
+
+def _fits(own: Tensor, value: Tensor) -> bool:
+    return _same_matrix(own, value) and (not own.is_floating_point() or value.dtype in NUMBERS)
+
+
+def _same_table(own: Tensor, value: Tensor) -> bool:
+    """Whether a table of numbers in 0..1 is the file's, which may have been rounded to float8, then stored as float."""
+    if own.shape != value.shape or value.dtype not in NUMBERS:
+        return False
+    own, value = own.double().cpu(), value.double().cpu()
+    for precision in (torch.float8_e5m2, torch.float8_e4m3fn, torch.bfloat16, torch.float16):
+        if torch.equal(value.to(precision).double(), value):
+            step = torch.finfo(precision)
+            return torch.allclose(value, own, rtol=step.eps, atol=step.smallest_normal)
+    return torch.allclose(own, value, atol=2e-3)
 
 
 def _same_matrix(a: Tensor, b: Tensor) -> bool:
@@ -265,7 +253,7 @@ def _likely_cause(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str
     if "conditioner" in modules:
         return "It is an SDXL checkpoint. "
     first = f"{UNET}.input_blocks.0.0.weight"
-    if first in own and first in state:
+    if first in own and first in state and state[first].ndim == 4:
         (width, channels), (own_width, own_channels) = state[first].shape[:2], own[first].shape[:2]
         if width != own_width:
             return f"Its U-Net starts with {width} channels, the model's with {own_width}. "
@@ -278,7 +266,9 @@ def _likely_cause(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str
         kinds = {"model": "OpenCLIP (SD 2.x)", "transformer": "CLIP (SD 1.x)"}
         return f"Its text encoder is {' '.join(kinds.get(kind, kind) for kind in text['file'])}, not the model's. "
     for key in own:
-        if key.endswith("attn2.to_k.weight") and key in state and own[key].shape[1] != state[key].shape[1]:
+        if key.endswith("attn2.to_k.weight") and key in state and own[key].shape[1:] != state[key].shape[1:2]:
+            if state[key].ndim != 2:
+                break
             return f"It attends to texts of {state[key].shape[1]} channels, the model to {own[key].shape[1]}. "
     if not modules & set(BRANCHES) and set(BRANCHES) <= set(map(module_of, own)):
         return "It has no control branches: make a start checkpoint of it with scripts/init_checkpoint.py. "

@@ -16,6 +16,7 @@ from itertools import accumulate
 from torch import Tensor
 
 from common.errors import InputError
+from common.schema import one_line
 
 # part of a residual block or an attention block in diffusers: the same part in published checkpoints
 _UNET_RESNET = {
@@ -40,8 +41,10 @@ _VAE_ATTENTION = {
     **{"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
     **{"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out"},  # written by diffusers before 0.16
 }
-_BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
-_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
+_BLOCK = re.compile(
+    r"(down_blocks|up_blocks)\.(\d{1,2})\.(resnets|attentions|downsamplers|upsamplers)\.(\d{1,2})\.(.+)"
+)
+_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d{1,2})\.(.+)")
 
 
 def unet_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,12 +64,14 @@ def unet_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     encoder = list(accumulate((size + 1 for size in sizes), initial=1))
     # decoder: a level's upsampler belongs to its last block
     decoder = list(accumulate(_resnets_per_level(state, "up_blocks"), initial=0))
-    attended = {int(match[1]) for key in state if (match := re.match(r"up_blocks\.(\d+)\.attentions\.", key))}
+    attended = {int(match[1]) for key in state if (match := re.match(r"up_blocks\.(\d{1,2})\.attentions\.", key))}
     hint_end = 2 * len({key.split(".")[2] for key in state if key.startswith("controlnet_cond_embedding.blocks.")}) + 2
 
     def rename(key: str) -> str | None:
         if match := _BLOCK.match(key):
             side, level, kind, block, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
+            if level + 1 >= len(encoder if side == "down_blocks" else decoder):
+                return None  # a level without residual blocks
             if kind == "downsamplers":
                 return f"input_blocks.{encoder[level + 1] - 1}.0.{rest.replace('conv.', 'op.', 1)}"
             if kind == "upsamplers":
@@ -80,9 +85,9 @@ def unet_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if kind == "attentions":
                 return f"middle_block.{2 * block + 1}.{rest}"
             return f"middle_block.{2 * block}.{_part(rest, _UNET_RESNET)}"
-        if match := re.match(r"controlnet_down_blocks\.(\d+)\.(.+)", key):
+        if match := re.match(r"controlnet_down_blocks\.(\d{1,2})\.(.+)", key):
             return f"zero_convs.{match[1]}.0.{match[2]}"
-        if match := re.match(r"controlnet_cond_embedding\.blocks\.(\d+)\.(.+)", key):
+        if match := re.match(r"controlnet_cond_embedding\.blocks\.(\d{1,2})\.(.+)", key):
             return f"input_hint_block.{2 * int(match[1]) + 2}.{match[2]}"  # an activation after each convolution
         if key.startswith("controlnet_cond_embedding.conv_out."):
             return f"input_hint_block.{hint_end}.{key.rpartition('.')[2]}"
@@ -141,7 +146,7 @@ def _resnets_per_level(keys: Iterable[str], side: str) -> list[int]:
     """Number of residual blocks in each level of one side."""
     counts: dict[int, int] = {}
     for key in keys:
-        if match := re.match(rf"{side}\.(\d+)\.resnets\.(\d+)\.", key):
+        if match := re.match(rf"{side}\.(\d{{1,2}})\.resnets\.(\d{{1,2}})\.", key):
             level, block = int(match[1]), int(match[2])
             counts[level] = max(counts.get(level, 0), block + 1)
     return [counts.get(level, 0) for level in range(max(counts, default=-1) + 1)]
@@ -159,6 +164,6 @@ def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str | None], w
     if strange:
         raise InputError(
             f"{what} in diffusers' layout: {len(strange)} tensors have no place in Stable Diffusion 1.x or 2.x "
-            f"({', '.join(strange[:3])})"
+            f"({one_line(', '.join(strange[:3]))})"
         )
     return {str(names[key]): value for key, value in state.items()}

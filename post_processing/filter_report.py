@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from post_processing.filter_state import FilteredRecord, RealLoss
 from post_processing.filtering import HISTOGRAM_EDGES
 from post_processing.plots import plt
 
@@ -15,41 +16,39 @@ REAL, SYNTHESISED, DROPPED = "#3b6fb6", "#d9822b", "#d9d9d9"
 
 
 def filter_statistics(
-    classes: Sequence[str],
-    real: Mapping[str, Any],
+    real: RealLoss,
     limits: np.ndarray,
-    records: Mapping[str, Mapping[str, Any]],
+    records: Mapping[str, FilteredRecord],
 ) -> dict[str, Any]:
     """Kept and dropped pixels, a class and an image.
 
     Args:
-        classes: C class names.
-        real: ``mean_loss`` and ``pixels`` of each class on real images (C,).
+        real: what the real images showed.
         limits: largest loss of each class (C,).
-        records: by image name, ``total`` and ``kept`` pixels of each class (C,).
+        records: by image name.
 
     Returns:
         ``per_class`` by class name and ``images`` by image name.
     """
-    total = np.array([record["total"] for record in records.values()]).sum(axis=0)
-    kept = np.array([record["kept"] for record in records.values()]).sum(axis=0)
+    total = np.array([record.total for record in records.values()]).sum(axis=0)
+    kept = np.array([record.kept for record in records.values()]).sum(axis=0)
 
-    def finite(value: float) -> float | None:
-        return float(value) if np.isfinite(value) else None
+    def finite(value: float | None) -> float | None:
+        return float(value) if value is not None and np.isfinite(value) else None
 
     per_class = {
         name: {
-            "mean_loss_real": finite(real["mean_loss"][c]),
+            "mean_loss_real": finite(real.mean_loss[c]),
             "limit": finite(limits[c]),
-            "real_pixels": int(real["pixels"][c]),
+            "real_pixels": real.pixels[c],
             "kept": int(kept[c]),
             "dropped": int(total[c] - kept[c]),
             "kept_share": finite(kept[c] / total[c]) if total[c] else None,
         }
-        for c, name in enumerate(classes)
+        for c, name in enumerate(real.classes)
     }
     images = {
-        name: {"kept": record["kept"], "dropped": [t - k for t, k in zip(record["total"], record["kept"], strict=True)]}
+        name: {"kept": record.kept, "dropped": [t - k for t, k in zip(record.total, record.kept, strict=True)]}
         for name, record in sorted(records.items())
     }
     return {"per_class": per_class, "images": images}

@@ -15,6 +15,7 @@ from torchvision.models import inception_v3
 from torchvision.transforms import v2
 
 from common.errors import InputError
+from common.images import read_image
 
 PREPARE = v2.Compose([
     v2.PILToTensor(),
@@ -70,7 +71,7 @@ def distances(
     for files, is_real in ((real, True), (synthesised, False)):
         for start in range(0, len(files), batch_size):
             part = files[start : start + batch_size]
-            images = torch.stack([PREPARE(Image.open(path).convert("RGB")) for path in part])
+            images = torch.stack([PREPARE(Image.fromarray(read_image(path))) for path in part])
             values = features(images.to(device)).cpu()
             for metric in (fid, kid):
                 metric.update(values, real=is_real)

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.images import read_image
+
 SIDE = 32
 CHUNK = 2048  # images at once: bounds the memory
 
 
 def thumbnail(path: Path) -> np.ndarray:
     """An image as (SIDE, SIDE, 3) float32 in 0..1, each pixel the mean of what it covers."""
-    with Image.open(path) as image:
-        small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    small = Image.fromarray(read_image(path)).resize((SIDE, SIDE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32) / 255
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from common.images import read_image
 from post_processing.plots import plt
 
 REAL, SYNTHESISED, LIMIT = "#3b6fb6", "#d9822b", "#c0392b"
@@ -65,8 +66,7 @@ def nearest_sheet(path: Path, pairs: Sequence[tuple[Path, Path, float]], side: i
                                 layout="constrained")
     for column, (synthesised, training, distance) in zip(grid.T, pairs, strict=True):
         for axes, file in zip(column, (synthesised, training), strict=True):
-            with Image.open(file) as image:
-                axes.imshow(image.convert("RGB").resize((side, side)))
+            axes.imshow(Image.fromarray(read_image(file)).resize((side, side)))
             axes.set(xticks=[], yticks=[])
         column[0].set_title(f"{distance:.3f}", fontsize=8)
     grid[0, 0].set_ylabel("synthesised")

@@ -1,4 +1,4 @@
-"""How well predictions match masks."""
+"""How well predictions match masks: the numbers of ``scripts/segmentor.py test``, to the last bit."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 import numpy as np
 
 
-def confusion(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels by true class (rows) and predicted class, int64 (C, C); 255 in the mask is left out.
+def confusion(prediction: np.ndarray, labels: np.ndarray, num_classes: int, ignore_index: int = 255) -> np.ndarray:
+    """Pixels by label (rows) and predicted class, int64 (C + 1, C).
+
+    The last row is for labels that are neither a class nor to ignore: no true pixels, but predicted ones.
 
     Args:
         prediction: class ids 0..C-1 (H, W).
-        mask: class ids, 255 to ignore, uint8 (H, W).
+        labels: 0..255 (H, W).
         num_classes: C.
+        ignore_index: the label of pixels to leave out.
     """
-    valid = mask < num_classes
-    index = mask[valid].astype(np.int64) * num_classes + prediction[valid]
-    return np.bincount(index, minlength=num_classes**2).reshape(num_classes, num_classes)
+    valid = labels != ignore_index
+    rows = np.minimum(labels[valid].astype(np.int64), num_classes)
+    index = rows * num_classes + prediction[valid]
+    return np.bincount(index, minlength=(num_classes + 1) * num_classes).reshape(num_classes + 1, num_classes)
 
 
 def scores(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -27,10 +31,10 @@ def scores(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     A class that neither masks nor predictions show has no IoU (None) and does not count in the mean.
 
     Args:
-        matrix: see ``confusion`` (C, C).
+        matrix: see ``confusion`` (C + 1, C).
         classes: C names.
     """
-    hit, true, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    hit, true, predicted = matrix.diagonal(), matrix[:-1].sum(axis=1), matrix.sum(axis=0)
     union = true + predicted - hit
     with np.errstate(invalid="ignore"):
         iou, accuracy = hit / union, hit / true
@@ -42,7 +46,7 @@ def scores(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
         return float(value) if np.isfinite(value) else None
 
     return {
-        "OA": float(hit.sum() / max(matrix.sum(), 1)),
+        "OA": float(hit.sum() / max(true.sum(), 1)),
         "mIoU": mean(iou),
         "mAcc": mean(accuracy),
         "classes": {name: {"IoU": number(iou[c]), "Acc": number(accuracy[c])} for c, name in enumerate(classes)},

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
-from tqdm import tqdm
 
-from common.files import atomic_path, check_writable, room_for, write_json
-from common.images import read_mask
-from common.pairing import IMAGE_SUFFIXES, Pair, list_files, listed
-from post_processing.nearest import nearest, thumbnail
-from post_processing.samples_report import nearest_sheet, samples_figure
-from post_processing.scores import confusion, scores
+from common.errors import InputError
+from common.files import check_writable, inside, only_writer, room_for
+from common.pairing import Pair, listed
+from post_processing.pairs import sound_pairs
+from post_processing.samples import Judge, check_distances, evaluate, training_images
 from scripts import cli
 from scripts.cli import integer, number
-from scripts.pairs import find_pairs, pick_device
+from scripts.pairs import pick_device
 from segmentation.config import add_cfg_options, load_config, set_data
-from segmentation.inference import load_segmentor, segment
+from segmentation.inference import Segmentor, load_segmentor, segment
 
 DESCRIPTION = """Evaluates synthesised images without training: does a segmentor trained on real images find the mask in
 them (beside its score on real images that it was not trained on), how far are they from their nearest training image
@@ -32,8 +29,6 @@ them (beside its score on real images that it was not trained on), how far are t
   python -m scripts.evaluate_samples work_dirs/tiny/tiny.py work_dirs/tiny/iter_1000.pth \\
       --real-img-path data/img_test --real-label-path data/label_test --syn-img-path out/images \\
       --syn-mask-path data/label_train --train-img-path data/img_train --out-dir out/evaluation"""
-
-SHOWN = 8  # nearest pairs in the picture
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,107 +49,63 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--inception-weights", type=Path,
                         help="torchvision's inception_v3 weights (.pth), for FID and KID to the training images")
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
-    parser.add_argument("--batch_size", "--batch-size", type=integer(1), default=8, help="images a batch, of one size")
+    parser.add_argument("--batch_size", "--batch-size", type=integer(1),
+                        help="images a batch, of one size (default: as in the config's own test)")
     parser.add_argument("--num_workers", "--num-workers", type=integer(0), default=2, help="processes that read images")
     add_cfg_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(argv)
 
 
-def segmentor_scores(model: Any, config: Config, pairs: list[Pair], kind: str, args: argparse.Namespace
-                     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Scores of all pairs together, and each image's class pixels: ``mask`` and ``found``, int64 (N, C)."""
-    total = np.zeros((model.num_classes, model.num_classes), dtype=np.int64)
-    shown, found = [], []
-    files = [(pair.image, pair.mask) for pair in pairs]
-    results = segment(model, config, files, read_mask, args.batch_size, args.num_workers)
-    for _, logits, mask in tqdm(results, kind, len(pairs), unit="image"):
-        matrix = confusion(logits.argmax(dim=0).cpu().numpy(), mask, model.num_classes)
-        total += matrix
-        shown.append(matrix.sum(axis=1))
-        found.append(matrix.sum(axis=0))
-    report = {"images": len(pairs), **scores(total, model.class_names)}
-    return report, {"mask": np.array(shown), "found": np.array(found)}
+def judge(segmentor: Segmentor, batch_size: int, num_workers: int) -> Judge:
+    """The segmentor as ``post_processing`` needs it."""
+    def find(files: Sequence[tuple[Path, Path]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        batches = [range(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)]
+        for found in segment(segmentor, files, batches, num_workers):
+            yield found.found, found.ids
+
+    return Judge(segmentor.class_names, segmentor.rule.table, segmentor.rule.unscored, find)
 
 
-def class_coverage(classes: Sequence[str], real: np.ndarray, synthesised: np.ndarray, found: np.ndarray
-                   ) -> dict[str, dict[str, float]]:
-    """By class: share of pixels in real and synthesised masks and of what the segmentor found; images that show it."""
-    def shares(pixels: np.ndarray) -> np.ndarray:
-        return pixels.sum(axis=0) / max(pixels.sum(), 1)
-
-    return {
-        name: {
-            "share_real": float(shares(real)[c]),
-            "share_synthesised": float(shares(synthesised)[c]),
-            "share_found": float(shares(found)[c]),
-            "images_real": int((real[:, c] > 0).sum()),
-            "images_synthesised": int((synthesised[:, c] > 0).sum()),
-        }
-        for c, name in enumerate(classes)
-    }
-
-
-def thumbnails(files: Iterable[Path], label: str, workers: int) -> np.ndarray:
-    """Thumbnails (N, S, S, 3) of image files."""
-    files = list(files)
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        return np.stack(list(tqdm(pool.map(thumbnail, files), label, len(files), unit="image")))
-
-
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that the report says; pictures and evaluation.json are written on the way."""
+def run_evaluation(args: argparse.Namespace) -> dict[str, Any]:
+    """Checks all that can be known, then judges; returns the report."""
     config = load_config(args.config, args.cfg_options, args.trust_config)
     set_data(config, classes=args.classes)
-    training = [file for folder in args.train_img_path
-                for file in list_files(folder, IMAGE_SUFFIXES, "--train-img-path").values()]
     device = pick_device(args.device)
-    model = load_segmentor(config, args.checkpoint, device)
-    inception = None
+    segmentor = load_segmentor(config, args.checkpoint, device)
+    distances = None
     if args.inception_weights:
-        from post_processing.inception import distances, inception_features  # needs torchvision's models: seconds
+        from post_processing import inception  # needs torchvision's models: seconds
 
-        inception = inception_features(args.inception_weights)
-    check_writable(args.out_dir, "--out-dir")
-    pairs, skipped = find_pairs(args, model.num_classes)
-    real, real_pixels = segmentor_scores(model, config, pairs["real"], "real", args)
-    synthesised, pixels = segmentor_scores(model, config, pairs["syn"], "synthesised", args)
-    pool = thumbnails(training, "training images", args.num_workers)
-    images = thumbnails((pair.image for pair in pairs["syn"]), "synthesised images", args.num_workers)
-    distance, index = nearest(images, pool)
-    real_distance = nearest(pool, pool, leave_out_self=True)[0] if len(pool) > 1 else np.zeros(1)
-    by_image = {pair.name: {"distance": round(float(distance[i]), 5), "nearest": str(training[index[i]])}
-                for i, pair in enumerate(pairs["syn"])}
-    report: dict[str, Any] = {
-        "options": {key: str(value) if isinstance(value, (Path, list)) else value for key, value in vars(args).items()},
-        "skipped": skipped,
-        "real": real,
-        "synthesised": synthesised,
-        "coverage": class_coverage(model.class_names, real_pixels["mask"], pixels["mask"], pixels["found"]),
-        "copies": {
-            "limit": args.copy_distance,
-            "images": [name for name, entry in by_image.items() if entry["distance"] < args.copy_distance],
-            "median_distance": float(np.median(distance)),
-            "median_distance_of_training_images": float(np.median(real_distance)),
-        },
-        "nearest": by_image,
-    }
-    if inception:
-        report |= distances(inception, training, [pair.image for pair in pairs["syn"]], device, args.batch_size)
-    with atomic_path(args.out_dir / "evaluation.svg") as path:
-        samples_figure(path, report, distance, real_distance)
-    closest = np.argsort(distance)[:SHOWN]
-    with atomic_path(args.out_dir / "nearest.jpg") as path:
-        nearest_sheet(path, [(pairs["syn"][i].image, training[index[i]], float(distance[i])) for i in closest])
-    write_json(report, args.out_dir / "evaluation.json")
-    return report
+        features = inception.inception_features(args.inception_weights)
+        distances = partial(inception.distances, features, device=device, batch_size=args.batch_size or 8)
+    labels = segmentor.rule.labels()
+    pairs: dict[str, list[Pair]] = {}
+    skipped: list[str] = []
+    for kind, images, masks, option in (("real", args.real_img_path, args.real_label_path, "--real-label-path"),
+                                        ("syn", args.syn_img_path, args.syn_mask_path, "--syn-mask-path")):
+        pairs[kind], _, left_out = sound_pairs(images, masks, (f"--{kind}-img-path", option), labels,
+                                               same_size=kind == "real", skip_invalid=args.skip_invalid)
+        skipped += left_out
+    training, pool, left_out = training_images(args.train_img_path, "--train-img-path", args.skip_invalid)
+    skipped += left_out
+    if distances:
+        check_distances(len(training), len(pairs["syn"]))
+    options = {key: str(value) if isinstance(value, (Path, list)) else value for key, value in vars(args).items()}
+    by = judge(segmentor, args.batch_size or segmentor.batch_size(), args.num_workers)
+    return evaluate(by, pairs, training, pool, args.copy_distance, args.out_dir, distances, options, skipped)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = parse_args(argv)
+    inputs = (args.real_img_path, args.real_label_path, args.syn_img_path, args.syn_mask_path, *args.train_img_path)
+    if folder := next((folder for folder in inputs if inside(args.out_dir, folder)), None):
+        raise InputError(f"--out-dir {args.out_dir}: lies inside {folder}; name another folder")
     with room_for("--out-dir", args.out_dir):
-        report = evaluate(args)
+        check_writable(args.out_dir, "--out-dir")
+        with only_writer(args.out_dir, "--out-dir"):
+            report = run_evaluation(args)
     for kind in ("real", "synthesised"):
         entry = report[kind]
         print(f"{kind:12} {entry['images']:6} images  OA {entry['OA']:.4f}  mIoU {entry['mIoU']:.4f}  "

@@ -1,8 +1,7 @@
-"""What filtering, evaluation and comparison share: checked pairs, devices, files."""
+"""What the commands on segmentors share: checked pairs, devices."""
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 
@@ -10,9 +9,7 @@ import torch
 
 from common.errors import InputError
 from common.images import Labels
-from common.pairing import Pair, check_pairs, folder_pairs, listed
-
-PAIRS = dict[str, list[Pair]]
+from common.pairing import Pair, check_pairs
 
 
 def pick_device(name: str) -> str:
@@ -33,24 +30,3 @@ def find_faults(pairs: Sequence[Pair], num_classes: int, title: str, threads: in
     """What ``check_pairs`` finds wrong with each pair; None where it is fine."""
     quiet = int(os.environ.get("RANK", 0)) > 0
     return [check.fault for check in check_pairs(pairs, Labels(num_classes), title, threads, same_size, quiet)]
-
-
-def find_pairs(args: argparse.Namespace, num_classes: int) -> tuple[PAIRS, list[str]]:
-    """Real and synthesised pairs, each opened once, and what was left out with --skip-invalid."""
-    pairs: PAIRS = {}
-    skipped: list[str] = []
-    for kind, images, masks, option in (
-        ("real", args.real_img_path, args.real_label_path, "--real-label-path"),
-        ("syn", args.syn_img_path, args.syn_mask_path, "--syn-mask-path"),
-    ):
-        options = (f"--{kind}-img-path", option)
-        found, orphans = folder_pairs(images, masks, options, args.skip_invalid)
-        faults = find_faults(found, num_classes, f"check {kind}", max(args.num_workers, 1), same_size=kind == "real")
-        wrong = [fault for fault in faults if fault]
-        if wrong and not args.skip_invalid:
-            raise InputError(f"{listed(wrong)}; correct them, or leave them out with --skip-invalid")
-        pairs[kind] = [pair for pair, fault in zip(found, faults, strict=True) if not fault]
-        if not pairs[kind]:
-            raise InputError(f"{options[0]} {images}: no valid image left; first: {wrong[0]}")
-        skipped += orphans + wrong
-    return pairs, skipped

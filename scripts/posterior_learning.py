@@ -15,12 +15,13 @@ import torch
 from scipy.optimize import minimize
 from tqdm import tqdm
 
+from common.classes import load_class_table
 from common.errors import InputError
 from common.files import atomic_path, check_writable
-from common.images import read_ids
+from common.images import IGNORE, Labels
 from common.pairing import MASK_SUFFIXES, list_files
 from gss.dvae import DVAE
-from gss.maskige import IGNORE, PALETTE_FOLDER, Maskige, farthest_colour, load_palette, min_distance, read_palette_file
+from gss.maskige import PALETTE_FOLDER, Maskige, farthest_colour, load_palette, min_distance
 from gss.roundtrip import class_iou, confusion, round_trip
 from scripts import cli
 from scripts.cli import integer, number
@@ -266,7 +267,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dataset", default=None, help="cityscapes, ade20k or mseg: compares with its published colours"
     )
-    parser.add_argument("--classes", default=None, help="class table (classes.json) with the classes' names")
+    parser.add_argument("--classes", default=None, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
     parser.add_argument("--method", choices=("spread", "grid"), default="spread", help="how colours are chosen")
     parser.add_argument("--seed", type=integer(0), default=0, help="seed of all random choices")
     parser.add_argument("--restarts", type=integer(1), default=4, help="starts of the search for far-apart colours")
@@ -283,13 +284,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def class_names(args: argparse.Namespace) -> list[str]:
-    """Names of the N classes, from the data set, the class table, or their numbers.
+def class_names(args: argparse.Namespace) -> tuple[list[str], int]:
+    """Names of the N classes, from the data set, the class table, or their numbers; the masks' id to ignore.
 
     Raises:
         InputError: N is unknown, contradicts the names, or is not in 2..255.
     """
-    names = None
+    names, ignore = None, IGNORE
     if args.dataset:
         published = PALETTE_FOLDER / f"published_{args.dataset}.json"
         if not published.is_file():
@@ -299,7 +300,8 @@ def class_names(args: argparse.Namespace) -> list[str]:
             raise InputError(f"--dataset {args.dataset}: none of {known}; give --num-classes or --classes instead")
         names = json.loads(published.read_text())["classes"]
     elif args.classes:
-        names = read_palette_file(Path(args.classes)).get("classes")
+        table = load_class_table(args.classes)
+        names, ignore = list(table.names), table.ignore_index
     if names is None and args.num_classes is None:
         raise InputError("--num-classes: give it, or --dataset, or --classes")
     names = names or [str(i) for i in range(args.num_classes)]
@@ -307,10 +309,10 @@ def class_names(args: argparse.Namespace) -> list[str]:
         raise InputError(f"--num-classes {args.num_classes}: {args.dataset or args.classes} has {len(names)} classes")
     if not 2 <= len(names) <= 255:
         raise InputError(f"--num-classes {len(names)}: must be in 2..255, the ids that a mask can hold beside ignore")
-    return [str(name) for name in names]
+    return [str(name) for name in names], ignore
 
 
-def read_masks(folder: str, count: int, num_classes: int) -> list[torch.Tensor]:
+def read_masks(folder: str, count: int, labels: Labels) -> list[torch.Tensor]:
     """The first ``count`` masks of a folder, evenly spaced by name.
 
     Raises:
@@ -318,21 +320,24 @@ def read_masks(folder: str, count: int, num_classes: int) -> list[torch.Tensor]:
     """
     paths = list(list_files(Path(folder), MASK_SUFFIXES, "--masks").values())
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
-    return [torch.from_numpy(read_ids(paths[i], num_classes, IGNORE).astype(np.int64)) for i in chosen]
+    masks = [labels.read(paths[i]) for i in chosen]
+    if all((mask == IGNORE).all() for mask in masks):
+        raise InputError(f"--masks {folder}: no mask shows a class, all pixels are to be ignored")
+    return [torch.from_numpy(mask.astype(np.int64)) for mask in masks]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = parse_args(argv)
     args.device = pick_device(args.device)
-    names = class_names(args)
+    names, ignore = class_names(args)
     for option, path in (("--out", args.out), ("--picture", args.picture)):
         if path:
             check_writable(Path(path).parent, option)
     if args.picture and Path(args.picture).suffix not in PICTURES:
         raise InputError(f"--picture {args.picture}: name a file with one of {', '.join(PICTURES)}")
     masks = (
-        read_masks(args.masks, args.max_masks, len(names))
+        read_masks(args.masks, args.max_masks, Labels(len(names), ignore))
         if args.masks
         else voronoi_masks(len(names), args.max_masks, 128, args.seed)
     )
@@ -363,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = {
             "classes": names,
             "palette": palette[:-1].tolist(),
-            "ignore_index": IGNORE,
+            "ignore_index": ignore,
             "ignore_color": palette[-1].tolist(),
             "method": args.method,
             "seed": args.seed,

@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.files import check_writable, only_writer, room_for, write_json
 from scripts import cli
 from scripts.cli import integer
-from segmentation import config
+from segmentation import checkpoint, config
 from segmentation.files import LOADERS, check_files
 from segmentation.rehearsal import rehearse, stage
 from segmentation.runner import SegmentorRunner, TestRunner, join_processes
@@ -48,7 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help="weights to test, or to start from: those that fit; others are listed")
     parser.add_argument("--resume", action="store_true",
                         help="go on from the last whole weights in --work-dir, or from --load-from; with none, start")
-    parser.add_argument("--pretrained", default=None, help="backbone weights: a file, or none (default: the config's)")
+    parser.add_argument("--pretrained", default=None,
+                        help="backbone weights: a file, an address, or none (default: the config's)")
     parser.add_argument("--data-root", default=None, help="data set's folder (default: the config's)")
     parser.add_argument("--classes", default=None, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
     parser.add_argument("--synthesised", default=None, help="folder with resampled_img and resampled_label to add")
@@ -77,6 +78,8 @@ def resolve(args: argparse.Namespace) -> Config:
         config.set_max_iters(cfg, args.max_iters)
     if args.pretrained or args.task == "test":
         config.set_pretrained(cfg, None if args.task == "test" or args.pretrained == "none" else args.pretrained)
+    checkpoint.allow_fetch(args.load_from)
+    checkpoint.check_addresses(cfg)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     cfg.load_from = args.load_from
     cfg.resume = args.resume

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,16 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import atomic_path, check_writable
-from common.images import read_ids, read_mask
 from common.pairing import MASK_SUFFIXES, list_files
 from gss.dvae import DVAE, save_dvae
-from gss.maskige import IGNORE, Maskige, load_palette
+from gss.maskige import IGNORE, Maskige, load_palette, palette_labels
 from gss.roundtrip import class_iou, confusion, round_trip
 from gss.weights import read_checkpoint
 from scripts import cli
 from scripts.cli import integer, number
 from scripts.pairs import pick_device
+
+Read = Callable[[Path], np.ndarray]  # class ids of a mask file
 
 DESCRIPTION = """Trains a discrete VAE with DALL-E's structure on the maskiges of masks, for users without DALL-E's
 weights and for palettes it has never seen.
@@ -105,8 +106,8 @@ class Quantiser(nn.Module):
 class Crops:
     """Random crops of masks that show more than one class, flipped and transposed; a function of seed and step."""
 
-    def __init__(self, paths: list[Path], size: int, batch_size: int, seed: int) -> None:
-        self.paths, self.size, self.batch_size, self.seed = paths, size, batch_size, seed
+    def __init__(self, paths: list[Path], read: Read, size: int, batch_size: int, seed: int) -> None:
+        self.paths, self.read, self.size, self.batch_size, self.seed = paths, read, size, batch_size, seed
 
     def __call__(self, step: int) -> Tensor:
         """Labels (B, size, size), int64."""
@@ -115,7 +116,7 @@ class Crops:
 
     def _crop(self, rng: np.random.Generator) -> Tensor:
         for _ in range(20):  # then a crop of one class will do
-            mask = cached_mask(self.paths[rng.integers(len(self.paths))])
+            mask = self.read(self.paths[rng.integers(len(self.paths))])
             y, x = (rng.integers(0, side - self.size + 1) for side in mask.shape)
             crop = mask[y : y + self.size, x : x + self.size]
             if (crop != crop[0, 0]).any():
@@ -125,22 +126,22 @@ class Crops:
         return torch.from_numpy(crop.astype(np.int64))
 
 
-cached_mask = lru_cache(maxsize=512)(read_mask)
-
-
-def find_masks(option: str, folders: list[str], num_classes: int, min_size: int) -> list[Path]:
+def find_masks(option: str, folders: list[str], read: Read, min_size: int) -> list[Path]:
     """All masks of some folders, looked at one by one.
 
     Raises:
-        InputError: a mask is smaller than a crop.
-        InputError: no masks, one that is no index mask, or has ids that are no classes.
+        InputError: a mask is smaller than a crop; no masks, one that is no index mask, or has ids that are no classes;
+            or no mask shows a class.
     """
     found = (list_files(Path(folder), MASK_SUFFIXES, option) for folder in folders)
-    paths = sorted(path for files in found for path in files.values())
+    paths, seen = sorted(path for files in found for path in files.values()), False
     for path in tqdm(paths, desc="checking masks", leave=False):
-        mask = read_ids(path, num_classes, IGNORE)
+        mask = read(path)
+        seen = seen or bool((mask != IGNORE).any())
         if min(mask.shape) < min_size:
             raise InputError(f"{path}: {mask.shape[0]} x {mask.shape[1]} pixels, smaller than --crop-size {min_size}")
+    if not seen:
+        raise InputError(f"{option} {folders[0]}: no mask shows a class, all pixels are to be ignored")
     return paths
 
 
@@ -226,12 +227,12 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
     return {key: str(value) for key, value in vars(args).items() if key not in ("device", "save_every", "test_masks")}
 
 
-def reconstruction(dvae: DVAE, maskige: Maskige, paths: list[Path], scale: int, device: str) -> Tensor:
+def reconstruction(dvae: DVAE, maskige: Maskige, paths: list[Path], read: Read, scale: int, device: str) -> Tensor:
     """IoU of each class (N,) after the round trip of all masks."""
 
     def pairs() -> Any:
         for path in tqdm(paths, desc="round trip", leave=False):
-            mask = torch.from_numpy(cached_mask(path).astype(np.int64))[None].to(device)
+            mask = torch.from_numpy(read(path).astype(np.int64))[None].to(device)
             yield mask, round_trip(mask, maskige, dvae, scale)[0]
 
     return class_iou(confusion(pairs(), maskige.num_classes))
@@ -240,7 +241,7 @@ def reconstruction(dvae: DVAE, maskige: Maskige, paths: list[Path], scale: int, 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = cli.parser(DESCRIPTION)
-    parser.add_argument("--masks", nargs="+", required=True, help="folders of index masks (.png) to train on")
+    parser.add_argument("--masks", nargs="+", required=True, help="folders of index masks (PNG or TIFF) to train on")
     parser.add_argument("--test-masks", nargs="+", default=None, help="folders to test on (default: --masks)")
     parser.add_argument("--palette", required=True, help="palette: a JSON file, or a name in gss/palettes")
     parser.add_argument("--out", required=True, help="weights to write (.safetensors or .pth)")
@@ -274,8 +275,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if Path(args.out).suffix not in (".safetensors", ".pth"):
         raise InputError(f"--out {args.out}: name a .safetensors or .pth file")
     maskige = Maskige(load_palette(args.palette))
-    paths = find_masks("--masks", args.masks, maskige.num_classes, args.crop_size)
-    tests = find_masks("--test-masks", args.test_masks, maskige.num_classes, 1) if args.test_masks else paths
+    read = lru_cache(maxsize=512)(palette_labels(args.palette, maskige.num_classes).read)
+    paths = find_masks("--masks", args.masks, read, args.crop_size)
+    tests = find_masks("--test-masks", args.test_masks, read, 1) if args.test_masks else paths
     out, saved = Path(args.out), Path(f"{args.out}.state")
     check_writable(out.parent, "--out")
 
@@ -285,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if state.get("settings") != settings(args):
             raise InputError(f"--out {out}: {saved} is of a run with other settings; delete it, or write elsewhere")
         first = trainer.restore(state)
-    crops = Crops(paths, args.crop_size, args.batch_size, args.seed)
+    crops = Crops(paths, read, args.crop_size, args.batch_size, args.seed)
     bar = tqdm(range(first, args.steps), initial=first, total=args.steps, desc="training")
     for step in bar:
         bar.set_postfix(loss=f"{trainer.step(step, crops):.4f}", refresh=False)
@@ -297,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with atomic_path(out) as temporary:
         save_dvae(trainer.dvae, temporary)
     saved.unlink(missing_ok=True)
-    iou = reconstruction(trainer.dvae, maskige, tests, args.scale, args.device)
+    iou = reconstruction(trainer.dvae, maskige, tests, read, args.scale, args.device)
     for name, value in enumerate(iou.tolist()):
         print(f"  class {name:3}  IoU {value:.4f}")
     print(f"round trip of {len(tests)} masks: mIoU {iou.nanmean():.4f}  ({out})")

@@ -1,40 +1,169 @@
-"""Weights for segmentors, read without running code from the file."""
+"""Weights for segmentors: fetched only where the user names an address, and read without running code from them.
+
+mmengine reads weights in many places: ``load_from``, ``resume``, ``init_cfg``, backbones of their own. All ask its
+``CheckpointLoader``, whose loaders of every scheme are replaced here; mmengine's own unpickle anything.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import get_torch_safe_globals
+from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models, get_mmcls_models
+from mmengine.runner.checkpoint import get_torchvision_models as torchvision_models
 from torch import nn
 
 from common.errors import InputError
+from common.files import flock
+from common.rebuild import History
+from common.schema import one_line
+from common.weights import read_checkpoint, refuse_not_finite, tensors_of
+
+_ADDRESS = re.compile(r"[\w.+:-]+://")
+_given: set[str] = set()
 
 
-def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """A checkpoint file's content; tensors, numbers, strings and mmengine's message buffers only.
+def allow_fetch(*values: Any) -> None:
+    """Notes the addresses among what the user gave on the command line, options' values included: these are fetched."""
+    for value in values:
+        _given.update(_addresses(value))
 
-    mmengine falls back to unpickling anything; with this loader registered, it does not.
+
+def _addresses(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        if _ADDRESS.match(tree):
+            yield tree
+    elif isinstance(tree, (Mapping, list, tuple)):
+        for value in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _addresses(value)
+
+
+def check_addresses(config: Config) -> None:
+    """Refuses a model that would fetch weights that the user did not name, before work starts.
 
     Raises:
-        InputError: no such file, or one that holds something else.
+        InputError: names the address, and how to ask for it.
     """
-    path = Path(filename).expanduser()
+    if foreign := [address for address in _addresses(config.model) if address not in _given]:
+        address = one_line(foreign[0], 200)
+        raise InputError(f"{config.filename}: starts from weights at {address}, which are fetched only where you ask "
+                         f"for it: --pretrained {address}, or a file, or none")
+    for part in _timm(config.model):
+        if part.get("pretrained") or part.get("checkpoint_path"):
+            raise InputError(f"{config.filename}: TIMMBackbone would fetch or read weights by itself; set its "
+                             "pretrained to False, without checkpoint_path, and give weights by --load-from")
+
+
+def _timm(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, Mapping):
+        if str(tree.get("type")).rpartition(".")[2] == "TIMMBackbone":
+            yield tree
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from _timm(value)
+
+
+def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """A checkpoint's content: tensors on the CPU, numbers, texts and mmengine's message buffers only.
+
+    Args:
+        filename: a file; or an address that was given on the command line: ``https://``, ``open-mmlab://``,
+            ``torchvision://``, ``mmcls://``.
+        map_location: as mmengine's loaders have it; whoever takes the weights moves them.
+
+    Raises:
+        InputError: no such file, nothing fetched from there, or a file that is no checkpoint, damaged or code.
+    """
+    path = _fetch(filename) if _ADDRESS.match(filename) else Path(filename).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights")
+    content = read_checkpoint(path, mapped=False)
+    _check(content, path)
+    if filename.startswith("mmcls://"):
+        state = tensors_of(content, path)
+        return {"state_dict": {key[9:]: value for key, value in state.items() if key.startswith("backbone.")}}
+    return content
+
+
+def _check(content: Any, path: Path) -> None:
+    """What mmengine takes for granted; and leaves out what it would run."""
+    refuse_not_finite(tensors_of(content, path), path, "take another checkpoint")
+    if "state_dict" in content and any(not isinstance(key, str) for key in content["state_dict"]):
+        raise InputError(f"{path}: state_dict holds names that are no texts; damaged? take another checkpoint")
+    if "meta" in content:
+        meta = content["meta"]
+        facts = meta.get("dataset_meta") if isinstance(meta, dict) else None
+        if not isinstance(meta, (dict, type(None))) or not isinstance(facts, (dict, type(None))):
+            raise InputError(f"{path}: field meta{'.dataset_meta' * isinstance(meta, dict)} is no table of names and "
+                             "values; damaged? take another checkpoint")
+        content["meta"] = {key: value for key, value in (meta or {}).items() if key != "config"}  # Python, to be run
+    hub = content.get("message_hub")
+    logs = hub.get("log_scalars") if isinstance(hub, dict) else None
+    if not isinstance(logs, dict):
+        return
+    for name, value in logs.items():
+        if isinstance(value, History):
+            if value.log is None:
+                raise InputError(f"{path}: log {one_line(name, 40)} holds nothing; damaged? take another checkpoint")
+            logs[name] = HistoryBuffer(value.log, value.count, value.length)
+
+
+for _scheme in {"": None, **CheckpointLoader._schemes}:
+    CheckpointLoader.register_scheme(_scheme, load_from_file, force=True)
+
+
+# ---- fetching
+
+
+def _fetch(address: str) -> Path:
+    """A file with what is at an address; the one that was fetched before, if there is one.
+
+    Raises:
+        InputError: the address was not given by the user, names nothing known, or cannot be fetched from.
+    """
+    shown = one_line(address, 200)
+    if address not in _given:
+        raise InputError(f"{shown}: weights are fetched only from addresses on the command line; name it there, or "
+                         "fetch the file yourself and name that")
+    url = _resolve(address)
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"{shown}: nothing can be fetched from there; fetch the file yourself and name that")
+    target = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name or "weights")
     try:
-        with torch.serialization.safe_globals(get_torch_safe_globals()):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a checkpoint that can be read without running its code ({reason})"
-                                ) from error
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with flock(target.with_name(f".{target.name}.lock"), fcntl.LOCK_EX):  # one process fetches for all
+            if not target.is_file():
+                torch.hub.download_url_to_file(url, str(target), progress=False)  # whole, or not there
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{shown}: cannot be fetched to {target.parent} ({one_line(error)}); name a file of weights"
+                         ) from error
+    return target
 
 
-CheckpointLoader.register_scheme("", load_from_local, force=True)
+def _resolve(address: str) -> str:
+    scheme, _, name = address.partition("://")
+    tables = {"open-mmlab": get_external_models, "openmmlab": get_external_models, "mmcls": get_mmcls_models,
+              "torchvision": torchvision_models, "modelzoo": torchvision_models}
+    if scheme not in tables:
+        return address
+    if scheme in ("open-mmlab", "openmmlab"):
+        name = get_deprecated_model_names().get(name, name)
+    found = tables[scheme]().get(name)
+    if found is None:
+        raise InputError(f"{one_line(address, 200)}: {scheme} has no weights of that name; name a file")
+    return str(found)
+
+
+# ---- loading
 
 
 def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
@@ -44,11 +173,11 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
         The checkpoint's ``meta``.
 
     Raises:
-        InputError: the weights are another model's.
+        InputError: the weights are another model's, or NaN.
     """
-    checkpoint = load_from_local(path, "cpu")
-    weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-    weights = {key.removeprefix("module."): value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+    allow_fetch(path)
+    checkpoint = load_from_file(path, "cpu")
+    weights = {key.removeprefix("module."): value for key, value in tensors_of(checkpoint, path).items()}
     expected = model.state_dict()
 
     def needed(key: str) -> bool:
@@ -61,7 +190,8 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
         for key, value in weights.items() if key in expected and value.shape != expected[key].shape
     ]
     if differences:
-        raise InputError(f"{path}: weights of another model than the config's: {'; '.join(differences[:3])}"
+        raise InputError(f"{path}: weights of another model than the config's: {one_line('; '.join(differences[:3]))}"
                                 f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}")
     model.load_state_dict(weights, strict=False)
-    return checkpoint.get("meta") or {}
+    meta = checkpoint.get("meta") or {}
+    return meta if isinstance(meta, dict) else {}

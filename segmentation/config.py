@@ -12,6 +12,7 @@ from mmengine.utils import import_modules_from_strings
 
 from common.errors import InputError
 from common.schema import one_line
+from segmentation import checkpoint
 from segmentation.classes import class_table
 from segmentation.loading import use_own_readers
 from segmentation.options import add_cfg_options, set_options
@@ -62,12 +63,16 @@ def load_config(path: str, options: dict[str, Any] | None = None, trust: bool = 
     if data:
         check_types(path, config._cfg_dict)
     set_options(config, options or {})
+    checkpoint.allow_fetch(options)
     check_schema(config, list(nodes(config._cfg_dict, "MaskDataset")))
     for part in PARTS:
         loader = config.get(f"{part}_dataloader") or {}
         if loader.get("persistent_workers") and not loader.get("num_workers"):  # torch refuses to keep none
             loader["persistent_workers"] = False
-    use_own_readers(config._cfg_dict)
+    if use_own_readers(config._cfg_dict):
+        imports = config.get("custom_imports") or {}
+        if "segmentation" not in (imports.get("imports") or []):  # for whoever reads the config that a run saves
+            config.custom_imports = {**imports, "imports": [*(imports.get("imports") or []), "segmentation"]}
     init_default_scope(config.get("default_scope") or "mmseg")
     return config
 
@@ -199,13 +204,14 @@ def set_crop_size(config: Config, size: int) -> None:
 
 
 def set_pretrained(config: Config, weights: str | None) -> None:
-    """Starts the backbone from a file of weights, or from scratch (None).
+    """Starts the backbone from a file or an address of weights, or from scratch (None).
 
     Raises:
         InputError: no such file.
     """
-    if weights and not Path(weights).is_file():
-        raise InputError(f"--pretrained {weights}: no such file; name a file, or none")
+    checkpoint.allow_fetch(weights)
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise InputError(f"--pretrained {weights}: no such file; name a file, an address, or none")
     if "pretrained" in config.model:
         config.model.pretrained = None
     backbone = config.model.get("backbone")

@@ -1,8 +1,9 @@
-"""What a segmentor makes of images: logits at the mask's size, through the config's own preparation."""
+"""What a segmentor makes of images: one function for all commands, by the config's own preparation and rules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,38 +14,120 @@ from mmcv import imresize
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.runner.amp import autocast
 from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS, TRANSFORMS
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
+from common.files import digest
+from common.images import read_mask
+from common.processes import bounded, end_with_parent
+from common.schema import one_line
 from segmentation.checkpoint import load_weights
-from segmentation.classes import class_table
-from segmentation.config import nodes
+from segmentation.labels import LabelRule, label_rule, loads_masks, pipeline
 
 
-def load_segmentor(config: Config, checkpoint: str, device: str) -> BaseSegmentor:
-    """A segmentor ready to predict, with ``num_classes`` and ``class_names`` (config's, else weights', else ids).
+@dataclass(frozen=True, eq=False)
+class Segmentor:
+    """A segmentor ready to predict, with what its config decides beside its weights.
+
+    Attributes:
+        model: in eval mode, on its device.
+        config: the whole config.
+        class_names: C names: the test set's, else the weights', else ids.
+        rule: what the ids in masks mean.
+    """
+
+    model: BaseSegmentor
+    config: Config
+    class_names: list[str]
+    rule: LabelRule
+
+    @property
+    def num_classes(self) -> int:
+        """C, the classes that it tells apart."""
+        return self.rule.num_classes
+
+    def settings(self) -> str:
+        """A digest of all in the config that changes what is predicted or counted; weights aside."""
+        return digest(self.config.model.to_dict(), test_steps(self.config), self._half_precision(),
+                      self.rule.targets().tolist(), self.rule.ignored, self.class_names)
+
+    def batch_size(self) -> int:
+        """Images a batch in the config's own test."""
+        return int((self.config.get("test_dataloader") or {}).get("batch_size", 1))
+
+    def _half_precision(self) -> bool:
+        return bool((self.config.get("test_cfg") or {}).get("fp16", False))
+
+    @torch.inference_mode()
+    def test_step(self, data: dict[str, list[Any]]) -> list[Any]:
+        """mmseg's samples with ``seg_logits`` and ``pred_sem_seg``, decided as in the config's own test."""
+        with autocast(enabled=self._half_precision()):
+            return self.model.test_step(data)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a segmentor found in one image.
+
+    Attributes:
+        index: of the item.
+        ids: the mask as its file has it, uint8 (H, W).
+        found: class ids that the segmentor decided for, uint8 (H, W).
+        logits: of each class, float (C, H, W) on the segmentor's device, C at least 2.
+    """
+
+    index: int
+    ids: np.ndarray
+    found: np.ndarray
+    logits: torch.Tensor
+
+
+def load_segmentor(config: Config, checkpoint: str, device: str) -> Segmentor:
+    """Builds a config's segmentor and loads its weights.
 
     Raises:
-        InputError: the config's model is no segmentor, or the weights are another model's.
+        InputError: the config's model is no segmentor, its test cannot be followed, or the weights are another model's.
     """
     model_config = Config(config.model.to_dict())
     for part, key in ((model_config, "pretrained"), (model_config.get("backbone") or {}, "init_cfg")):
         part.pop(key, None)  # the checkpoint replaces them: nothing to download
+    if str((model_config.get("backbone") or {}).get("type")).endswith("TIMMBackbone"):
+        model_config.backbone.pretrained = False
     try:
         model = MODELS.build(model_config)
     except Exception as error:  # a model's constructor may raise anything
-        raise InputError(f"{config.filename}: model {model_config.type} cannot be built: {error}") from error
+        raise InputError(f"{config.filename}: model {model_config.type} cannot be built: {one_line(error)}") from error
     if not isinstance(model, BaseSegmentor):
         raise InputError(f"{config.filename}: model {model_config.type} is not a segmentor of mmseg")
     meta = load_weights(model, checkpoint)
-    loaders = [config.get("train_dataloader"), config.get("test_dataloader")]
-    tables = [class_table(dataset.classes)["classes"] for dataset in nodes(loaders, "MaskDataset")]
-    named = [*tables, (meta.get("dataset_meta") or {}).get("classes") or (), map(str, range(model.num_classes))]
-    model.class_names = next(names for names in map(list, named) if len(names) == model.num_classes)
-    return model.to(device).eval()
+    head = getattr(model, "decode_head", None)
+    head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
+    count = getattr(model, "predicted_classes", None) or getattr(model, "num_classes", None)
+    if not isinstance(count, int) or not 2 <= count <= 255:
+        raise InputError(f"{config.filename}: model {model_config.type} tells {count} classes apart; must be 2 to 255 "
+                         "(one of them for what belongs to none)")
+    rule = label_rule(config, count, head)
+    test_pipeline(config)
+    names = _class_names(config, rule, checkpoint, meta)
+    return Segmentor(model.to(device).eval(), config, names, rule)
+
+
+def _class_names(config: Config, rule: LabelRule, checkpoint: str, meta: Any) -> list[str]:
+    stored = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    stored = stored.get("classes") if isinstance(stored, dict) else None
+    fits = isinstance(stored, (list, tuple)) and len(stored) == rule.num_classes
+    for names, where in ((rule.class_names, str(config.filename)), (stored if fits else (), checkpoint)):
+        if len(names or ()) == rule.num_classes:
+            found = [str(name) for name in names or ()]
+            if twice := sorted({name for name in found if found.count(name) > 1}):
+                raise InputError(f"{where}: two classes named {one_line(twice[0], 60)}; give each its own name, or "
+                                 "name a class table with --classes")
+            return found
+    return [str(c) for c in range(rule.num_classes)]
 
 
 @TRANSFORMS.register_module()
@@ -52,71 +135,111 @@ class MatchMask(BaseTransform):
     """Brings an image to its mask's size (``mask_size``), and so to the ground resolution of the real images."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Replaces ``img`` (H, W, 3) and the shapes that name its size."""
+        """Replaces ``img`` (H, W) or (H, W, bands) and the shapes that name its size."""
         height, width = results["mask_size"]
-        if results["img"].shape[:2] != (height, width):
-            results["img"] = imresize(results["img"], (width, height), interpolation="bicubic")
+        image = results["img"]
+        if image.shape[:2] != (height, width):
+            resized = imresize(image, (width, height), interpolation="bicubic")
+            results["img"] = resized[..., None] if image.ndim > resized.ndim else resized
             results["img_shape"] = results["ori_shape"] = (height, width)
         return results
 
 
 def test_steps(config: Config) -> list[dict[str, Any]]:
-    """The config's preparation of test images, step by step, without the loading of masks."""
-    loader = config.get("test_dataloader") or {}
-    steps = config.get("test_pipeline") or loader.get("dataset", {}).get("pipeline")
-    steps = steps or [{"type": "LoadImageFromFile"}, {"type": "PackSegInputs"}]
-    return [step for step in steps if "Annotations" not in step["type"]]
+    """The config's preparation of test images, step by step, without the loading of masks.
+
+    Raises:
+        InputError: it makes several pictures of one.
+    """
+    steps = pipeline(config)
+    if any("TestTimeAug" in str(step.get("type")) for step in steps):
+        raise InputError(f"{config.filename}: the test pipeline has TestTimeAug, which is not supported; take a "
+                         "pipeline without it")
+    return [step for step in steps if not loads_masks(step)]
 
 
 def test_pipeline(config: Config) -> Compose:
-    """The same as a function, from images at their masks' size."""
+    """The same as a function, from images at their masks' size.
+
+    Raises:
+        InputError: a step cannot be built.
+    """
     load, *others = test_steps(config)
-    return Compose([load, {"type": "MatchMask"}, *others])
+    try:
+        return Compose([load, {"type": "MatchMask"}, *others])
+    except Exception as error:  # a step's constructor may raise anything
+        raise InputError(f"{config.filename}: the test pipeline cannot be built: {one_line(error)}") from error
 
 
 class _Images(Dataset):
-    def __init__(self, items: Sequence[tuple[Path, Path]], prepare: Compose, read_mask: Callable[[Path], np.ndarray]):
-        self.items, self.prepare, self.read_mask = items, prepare, read_mask
+    def __init__(self, items: Sequence[tuple[Path, Path]], prepare: Compose) -> None:
+        self.items, self.prepare = items, prepare
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[int, dict[str, Any], np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any], np.ndarray] | str:
         image, mask_file = self.items[index]
-        mask = self.read_mask(mask_file)
-        return index, self.prepare({"img_path": str(image), "mask_size": mask.shape}), mask
+        try:
+            mask = read_mask(mask_file)
+            prepared = self.prepare({"img_path": str(image), "mask_size": mask.shape})
+        except InputError as error:
+            return str(error)
+        except Exception as error:  # the steps are the config's; one line, also from a worker
+            return f"{image}: the config's test pipeline cannot prepare it ({one_line(error) or repr(error)})"
+        return index, prepared, mask
 
 
-@torch.inference_mode()
-def segment(
-    model: BaseSegmentor,
-    config: Config,
-    items: Sequence[tuple[Path, Path]],
-    read_mask: Callable[[Path], np.ndarray],
-    batch_size: int = 8,
-    num_workers: int = 4,
-) -> Iterator[tuple[int, torch.Tensor, np.ndarray]]:
+def segment(segmentor: Segmentor, items: Sequence[tuple[Path, Path]], batches: Sequence[Sequence[int]],
+            num_workers: int = 4) -> Iterator[Prediction]:
     """Runs the segmentor over images of any sizes; an image is first brought to its mask's size.
 
+    What is found in an image depends on its batch by the last bits of a sum, so the caller says which share one. On a
+    CPU, where nothing is lost by that, each image goes alone.
+
     Args:
-        model: see ``load_segmentor``.
-        config: its config, for the preparation of images and ``test_cfg`` (whole or sliding window).
+        segmentor: see ``load_segmentor``.
         items: image and mask files.
-        read_mask: reads a mask file, uint8 (H, W).
-        batch_size: images of one size that follow one another share a batch.
+        batches: indices of the items of each batch; its images of one size that follow one another go together.
         num_workers: processes that read images.
 
-    Yields:
-        Index of the item, logits (C, H, W) at the mask's size on the model's device, the mask (H, W).
+    Raises:
+        InputError: a file cannot be read or prepared; the segmentor cannot take it, or answers with no numbers.
     """
-    loader = DataLoader(_Images(items, test_pipeline(config), read_mask), batch_size, num_workers=num_workers,
-                        collate_fn=list)
+    config, device = segmentor.config, next(segmentor.model.parameters(), torch.empty(0)).device
+    loader = DataLoader(_Images(items, test_pipeline(config)), batch_sampler=[list(batch) for batch in batches],
+                        num_workers=bounded(num_workers, len(batches)), collate_fn=list, worker_init_fn=_start_worker)
+    torch.backends.cudnn.benchmark = False  # which would choose by speed, differently in every run
     for batch in loader:
-        for _, group in groupby(batch, key=lambda item: item[1]["inputs"].shape):
-            indices, inputs, masks = zip(*group, strict=True)
-            data = {key: [item[key] for item in inputs] for key in ("inputs", "data_samples")}
-            for index, sample, mask in zip(indices, model.test_step(data), masks, strict=True):
-                yield index, _two_or_more(sample.seg_logits.data), mask
+        if wrong := next((item for item in batch if isinstance(item, str)), None):
+            raise InputError(wrong)
+        shapes = groupby(batch, key=lambda item: item[1]["inputs"].shape)
+        groups = [[item] for item in batch] if device.type == "cpu" else [list(group) for _, group in shapes]
+        for group in groups:
+            data = {key: [item[1][key] for item in group] for key in ("inputs", "data_samples")}
+            try:
+                samples = segmentor.test_step(data)
+            except RuntimeError as error:
+                raise InputError(f"{items[group[0][0]][0]}: the segmentor of {config.filename} cannot take it "
+                                 f"({one_line(error)})") from error
+            for (index, _, ids), sample in zip(group, samples, strict=True):
+                yield _prediction(index, ids, sample, items[index][0], segmentor)
+
+
+def _start_worker(_: int) -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
+
+
+def _prediction(index: int, ids: np.ndarray, sample: Any, image: Path, segmentor: Segmentor) -> Prediction:
+    if "seg_logits" not in sample:
+        raise InputError(f"{segmentor.config.filename}: {segmentor.config.model.type} predicts no logits; name another "
+                         "segmentor")
+    logits = sample.seg_logits.data
+    if logits.isnan().any():
+        raise InputError(f"{image}: the segmentor's output is not finite here; are its weights sound?")
+    found = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
+    return Prediction(index, ids, found, _two_or_more(logits))
 
 
 def _two_or_more(logits: torch.Tensor) -> torch.Tensor:
@@ -127,12 +250,12 @@ def _two_or_more(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.zeros_like(logit), logit])
 
 
-def pixel_losses(logits: torch.Tensor, mask: np.ndarray) -> np.ndarray:
-    """Cross-entropy of each pixel in nats, float32 (H, W); 0 where the mask is 255.
+def pixel_losses(logits: torch.Tensor, labels: np.ndarray) -> np.ndarray:
+    """Cross-entropy of each pixel in nats, float32 (H, W); 0 where the label is 255.
 
     Args:
         logits: (C, H, W).
-        mask: class ids, uint8 (H, W).
+        labels: class ids, uint8 (H, W).
     """
-    target = torch.from_numpy(mask).to(logits.device, torch.long)
+    target = torch.from_numpy(labels).to(logits.device, torch.long)
     return F.cross_entropy(logits[None].float(), target[None], ignore_index=255, reduction="none")[0].cpu().numpy()

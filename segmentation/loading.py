@@ -67,22 +67,24 @@ _OWN = {"LoadImageFromFile": "ReadImage", "LoadAnnotations": "ReadAnnotations"}
 _UNDERSTOOD = {"type", "to_float32", "reduce_zero_label", "imdecode_backend"}
 
 
-def use_own_readers(tree: Any) -> None:
+def use_own_readers(tree: Any) -> bool:
     """Names ``ReadImage`` and ``ReadAnnotations`` where a config names mmseg's loading of colour images and masks.
 
     Steps that ask for more (another place than the disk, grey images) stay as they are.
 
     Args:
         tree: a config, or any part of it; changed in place.
+
+    Returns:
+        whether anything was changed.
     """
+    changed = False
     if isinstance(tree, dict):
         kind = tree.get("type")
         name = (kind if isinstance(kind, str) else getattr(kind, "__name__", "")).rsplit(".", 1)[-1]
         given = {key for key, value in tree.items() if value and (key, value) != ("color_type", "color")}
         if name in _OWN and given <= _UNDERSTOOD:
-            tree["type"] = _OWN[name]
-        for value in tree.values():
-            use_own_readers(value)
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            use_own_readers(value)
+            tree["type"], changed = _OWN[name], True
+    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    changed_inside = [use_own_readers(value) for value in inner]  # a list: all are to be visited
+    return changed or any(changed_inside)

@@ -15,7 +15,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
     ),
-    pretrained="open-mmlab://resnet50_v1c",
+    pretrained="open-mmlab://resnet50_v1c",  # fetched only if --pretrained names it as well
     backbone=dict(
         type="ResNetV1c",
         depth=50,

@@ -1,7 +1,7 @@
 """Lists of items as JSON lines, and everything that can be wrong with them, found before any work.
 
 A line is ``{"source": mask, "target": image, "prompt": text, "ref_image": reference}``; paths are relative to the data
-root. All faults of a list are reported at once, each with list file, line and field.
+root. All faults of a list are reported at once, each with line and field.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from common.images import IGNORE, ImageError, image_and_orientation, mask_and_or
 from common.lists import locate, parse_line, read_lines, text_fault
 from common.schema import one_line
 
-_SHOWN = 50  # faults that a message lists
+_SHOWN = 10  # faults that a message lists
 
 
 @dataclass(frozen=True)
@@ -246,4 +246,4 @@ def _message(path: Path, faults: list[Fault], none_left: bool) -> str:
         return str(faults[0])
     head = f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}" + (", no valid items" if none_left else "")
     more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-    return "\n".join([head, *map(str, faults[:_SHOWN]), *more])
+    return "; ".join([head, *(str(fault).removeprefix(f"{path} ") for fault in faults[:_SHOWN]), *more])

@@ -157,17 +157,12 @@ def test_all_faults_at_once_or_skipped(data: Path, line: Line) -> None:
     path = write(data, line(0, source="label/x.png", target=None), line(1), "{", line(2, source="label/y.png"))
     with pytest.raises(InputError) as error:
         read_manifest(path, data, progress=False)
-    first, *rest = str(error.value).split("\n")
-    assert first == f"{path}: 4 faults"
-    assert [text.split(":")[0] for text in rest] == [
-        f"{path} line 1, field source",
-        f"{path} line 1, field target",
-        f"{path} line 3",
-        f"{path} line 4, field source",
-    ]
+    text = str(error.value)
+    assert text.startswith(f"{path}: 4 faults; line 1, field source: ") and "\n" not in text
+    assert all(f"; line {place}: " in text for place in ("1, field source", "1, field target", "3", "4, field source"))
     items, faults = read_manifest(path, data, skip_invalid=True, progress=False)
     assert [item.name for item in items] == ["m1"] and [fault.line for fault in faults] == [1, 1, 3, 4]
-    assert [str(fault) for fault in faults] == rest
+    assert all(str(fault).removeprefix(f"{path} ") in text for fault in faults)
 
 
 def test_a_long_list_of_faults_is_cut(data: Path) -> None:
@@ -175,8 +170,8 @@ def test_a_long_list_of_faults_is_cut(data: Path) -> None:
     for skip in (False, True):  # with none valid there is nothing to go on with
         with pytest.raises(InputError) as error:
             read_manifest(path, data, skip_invalid=skip, progress=False)
-        lines = str(error.value).split("\n")
-        assert "60 faults" in lines[0] and len(lines) == 52 and lines[-1] == "and 10 more"
+        text = str(error.value)
+        assert "60 faults" in text and text.count("; line ") == 10 and text.endswith("; and 50 more")
 
 
 def test_no_items_no_list_no_root(data: Path) -> None:

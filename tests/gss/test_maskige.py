@@ -105,7 +105,7 @@ def test_bad_palettes(palette, classes, words):
 def test_bad_palette_files(tmp_path):
     path = tmp_path / "p.json"
     for text, words in (
-        ("{", "not JSON"),
+        ("{", "no readable JSON"),
         ('{"classes": []}', "no field 'palette'"),
         ('{"palette": [[1, 2, 3]]}', "at least 2"),
     ):

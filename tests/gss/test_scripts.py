@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from common.classes import load_class_table
+from common.images import Labels
 from gss.dvae import DVAE
 from gss.maskige import Maskige, load_palette, min_distance
 from gss.roundtrip import class_iou, confusion, round_trip
@@ -86,7 +87,7 @@ def test_command_line_of_the_shell():
         (["--dataset", "mseg", "--num-classes", 3], "mseg has 194 classes"),
         (["--num-classes", 3, "--masks", "nowhere"], "--masks nowhere: no such folder"),
         (["--num-classes", 3, "--d-vae", "nowhere.pth"], "no such file"),
-        (["--classes", "nowhere.json"], "No such file"),
+        (["--classes", "nowhere.json"], "no such class table"),
     ],
 )
 def test_bad_options_of_palettes(command, arguments, words):
@@ -186,7 +187,7 @@ def test_files_of_others_in_a_folder_of_masks(tmp_path, masks, command):
     base = ["--masks", masks, "--palette", "mbrsc", "--out", tmp_path / "o.safetensors", *SMALL]
     code, printed, errors = command(train_dvae, *base)
     assert code == 0 and "round trip of 3 masks" in printed, errors
-    assert len(posterior_learning.read_masks(str(masks), 9, 5)) == 3
+    assert len(posterior_learning.read_masks(str(masks), 9, Labels(5))) == 3
     (masks / "1.png").write_bytes(whole[:40])
     for module, more in ((train_dvae, base), (posterior_learning, ["--num-classes", 5, "--masks", masks])):
         code, _, errors = command(module, *more)
@@ -202,7 +203,7 @@ def test_files_of_others_in_a_folder_of_masks(tmp_path, masks, command):
         (["--out", "dvae.bin"], "--out dvae.bin: name a .safetensors or .pth file"),
         (["--crop-size", 128], "64 x 64 pixels, smaller than --crop-size 128"),
         (["--palette", "cityscapes", "--masks", "nowhere"], "--masks nowhere: no such folder"),
-        (["--palette", "nothing"], "nothing.json: No such file"),
+        (["--palette", "nothing"], "nothing.json: no such file"),
         (["--warmup", 50], "--warmup 50: must be in 1..11"),
         (["--palette", [[255, 0, 0], [0, 255, 0]]], "2.png: class ids 2 are not in 0..1"),
     ],

@@ -104,7 +104,7 @@ def test_foreign_code_is_refused_and_not_run(tmp_path, command, new_container):
     )  # fmt: skip
     assert code == 2 and "refused" in errors and errors.count("\n") == 1
     assert "mkdir" in errors and not (tmp_path / "ran").exists() and not (tmp_path / "out.safetensors").exists()
-    with pytest.raises(InputError, match="not a checkpoint of tensors alone"):
+    with pytest.raises(InputError, match=r"contains code .*convert_dvae"):
         read_state_dict(tmp_path / "encoder.pkl")
     assert not (tmp_path / "ran").exists()
 
@@ -124,7 +124,7 @@ def test_only_module_classes_are_named(tmp_path, name):
 
 def test_programs_are_refused(tmp_path):
     torch.jit.script(nn.ReLU()).save(str(tmp_path / "x.pkl"))
-    with pytest.raises(InputError, match="refused, it is a TorchScript program"):
+    with pytest.raises(InputError, match="a TorchScript program, refused"):
         read_pickled_module(tmp_path / "x.pkl")
 
 

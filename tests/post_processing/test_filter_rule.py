@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,6 @@ from post_processing.filtering import (
     mean_loss,
     thresholds,
 )
-from post_processing.records import RecordWriter, read_records
 
 MASK = np.array([[0, 0, 1], [1, 255, 2]], dtype=np.uint8)
 LOSS = np.array([[1.0, 3.0, 0.5], [1.5, 9.0, 4.0]], dtype=np.float32)
@@ -72,14 +69,3 @@ def test_a_mask_of_the_whole_name_comes_first(tmp_path):
     assert pairs[0].mask.name == "a_seed_1.png" and len(orphans) == 1
     with pytest.raises(InputError, match="no image has a mask of its name"):
         pair_files({"x": tmp_path / "x.png"}, masks, ("--i", "--m"), skip_invalid=True)
-
-
-def test_records_survive_a_broken_line(tmp_path):
-    RecordWriter(tmp_path, "syn", 0).write({"name": "a", "x": 0.1 + 0.2})
-    with (tmp_path / "syn.0.jsonl").open("a") as file:
-        file.write('\n{"name": "b", "x"')
-    RecordWriter(tmp_path, "syn", 0).write({"name": "c", "x": 1})
-    RecordWriter(tmp_path, "syn", 1).write({"name": "d", "x": 1})
-    records = read_records(tmp_path, "syn")
-    assert sorted(records) == ["a", "c", "d"] and records["a"]["x"] == 0.1 + 0.2
-    assert json.dumps(read_records(tmp_path, "real")) == "{}"

@@ -1,10 +1,11 @@
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from common.pairing import Pair
+from post_processing import resample_run
 from post_processing.balancing import classes_by_name, classes_by_score, keep_reason
 from scripts import cli, resample
 
@@ -89,14 +90,14 @@ def test_a_file_system_without_hard_links(data, monkeypatch):
     def refuse(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(resample.os, "link", refuse)
-    resample.place(resample.Pair("full_seed_1", data / "images/full_seed_1.jpg", data / "masks/full_seed_1.png"),
-                   data / "out", copy=False)
+    monkeypatch.setattr(resample_run.os, "link", refuse)
+    pair = Pair("full_seed_1", data / "images/full_seed_1.jpg", data / "masks/full_seed_1.png")
+    resample_run.place(pair, data / "out", copy=False)
     assert (data / "out/resampled_img/full_seed_1.jpg").read_bytes() == (data / "images/full_seed_1.jpg").read_bytes()
 
 
 def test_a_full_disk_leaves_nothing_half_written(data, capsys, monkeypatch):
-    copy, copied = resample.shutil.copy2, []
+    copy, copied = resample_run.shutil.copy2, []
 
     def fill(source, target):
         copied.append(target)
@@ -106,8 +107,7 @@ def test_a_full_disk_leaves_nothing_half_written(data, capsys, monkeypatch):
         copy(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(resample.shutil, "copy2", fill)
-        patch.setattr(resample, "ProcessPoolExecutor", ThreadPoolExecutor)
+        patch.setattr(resample_run.shutil, "copy2", fill)
         assert run(*options(data, "--copy")) == 2
     assert "disk full: " in (said := capsys.readouterr().err) and "No space left on device" in said
     whole = {path.stat().st_size for path in (data / "images").iterdir()}
@@ -138,14 +138,14 @@ BAD = {
         lambda d: (d / "metrics.json").write_text('{"classes": {"a": {"IoU": 1}}}'),
         ["--metrics", "metrics.json", "--worst", "1"], "no class traffic land"),
     "not metrics": (lambda d: (d / "metrics.json").write_text("{}"),
-                    ["--metrics", "metrics.json", "--worst", "1"], "not metrics"),
+                    ["--metrics", "metrics.json", "--worst", "1"], "metrics.json, field classes: field required"),
     "metrics without a choice": (lambda d: None, ["--metrics", "metrics.json"], "--below or --worst"),
     "choice without metrics": (lambda d: None, ["--worst", "1"], "need --metrics"),
     "share": (lambda d: None, ["--min-valid", "80"], "--min-valid: 80: write a number, 0 to 1"),
     "mask without image": (lambda d: (d / "images/full_seed_1.jpg").unlink(), [], "no image full_seed_1"),
     "image without mask": (lambda d: (d / "masks/full_seed_1.png").unlink(), [], "no mask full.png"),
-    "id beyond": (lambda d: Image.new("L", (10, 10), 3).save(d / "masks/full_seed_1.png"), [], "class id 3"),
-    "damaged mask": (lambda d: (d / "masks/full_seed_1.png").write_bytes(b"x"), [], "full_seed_1: image or mask"),
+    "id beyond": (lambda d: Image.new("L", (10, 10), 3).save(d / "masks/full_seed_1.png"), [], "class ids 3 are not"),
+    "damaged mask": (lambda d: (d / "masks/full_seed_1.png").write_bytes(b"x"), [], "full_seed_1.png: cannot be read"),
     "empty folder": (lambda d: [path.unlink() for path in (d / "masks").iterdir()], [], "masks: empty"),
 }
 

@@ -1,0 +1,156 @@
+"""Files that the filter writes for itself and others: one schema and one reader each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from common.errors import InputError
+from common.files import digest, write_json
+from common.journal import Journal, Record
+from common.pairing import Pair
+from common.schema import OpenSchema, Schema, read_json
+from post_processing.filtering import HISTOGRAM_EDGES
+
+STATE = ".filter"  # below --filtered-mask-path: the settings, and what is done
+STATS, REAL_LOSS = "filter_stats.json", "real_loss.json"
+BINS = len(HISTOGRAM_EDGES) - 1
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Counts = list[Count]
+Number = Annotated[float, Field(ge=0)]
+Histogram = list[Annotated[Counts, Field(min_length=BINS, max_length=BINS)]]
+Label = Annotated[int, Field(ge=-1, le=255)]
+LabelOfId = Annotated[list[Label], Field(min_length=256, max_length=256)]
+
+
+class Settings(Schema):
+    """What masks in a folder were filtered with, each by name."""
+
+    settings: dict[str, str | float]
+
+
+class RealRecord(Record):
+    """A real image: what it is made of, and summed loss and pixels of each class; some have the losses' histogram."""
+
+    stamp: str
+    sums: list[Number]
+    pixels: Counts
+    histogram: Histogram | None
+
+
+class FilteredRecord(Record):
+    """A synthesised image: what its result is made of, the files that were written, total and kept pixels a class."""
+
+    stamp: str
+    files: list[int]
+    total: Counts
+    kept: Counts
+    histogram: Histogram | None
+
+    @model_validator(mode="after")
+    def _kept_of_total(self) -> FilteredRecord:
+        if len(self.kept) != len(self.total) or any(k > t for k, t in zip(self.kept, self.total, strict=True)):
+            raise ValueError("more pixels kept than there are")
+        return self
+
+
+class RealLoss(Schema):
+    """``real_loss.json`` in the folder of ``--save-loss``: what the real images showed.
+
+    ``label_of_id``: the class id of each id in mask files (see ``filter_stats.json``); none where they are the same.
+    """
+
+    classes: list[str] = Field(min_length=2, max_length=255)
+    mean_loss: list[Number | None]
+    pixels: Counts
+    histogram: Histogram
+    label_of_id: LabelOfId | None = None
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> RealLoss:
+        count = len(self.classes)
+        if len(set(self.classes)) < count or any(not name.strip() for name in self.classes):
+            raise ValueError("two classes have one name, or one has none")
+        if not len(self.mean_loss) == len(self.pixels) == len(self.histogram) == count:
+            raise ValueError(f"must have one entry for each of {count} classes in each list")
+        if any((mean is None) != (pixels == 0) for mean, pixels in zip(self.mean_loss, self.pixels, strict=True)):
+            raise ValueError("a class has a mean loss if and only if it has pixels")
+        return self
+
+
+class FilterStats(OpenSchema):
+    """What re-sampling reads of ``filter_stats.json``.
+
+    ``label_of_id``: which class each id in the masks is (255: to ignore, -1: may not be); none where ids are class ids.
+    """
+
+    per_class: dict[str, Any] = Field(min_length=1)
+    label_of_id: LabelOfId | None = None
+
+
+def read_real_loss(folder: Path) -> RealLoss:
+    """Reads ``real_loss.json``.
+
+    Raises:
+        InputError: it is not there, or not what the filter writes.
+    """
+    path = folder / REAL_LOSS
+    if not path.is_file():
+        raise InputError(f"--from-loss {folder}: no {REAL_LOSS}; name a folder that --save-loss finished")
+    return read_json(path, RealLoss, "remove it, and make it again with --save-loss")
+
+
+def label_of_id(folder: Path) -> tuple[int, ...] | None:
+    """Which class each of the 256 ids in a folder of filtered masks is, as the filter's statistics say.
+
+    255: to ignore, -1: may not be. None where ids are class ids, or nothing is said.
+
+    Raises:
+        InputError: the statistics are damaged.
+    """
+    path = folder / STATS
+    if not path.is_file():
+        return None
+    table = read_json(path, FilterStats, f"start filter.sh again, it makes {STATS} again").label_of_id
+    return None if table is None else tuple(table)
+
+
+class State:
+    """What is done in an output folder, and with which settings."""
+
+    def __init__(self, out: Path, settings: dict[str, str | float]) -> None:
+        self.folder, self.settings = out / STATE, settings
+        self.real = Journal(self.folder, "real", RealRecord, sealed=True)
+        self.filtered = Journal(self.folder, "syn", FilteredRecord, sealed=True)
+
+    def open(self) -> None:
+        """To be called by the only writer. Clears what a killed run left half written.
+
+        Raises:
+            InputError: the folder belongs to a run with other settings, or its state is damaged.
+        """
+        out, path = self.folder.parent, self.folder / "settings.json"
+        for left_over in [*out.glob(".*.tmp.*"), *self.folder.glob(".*.tmp.*")]:  # of a killed run
+            left_over.unlink()
+        if path.is_file():
+            found = read_json(path, Settings, f"remove {path}, it will be made again").settings
+            if changed := [key for key in self.settings if found.get(key) != self.settings[key]]:
+                raise InputError(f"--filtered-mask-path {out}: holds masks filtered with another {', '.join(changed)}; "
+                                 "name another folder or remove this one")
+        self.real.read(), self.filtered.read()
+        write_json(Settings(settings=self.settings).model_dump(), path)
+
+    def stamp(self, pair: Pair, *others: Any) -> str:
+        """What a result is made of: the settings, the files by size and time, and ``others``."""
+        return digest(self.settings, file_stamp(pair.image, pair.mask), *others)
+
+
+def file_stamp(*paths: Path) -> list[int]:
+    """Sizes and times of files: another one of the same name has others; [] where one is not there."""
+    try:
+        return [value for path in paths for value in (path.stat().st_size, path.stat().st_mtime_ns)]
+    except FileNotFoundError:
+        return []
