@@ -130,7 +130,7 @@ def refuse_not_finite(state: Mapping[str, Tensor], path: object, remedy: str) ->
     if broken := [key for key, value in state.items() if not finite(value)]:
         more = f", and {len(broken) - 3} more" if len(broken) > 3 else ""
         names = one_line(", ".join(broken[:3]))
-        raise InputError(f"{path}: NaN or infinite weights ({names}{more}), of a training that failed; {remedy}")
+        raise InputError(f"{path}: NaN or infinite weights ({names}{more}); {remedy}")
 
 
 # ---- safetensors
@@ -297,6 +297,8 @@ def _read_older(
             raise ValueError(f"storage {key} of {count} numbers has {said}, {size - offset - 8} bytes before the end")
         storages[key] = Storage(_piece(whole, offset + 8, count * dtype.itemsize, dtype, mapped), dtype)
         offset += 8 + count * dtype.itemsize
+    if offset != size:
+        raise ValueError(f"{size - offset} bytes behind its last storage")
     file.seek(begin)
     return _unpickle(_Bounded(file, min(size, PICKLE_BYTES)), lambda key, dtype, count: storages[key], inert)
 

@@ -153,7 +153,8 @@ class DVAE(nn.Module):
         self.vocab_size: int = self.state_dict()["encoder.blocks.output.conv.b"].shape[0]
         self.frozen, self.loaded = frozen, False
         if weights is not None:
-            _load(self, state, name)
+            _check(self.state_dict(), state, name)
+            self.load_state_dict(state)
         if frozen:
             self.requires_grad_(False)
             self.eval()
@@ -216,8 +217,7 @@ def dvae_entries(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {match.group(1): state[key] for key, match in matches.items() if match}
 
 
-def _load(dvae: DVAE, state: dict[str, Tensor], name: str) -> None:
-    expected = dvae.state_dict()
+def _check(expected: dict[str, Tensor], state: dict[str, Tensor], name: str) -> None:
     for entries, other, what in ((expected, state, "missing"), (state, expected, "more than the config's dVAE has")):
         lost = [key for key in entries if key not in other]
         if lost:
@@ -228,7 +228,8 @@ def _load(dvae: DVAE, state: dict[str, Tensor], name: str) -> None:
                 f"dVAE weights {name}: {key} has the shape {tuple(state[key].shape)}, the config's dVAE needs "
                 f"{tuple(value.shape)}; set encoder and decoder (n_hid, n_blk_per_group, n_init) to the weights' size"
             )
-    dvae.load_state_dict(state)
+        if not state[key].is_floating_point():
+            raise InputError(f"dVAE weights {name}: {key} holds {state[key].dtype}, no weights")
 
 
 def _sizes(state: dict[str, Tensor], name: str) -> tuple[dict[str, int], dict[str, int]]:
@@ -238,6 +239,15 @@ def _sizes(state: dict[str, Tensor], name: str) -> tuple[dict[str, int], dict[st
         n_init = state["decoder.blocks.input.b"].shape[0]
     except KeyError as error:
         raise InputError(f"dVAE weights {name}: no entry {error.args[0]}; is it a dVAE or a GSS checkpoint?") from error
+    except IndexError as error:
+        raise InputError(f"dVAE weights {name}: a bias without a shape; is it a dVAE or a GSS checkpoint?") from error
     n_blocks = len({key.split(".")[3] for key in state if key.startswith("encoder.blocks.group_1.")})
     shared = {"n_hid": n_hid, "n_blk_per_group": n_blocks, "vocab_size": vocab_size}
-    return shared, {"n_init": n_init, **shared}
+    sizes = shared, {"n_init": n_init, **shared}
+    try:
+        with torch.device("meta"):  # a bias of a million numbers would be weights of terabytes
+            outline = nn.ModuleDict({"encoder": Encoder(**sizes[0]), "decoder": Decoder(**sizes[1])})
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise InputError(f"dVAE weights {name}: of a size that no dVAE has; is it one?") from error
+    _check(outline.state_dict(), state, name)
+    return sizes

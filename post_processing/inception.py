@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from PIL import Image
@@ -16,6 +15,8 @@ from torchvision.transforms import v2
 
 from common.errors import InputError
 from common.images import read_image
+from common.schema import one_line
+from common.weights import read_tensors, refuse_not_finite
 
 PREPARE = v2.Compose([
     v2.PILToTensor(),
@@ -33,16 +34,18 @@ def inception_features(path: Path) -> nn.Module:
     Raises:
         InputError: no such file, or not these weights.
     """
-    if not path.is_file():
-        raise InputError(f"--inception-weights {path}: no such file")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = read_tensors(path)
+        refuse_not_finite(weights, path, "take another file")
+    except InputError as error:
+        raise InputError(f"--inception-weights {error}") from error
+    try:
         weights = {key: value for key, value in weights.items() if not key.startswith(("AuxLogits.", "fc."))}
         model = inception_v3(weights=None, aux_logits=False, init_weights=False)
         model.fc = nn.Identity()
         model.load_state_dict(weights)
-    except (UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+    except RuntimeError as error:
+        reason = one_line(error)
         raise InputError(f"--inception-weights {path}: not weights of torchvision's inception_v3 ({reason})"
                                   ) from error
     model.num_features = 2048

@@ -19,6 +19,7 @@ from cldm.build import create_model
 from cldm.start import origin_table, start_weights
 from common.errors import InputError
 from common.files import check_writable
+from common.weights import refuse_not_finite
 from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
 from ldm.checkpoint_names import SCHEDULE_BUFFERS
 from scripts.cli import integer, parser, run
@@ -48,6 +49,9 @@ def make(args: argparse.Namespace) -> None:
         key: value.to(precision) if value.is_floating_point() and key not in SCHEDULE_BUFFERS else value
         for key, value in own.items()
     }
+    if "nan" not in args.allow_mismatch:
+        refuse_not_finite(weights, f"--precision {args.precision}",
+                          "beyond what it holds: take --precision bf16 or fp32")  # fmt: skip
     made_from = {"sources": json.dumps([source.name for source in args.source]), "seed": str(args.seed)}
     save_state_dict(weights, args.out, made_from)
     print(f"{args.out}: {len(own)} tensors, {sum(value.numel() for value in own.values()):,} numbers, {args.precision}")
@@ -80,7 +84,8 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="MODULE",
-        help="modules that the sources may lack, have more of or have in another shape; these stay random; all: any",
+        help="modules that the sources may lack, have more of or have in another shape; these stay random; all: any; "
+        "nan: take weights that are NaN or infinite",
     )
     args = options.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -17,6 +17,8 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.files import atomic_path, check_writable
 from common.pairing import MASK_SUFFIXES, list_files
+from common.schema import one_line
+from common.weights import refuse_not_finite
 from gss.dvae import DVAE, save_dvae
 from gss.maskige import IGNORE, Maskige, load_palette, palette_labels
 from gss.roundtrip import class_iou, confusion, round_trip
@@ -217,9 +219,16 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> int:
         """Takes over a saved state; the number of the next step."""
-        for name in ("dvae", "codes", "optimizer", "schedule"):
-            getattr(self, name).load_state_dict(state[name])
-        return int(state["step"])
+        try:
+            for name in ("dvae", "codes", "optimizer", "schedule"):
+                getattr(self, name).load_state_dict(state[name])
+            step = int(state["step"])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+            raise InputError(f"holds no state of a training ({one_line(error)})") from error
+        refuse_not_finite({**self.dvae.state_dict(), **self.codes.state_dict()}, "its dVAE", "the training failed")
+        if not 0 < step <= self.args.steps:
+            raise InputError(f"stopped at step {step}, not in 1..{self.args.steps}")
+        return step
 
 
 def settings(args: argparse.Namespace) -> dict[str, str]:
@@ -286,7 +295,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         state = read_checkpoint(saved)
         if state.get("settings") != settings(args):
             raise InputError(f"--out {out}: {saved} is of a run with other settings; delete it, or write elsewhere")
-        first = trainer.restore(state)
+        try:
+            first = trainer.restore(state)
+        except InputError as error:
+            raise InputError(f"--out {out}: {saved} {error}; remove it, the training then starts anew") from error
     crops = Crops(paths, read, args.crop_size, args.batch_size, args.seed)
     bar = tqdm(range(first, args.steps), initial=first, total=args.steps, desc="training")
     for step in bar:

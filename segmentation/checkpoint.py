@@ -189,6 +189,8 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
         f"{key} is {tuple(value.shape)}, the config's {tuple(expected[key].shape)}"
         for key, value in weights.items() if key in expected and value.shape != expected[key].shape
     ]
+    differences += [f"{key} holds {value.dtype}" for key, value in weights.items() if key in expected
+                    and value.is_floating_point() != expected[key].is_floating_point()]
     if differences:
         raise InputError(f"{path}: weights of another model than the config's: {one_line('; '.join(differences[:3]))}"
                                 f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}")
