@@ -7,6 +7,8 @@ not applied, to masks and images alike: a pair always agrees.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import logging
 import os
@@ -41,6 +43,18 @@ _TURN_BACK = {
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # what is used without this reader keeps to the limit, too
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd tags and the like: this reader says what matters
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+def _quiet_libtiff() -> None:
+    """Stops Pillow's libtiff from writing its own lines to stderr about a damaged file, which is refused in one."""
+    with contextlib.suppress(OSError, AttributeError, IndexError):  # another system, or Pillow without libtiff
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        library = next((line.split(maxsplit=5)[5] for line in maps if "/libtiff" in line), None)
+        if library:
+            ctypes.CDLL(library).TIFFSetErrorHandler(None)
+
+
+_quiet_libtiff()
 
 
 class ImageError(InputError):

@@ -1,0 +1,109 @@
+"""Odd picture files of all kinds, made here, and what every command is to make of them."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+SIDE = 64
+IDS = (np.add.outer(np.arange(SIDE) // 16, np.arange(SIDE) // 32) % 4).astype(np.uint8)  # 0..3
+PIXELS = np.stack([IDS * 60, np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE), 255 - IDS * 9], axis=-1)
+TURN = Image.Exif()
+TURN[274] = 6
+
+
+def encoded(array, kind="PNG", palette=None, mode=None, **options):
+    """The bytes of a picture file."""
+    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
+    image = image.convert(mode) if mode else image
+    if palette:
+        image.putpalette(palette)
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png(width, height, depth, color, rows, *chunks):
+    """A PNG of raw rows (with filter bytes), and further chunks before them."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    middle = b"".join(chunk(*one) for one in chunks)
+    pixels = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + middle + pixels + chunk(b"IEND", b"")
+
+
+def _flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def _in_bits(depth):
+    """A grey PNG of ``depth`` bits whose samples are the ids, modulo its range."""
+    ids = (IDS % 2**depth).reshape(SIDE, -1, 8 // depth)
+    packed = (ids << np.arange(8 - depth, -1, -depth, dtype=np.uint8)).sum(-1).astype(np.uint8)
+    return png(SIDE, SIDE, depth, 0, b"".join(b"\0" + row.tobytes() for row in packed))
+
+
+_BOMB = (b"iCCP", b"x\0\0" + zlib.compress(bytes(1 << 26)))
+_ALPHA = np.dstack([PIXELS, np.full((SIDE, SIDE), 255, np.uint8)])
+_GLASS = _ALPHA.copy()
+_GLASS[3, 4, 3] = 254
+_FRAMES = {"save_all": True, "append_images": [Image.fromarray(PIXELS[::-1])]}
+_FOUR_BANDS = encoded(np.dstack([PIXELS, IDS]), "TIFF")
+
+# name: (suffix, bytes, what is said of it as an image, as a mask); None: it is taken; a mask then holds IDS
+FILES = {
+    "grey": (".png", encoded(IDS), None, None),
+    "palette": (".png", encoded(IDS, palette=list(range(255, -1, -1)) * 3), None, None),
+    "palette with a transparent class": (
+        ".png", encoded(IDS, palette=[9] * 768, transparency=2), "has transparent pixels", None),
+    "three equal channels": (".png", encoded(np.stack([IDS] * 3, -1)), None, None),
+    "four channels, opaque": (".png", encoded(_ALPHA), None, "has three channels that differ"),
+    "half transparent": (".png", encoded(_GLASS), "has transparent pixels", "has transparent pixels"),
+    "16 bit of ids": (".png", encoded(IDS.astype(np.uint16)), "has 16 bits a channel", None),
+    "16 bit beyond": (".png", encoded(IDS.astype(np.uint16) * 300), "has 16 bits a channel", "values 300, 600, 900"),
+    "16 bit colours": (
+        ".png", png(SIDE, SIDE, 16, 2, (b"\0" + bytes(SIDE * 6)) * SIDE), "has 16 bits a channel",
+        "has colours of 16 bits"),
+    "2 bit": (".png", _in_bits(2), None, None),
+    "4 bit": (".png", _in_bits(4), None, None),
+    "32 bit TIFF": (".tif", encoded(IDS.astype(np.int32), "TIFF"), "has 32 bits a channel", None),
+    "packed TIFF": (".tiff", encoded(IDS, "TIFF", compression="tiff_lzw"), None, None),
+    "float TIFF": (".tif", encoded(IDS.astype(np.float32), "TIFF"), "has 32 bits a channel", "has float values"),
+    "16 bit TIFF colours": (".tif", None, "has 16 bits a channel", "has colours of 16 bits"),
+    "TIFF of four bands": (".tif", _FOUR_BANDS, "has transparent pixels", "has transparent pixels"),
+    "two pages": (".tif", encoded(PIXELS, "TIFF", **_FRAMES), "holds several pages", "holds several pages"),
+    "animated": (".png", encoded(PIXELS, **_FRAMES), "holds several pages", "holds several pages"),
+    "JPEG": (".jpg", encoded(PIXELS, "JPEG"), None, "is a JPEG"),
+    "CMYK": (".jpg", encoded(PIXELS, "JPEG", mode="CMYK"), None, "is a JPEG"),
+    "cut JPEG": (".jpg", encoded(PIXELS, "JPEG")[:700], "cannot be read", "cannot be read"),
+    "cut PNG": (".png", encoded(IDS)[:-20], "cannot be read", "cannot be read"),
+    "wrong checksum": (".png", _flipped(encoded(IDS), -20), "wrong checksum", "wrong checksum"),
+    "turned": (".png", encoded(IDS, exif=TURN), None, None),
+    "turned TIFF": (".tif", encoded(IDS, "TIFF", exif=TURN), None, None),
+    "bomb of pixels": (".png", png(60000, 60000, 8, 0, b""), "Mpx", "Mpx"),
+    "bomb of 201 Mpx": (".png", png(15000, 13400, 8, 0, b""), "more than 200 Mpx", "more than 200 Mpx"),
+    "bomb in a chunk": (
+        ".png", png(SIDE, SIDE, 8, 0, (b"\0" + bytes(SIDE)) * SIDE, _BOMB), "cannot be read", "cannot be read"),
+    "no pixels": (".png", png(0, 5, 8, 0, b""), "", ""),
+    "empty": (".png", b"", "is empty", "is empty"),
+    "no picture": (".png", b"no picture at all", "is no image", "is no image"),
+    "PostScript": (".png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image", "is no image"),
+}
+
+
+def _tiff_of_16_bits():
+    """A TIFF of 16-bit colours, which Pillow can read but not write."""
+    data = PIXELS.astype("<u2").tobytes() * 1
+    entries = [(256, 3, 1, SIDE), (257, 3, 1, SIDE), (258, 3, 3, 8 + len(data)), (259, 3, 1, 1), (262, 3, 1, 2),
+               (273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, SIDE), (279, 4, 1, len(data))]  # fmt: skip
+    after = 8 + len(data) + 6
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<I", after) + data + struct.pack("<3H", 16, 16, 16) + directory + bytes(4)
+
+
+FILES["16 bit TIFF colours"] = (".tif", _tiff_of_16_bits(), *FILES["16 bit TIFF colours"][2:])
