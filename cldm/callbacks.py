@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 from collections import Counter
@@ -19,6 +20,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from cldm.checkpoints import LastCheckpoint
 from cldm.control_ldm import ControlLDM
 from common.classes import far_apart_colors
 from common.errors import InputError
@@ -27,7 +29,7 @@ from common.rng import item_noise, seed_from
 from ldm.checkpoint_names import module_of
 from ldm.data.hints import HintEncoder
 from ldm.models.sampling import sample
-from ldm.models.schedule import SAMPLERS
+from ldm.models.schedule import SAMPLERS, make_betas, make_scheduler, set_time_steps, spacing_of
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +92,25 @@ class ImageLogger(pl.Callback):
                                  ("steps", steps, 1)):  # fmt: skip
             if not isinstance(value, int) or value < low:
                 raise InputError(f"image_logger: {name}: {value}: must be an integer from {low}")
+        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float) or not math.isfinite(
+            guidance_scale
+        ):
+            raise InputError(f"image_logger: guidance_scale: {guidance_scale}: must be a number")
         self.batch_frequency, self.max_images = batch_frequency, max_images
         self.steps, self.sampler, self.guidance_scale = steps, sampler, guidance_scale
         self._logged = -1
+
+    def check(self, model: ControlLDM) -> None:
+        """Refuses what the first picture would trip over.
+
+        Raises:
+            InputError: more steps than the noise process has room for.
+        """
+        try:
+            betas = torch.from_numpy(make_betas(len(model.betas), 1e-4, 0.02))  # an outline has no numbers
+            set_time_steps(make_scheduler(self.sampler, betas, spacing=spacing_of("auto", self.steps)), self.steps)
+        except InputError as error:
+            raise InputError(f"image_logger: steps: {self.steps}: {str(error).partition(': ')[2]}") from error
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -167,9 +185,13 @@ class StopOnSignal(pl.Callback):
     """On SIGTERM (a cluster's end of time) or Ctrl-C, saves ``checkpoints/last.ckpt`` after the batch at hand and ends.
 
     A second Ctrl-C ends the run at once.
+
+    Args:
+        last: writes it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last: LastCheckpoint) -> None:
+        self._last = last
         self._received = 0
         self._before: dict[int, Any] = {}
         self.stopped = 0  # the signal that ended the run before its time
@@ -203,8 +225,7 @@ class StopOnSignal(pl.Callback):
         if not trainer.strategy.reduce_boolean_decision(self._received > 0, all=False):
             return False
         self.stopped = self._received or signal.SIGTERM
-        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        trainer.save_checkpoint(path)
+        path = self._last.save(trainer)
         name = "Ctrl-C" if self.stopped == signal.SIGINT else "SIGTERM"
         log.info("%s: saved %s after step %d; go on with --resume", name, path, trainer.global_step)
         return True

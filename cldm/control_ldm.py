@@ -193,16 +193,29 @@ class ControlLDM(LatentDiffusion):
     def configure_optimizers(self) -> Any:
         """AdamW over what trains, warm-up and cosine decay as asked."""
         parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, **self._optimizer_options())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimizer_options(self) -> dict[str, Any]:
         # one kernel over all parameters, without temporaries; Lightning cannot clip gradients of it in fp16
         fused = self._trainer is None or self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+        return {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": fused}
 
-        def rate(step: int) -> float:
-            warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-            if self.decay_steps is None:
-                return warm
-            done = min(1.0, step / self.decay_steps)
-            return warm * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
+    def _rate(self, step: int) -> float:
+        """Share of the learning rate at a step."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.decay_steps is None:
+            return warm
+        done = min(1.0, step / self.decay_steps)
+        return warm * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def on_train_start(self) -> None:
+        """What the configuration says of the optimizer holds, not what a resumed checkpoint brings back."""
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            scheduler.base_lrs = [self.learning_rate] * len(scheduler.base_lrs)
+            rate = self.learning_rate * self._rate(scheduler.last_epoch)
+            for group in scheduler.optimizer.param_groups:
+                group.update({**self._optimizer_options(), "initial_lr": self.learning_rate, "lr": rate})
+            scheduler._last_lr = [rate] * len(scheduler.base_lrs)

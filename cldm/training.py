@@ -7,26 +7,28 @@ import copy
 import datetime
 import logging
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
-from cldm.build import create_model
+from cldm.build import create_model, load_config
 from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c, training_report
-from cldm.control_ldm import ControlLDM
+from cldm.checkpoints import FOLDER, LAST, KeptCheckpoints, LastCheckpoint, Place, WholeCheckpoints
+from cldm.control_ldm import ControlLDM, TrainingDiverged
 from cldm.prompts import cut_lines
+from cldm.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
 from cldm.start import origin_table, start_weights
+from cldm.training_options import TrainingOptions, count_devices, resolve
 from common.errors import InputError
-from common.files import atomic_path, check_writable
+from common.files import atomic_path, check_writable, full_disk, only_writer, room_for
+from common.schema import one_line
 from ldm.checkpoint import load_weights, read_state_dict
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.util import instantiate_from_config
@@ -35,139 +37,43 @@ log = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.yaml"  # of a run's folder
 
-
-@dataclass
-class TrainingOptions:
-    """What the command line says beside the configuration."""
-
-    data_root: str | None = None
-    train_list: str | None = None
-    val_list: str | None = None
-    name: str | None = None
-    logdir: Path = Path("logs")
-    resume: Path | None = None
-    pretrain_path: Path | None = None
-    allow: list[str] = field(default_factory=list)
-    gpus: str = "auto"
-    nodes: int = 1
-    precision: str | None = None
-    seed: int = 23
-    scale_lr: bool = True
-    skip_invalid: bool = False
-    follow_links: bool = False
-
-
-def parse_devices(gpus: str) -> dict[str, Any]:
-    """Lightning's ``accelerator`` and ``devices`` from ``--gpus``.
-
-    Args:
-        gpus: ``auto`` (all GPUs, else the CPU), ``cpu``, ``cpu:2`` (two processes), or indices such as ``0,1,2``.
-
-    Raises:
-        InputError: no such text, or a device that is absent.
-    """
-    present = torch.cuda.device_count()
-    if gpus == "auto":
-        return {"accelerator": "gpu", "devices": present} if present else {"accelerator": "cpu", "devices": 1}
-    if gpus == "cpu" or (gpus.startswith("cpu:") and gpus[4:].isdecimal() and int(gpus[4:]) > 0):
-        return {"accelerator": "cpu", "devices": int(gpus[4:] or 1)}
-    try:
-        indices = [int(index) for index in gpus.split(",") if index.strip()]
-    except ValueError:
-        indices = []
-    if not indices or len(set(indices)) < len(indices):
-        raise InputError(f"--gpus {gpus}: write auto, cpu, or indices such as 0 or 0,1,2")
-    if absent := [index for index in indices if not 0 <= index < present]:
-        raise InputError(f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or another index")
-    return {"accelerator": "gpu", "devices": indices}
-
-
-def count_devices(devices: int | list[int]) -> int:
-    """Number of devices in Lightning's way of writing them."""
-    return devices if isinstance(devices, int) else len(devices)
-
-
-def run_folder(options: TrainingOptions, make: bool = True) -> Path:
-    """The run's folder, writable: that of ``resume``, or a new one below ``logdir``, made if ``make``.
+def run_folder(options: TrainingOptions) -> Path:
+    """The run's folder, which can be written: that of ``resume``, or a new one below ``logdir``; nothing is made.
 
     Raises:
         InputError: a run of that name exists, or nothing to resume.
     """
     if options.resume is not None:
-        return resume_checkpoint(options.resume).parent.parent
+        folder = resume_checkpoint(options.resume).parent.parent
+        named = options.logdir / options.name if options.name else folder
+        if named.resolve() != folder.resolve():
+            raise InputError(f"-n {one_line(options.name, 80)}: {named} is not {folder}, in which --resume goes on")
+        for option, value in (("--pretrain_path", options.pretrain_path), ("--allow_mismatch", options.allow)):
+            if value:
+                raise InputError(f"{option} with --resume: a run goes on with its own weights; leave one out")
+        check_writable(folder, "--resume")
+        return folder
     if options.name is None and options.nodes > 1:
         raise InputError("-n: give the run a name; machines that start at different times would not agree on one")
     # Lightning starts this command again for each further GPU, which must find the first one's name
     now = os.environ.setdefault("TISYNTH_RUN", datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
     folder = options.logdir / (options.name or now)
-    if getattr(rank_zero_only, "rank", 0) == 0 and (folder / CONFIG_NAME).exists():
-        raise InputError(f"-n {options.name}: {folder} holds a run; go on with it by -r {folder}, or take another name")
-    check_writable(folder if make else next(path for path in (folder, *folder.absolute().parents) if path.exists()),
-                   "--logdir")  # fmt: skip
+    if not folder.resolve().is_relative_to(options.logdir.resolve()) or folder.resolve() == options.logdir.resolve():
+        raise InputError(f"-n {one_line(options.name, 80)}: write a name; --logdir says where")
+    _refuse_a_run(folder, options)
+    check_writable(next(path for path in (folder, *folder.absolute().parents) if path.exists()), "--logdir")
     return folder
 
 
-def resume_checkpoint(path: Path) -> Path:
-    """The checkpoint to resume: the file itself, or a run folder's newest."""
-    checkpoint = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    if not checkpoint.is_file():
-        raise InputError(f"--resume {path}: there is no {checkpoint}")
-    return checkpoint
+def _refuse_a_run(folder: Path, options: TrainingOptions) -> None:
+    """Refuses to overwrite what another training made; one that saved nothing may be started again."""
+    if _first_process() and (folder / CONFIG_NAME).exists() and any((folder / FOLDER).glob("[!.]*.ckpt")):
+        raise InputError(f"-n {options.name}: {folder} holds a run; go on with it by -r {folder}, or take another name")
 
 
-def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
-    """The configuration with everything in it that the run depends on.
-
-    Raises:
-        InputError: a section or value is lacking.
-    """
-    container: Any = OmegaConf.to_container(config, resolve=True)
-    config = DictConfig(container)
-    for section in ("model", "data", "base_learning_rate"):
-        if section not in config:
-            raise InputError(f"configuration: no {section}; it comes from --base and --config_model, or by key=value")
-    model = config.model.params
-    shared = {
-        "data_root": options.data_root,
-        "hint_encoding": model.get("hint_encoding"),
-        "classes": model.get("classes"),
-        "augmentation": model.get("aug_pipe_config"),
-        "skip_invalid": options.skip_invalid or None,
-        "follow_links": options.follow_links or None,
-    }
-    for part, items in (("train", options.train_list), ("validation", options.val_list)):
-        if part in config.data.params:
-            params = config.data.params[part].setdefault("params", {})
-            for key, value in {**shared, "txt_file": items}.items():
-                if value is not None:
-                    params[key] = value
-            list_option = "--train_txt_file" if part == "train" else "--val_txt_file"
-            for key, option in (("data_root", "--data_root"), ("txt_file", list_option)):
-                if key not in params:
-                    raise InputError(f"configuration: data.params.{part}.params.{key} is not set; give {option}")
-    config.data.params.setdefault("seed", options.seed)
-    trainer = config.setdefault("lightning", {}).setdefault("trainer", {})
-    trainer.update(parse_devices(options.gpus))
-    trainer.num_nodes = options.nodes
-    if options.precision:
-        trainer.precision = options.precision
-    devices = count_devices(parse_devices(options.gpus)["devices"])
-    for name, value in (("base_learning_rate", config.base_learning_rate),
-                        ("data.params.batch_size", config.data.params.get("batch_size"))):  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"configuration: {name}: {value}: must be a number")
-    if trainer.get("precision") in ("bf16-true", "16-true"):
-        raise InputError(f"--precision {trainer.precision}: weights in 16 bit lose steps as small as these; "
-                         f"take {trainer.precision.replace('true', 'mixed')}")  # fmt: skip
-    frozen = model.get("trainable", "fusion") == "fusion"
-    if frozen and options.pretrain_path is None and options.resume is None and "all" not in options.allow:
-        raise InputError("--pretrain_path is needed: what does not train (model.params.trainable: fusion) would stay "
-                         "random; give start weights, or --allow_mismatch all")  # fmt: skip
-    rate = config.base_learning_rate
-    if options.scale_lr:  # as published: the rate is per item
-        rate *= trainer.get("accumulate_grad_batches", 1) * devices * options.nodes * config.data.params.batch_size
-    model.learning_rate = rate
-    return config
+def _first_process() -> bool:
+    """Whether this is the first of a run's processes, before Lightning has been asked."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def build_data(config: DictConfig) -> DataModuleFromConfig:
@@ -221,35 +127,28 @@ def check_hints(model: ControlLDM, data: DataModuleFromConfig) -> None:
             )
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints beside their final name, then renames them.
-
-    Lightning's own way leads through memory and the system's temporary folder, which may be small, and from which a
-    move to another disk is a copy that a kill cuts off.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes one checkpoint, whole or not at all."""
-        with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
-
-
-def build_trainer(config: DictConfig, folder: Path, *more: pl.Callback) -> pl.Trainer:
-    """Lightning's trainer as ``lightning`` in the configuration says, with ``more`` callbacks.
+def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnSignal, Place]:
+    """Lightning's trainer as ``lightning`` in the configuration says, and two of its callbacks.
 
     Raises:
         InputError: a value that Lightning does not take.
     """
     lightning: Any = OmegaConf.to_container(config.lightning)
     has_validation = "validation" in config.data.params
+    wanted = lightning.get("modelcheckpoint", {}).get("params") or {}
+    if wanted.get("save_last", True) is not True:
+        raise InputError("configuration: lightning.modelcheckpoint.params.save_last: last.ckpt is always written; "
+                         "leave this out")  # fmt: skip
     checkpoint = {
         "dirpath": folder / "checkpoints",
         "filename": "{epoch:06}",
-        "save_last": True,
-        "enable_version_counter": False,  # last.ckpt is the newest, whoever wrote the one before it
+        "enable_version_counter": False,  # an epoch that a resumed run repeats has one file
         "save_top_k": 2 if has_validation else 1,
         "monitor": "val/loss" if has_validation else None,
-        **(lightning.get("modelcheckpoint", {}).get("params") or {}),
+        # of the validation's own weights, not of those at the end of an epoch that was cut short after it
+        "save_on_train_epoch_end": not has_validation,
+        **wanted,
+        "save_last": False,  # see LastCheckpoint
     }
     images = (lightning.get("callbacks") or {}).get("image_logger", {}).get("params") or {}
     if str((lightning.get("trainer") or {}).get("strategy")).startswith(("fsdp", "deepspeed")):
@@ -262,12 +161,20 @@ def build_trainer(config: DictConfig, folder: Path, *more: pl.Callback) -> pl.Tr
         image_logger = ImageLogger(**images)
     except TypeError as error:
         raise InputError(f"configuration: lightning.callbacks.image_logger.params: {error}") from error
-    callbacks: list[pl.Callback] = [LearningRateMonitor("step"), *more, image_logger]
+    every = (lightning.get("save_every"), lightning.get("save_every_n_epochs", 1))
+    for name, value in zip(("save_every", "save_every_n_epochs"), every, strict=True):
+        if value is not None and (type(value) is not int or value < 1):
+            raise InputError(f"configuration: lightning.{name}: {one_line(value, 40)}: must be an integer from 1")
+    place = Place()
+    last = LastCheckpoint(place, every[0], every[1] or 1)
+    stop = StopOnSignal(last)
+    callbacks: list[pl.Callback] = [place, LearningRateMonitor("step"), stop, image_logger]
     try:
-        callbacks.append(ModelCheckpoint(**checkpoint))
+        callbacks.append(KeptCheckpoints(**checkpoint))
     except (TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"configuration: lightning.modelcheckpoint.params: {reason}") from error
+    callbacks.append(last)
     if (lightning.get("trainer") or {}).get("enable_progress_bar", True):
         callbacks.append(ProgressBar())
     options = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, **(lightning.get("trainer") or {})}
@@ -275,7 +182,7 @@ def build_trainer(config: DictConfig, folder: Path, *more: pl.Callback) -> pl.Tr
         # no process ever changes its buffers alone; sending them at every step would send the running average
         options.setdefault("strategy", DDPStrategy(broadcast_buffers=False))
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             default_root_dir=folder,
             callbacks=callbacks,
             logger=TensorBoardLogger(folder, name="", version="tensorboard"),
@@ -283,13 +190,15 @@ def build_trainer(config: DictConfig, folder: Path, *more: pl.Callback) -> pl.Tr
             plugins=[WholeCheckpoints()],
             **options,
         )
-    except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"configuration: lightning.trainer: {reason}") from error
+    except Exception as error:  # whatever it does not take: nothing but these values is read here
+        raise InputError(f"configuration: lightning.trainer: {one_line(error)}") from error
+    return trainer, stop, place
 
 
 def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -> int:
     """Checks everything, says what will be done, and trains.
+
+    Nothing is written, nor any folder made, before it is known that the run starts.
 
     Args:
         config: merged configuration, before ``resolve``.
@@ -303,38 +212,98 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
         InputError: anything the run would trip over.
     """
     checkpoint = None if options.resume is None else resume_checkpoint(options.resume)
+    saved = None if checkpoint is None else checkpoint.parent.parent / CONFIG_NAME
+    before = load_config(saved) if saved is not None and saved.exists() else None
+    if before is not None and "scale_lr" not in config:  # of a run older than this field
+        config.scale_lr = before.model.params.get("learning_rate") != before.base_learning_rate
     config = resolve(config, options)
-    pl.seed_everything(options.seed, workers=True, verbose=False)
+    pl.seed_everything(config.data.params.seed, workers=True, verbose=False)
+    folder = run_folder(options)
     shape = outline(config)
     for part in ("train", "validation"):
         if part in config.data.params:
             config.data.params[part].params.setdefault("multiple_of", shape.multiple)
     data = build_data(config)
     check_hints(shape, data)
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if _first_process():
         remedy = "model.params.cond_stage_config.params.max_windows=2 reads more, in windows of 75 tokens"
         for dataset in data.datasets.values():
             print("".join(f"{line}\n" for line in cut_lines(shape, dataset, remedy)), end="")
-    folder = run_folder(options, make=not dry_run)
-    stop = StopOnSignal()
-    trainer = build_trainer(config, folder, stop)
+    data.check_batches()
+    trainer, stop, place = build_trainer(config, folder)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ImageLogger):
+            callback.check(shape)
+    changed = {}
+    if checkpoint is not None:
+        state = read_training_state(checkpoint)
+        changed = changes(before, config) if before is not None else {}
     model, origins = build_model(config, options)
+    if checkpoint is not None:
+        check_fits(model, state, checkpoint, changed)
+        del state
     model.accelerate(compile_networks=config.lightning.get("compile", False))
     if trainer.is_global_zero:
         print(OmegaConf.to_yaml(config), end="")
         print(training_report(model, origins))
+        for key, (old, new) in changed.items():
+            print(f"changed: {key}: {one_line(old)} -> {one_line(new)}")
         print(f"run folder: {folder}; learning rate {model.learning_rate:.3g}")
     if dry_run:
         print("dry run: everything is in place; nothing was trained")
         return 0
-    if trainer.is_global_zero:
-        for left_over in (folder / "checkpoints").glob(".*.tmp.ckpt"):  # of a run that was killed while it saved
-            left_over.unlink(missing_ok=True)
-        with atomic_path(folder / CONFIG_NAME) as path:
-            path.write_text(OmegaConf.to_yaml(config))
-    model.train()  # Lightning leaves each module's mode as it is
-    with ctrl_c(), contextlib.suppress(StoppedInValidation):
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    option = "--logdir" if options.resume is None else "--resume"
+    alone = only_writer(folder, option) if trainer.is_global_zero else contextlib.nullcontext()
+    with alone, room_for(option, folder):
+        if options.resume is None:
+            _refuse_a_run(folder, options)  # one that has come and gone since
+        _fit(trainer, model, data, checkpoint, place, config)
+    last = folder / FOLDER / LAST
     if trainer.is_global_zero and not (trainer.interrupted or stop.stopped):
-        print(f"trained {trainer.global_step} steps; newest checkpoint {folder / 'checkpoints' / 'last.ckpt'}")
+        print(f"trained {trainer.global_step} steps; {last} holds step {held_step(last)}")
     return stop.stopped
+
+
+def _fit(
+    trainer: pl.Trainer,
+    model: ControlLDM,
+    data: DataModuleFromConfig,
+    checkpoint: Path | None,
+    place: Place,
+    config: DictConfig,
+) -> None:
+    """Trains. The configuration is written when training begins: what fails before leaves a run as it was.
+
+    Raises:
+        InputError: the trainer does not take the configuration or the checkpoint, or the loss is no number.
+    """
+    folder = Path(trainer.default_root_dir)
+    before = set(folder.rglob("*"))
+    if trainer.is_global_zero:
+        for left_over in (folder / FOLDER).glob(".*.tmp.ckpt"):  # of a run that was killed while it saved
+            left_over.unlink(missing_ok=True)
+        text = OmegaConf.to_yaml(config)
+        place.at_start = lambda: _write_text(folder / CONFIG_NAME, text)
+    model.train()  # Lightning leaves each module's mode as it is
+    try:
+        with ctrl_c(), contextlib.suppress(StoppedInValidation):
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except TrainingDiverged as error:
+        last = folder / FOLDER / LAST
+        holds = f"{last} holds step {held_step(last)}" if last.exists() else "it has none yet: start again"
+        raise TrainingDiverged(f"{error}; {holds}") from error
+    except Exception as error:
+        if place.started or full_disk(error):
+            raise
+        if trainer.is_global_zero:
+            for path in sorted(set(folder.rglob("*")) - before, reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+        if isinstance(error, InputError):
+            raise
+        source = "configuration: lightning.trainer" if checkpoint is None else f"--resume {checkpoint}"
+        raise InputError(f"{source}: {one_line(error)}") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)

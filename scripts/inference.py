@@ -25,7 +25,7 @@ from cldm.plan import Job, Recipe, SynthesisOptions, check_names, config_hash, l
 from cldm.prompts import cut_lines, read_long_prompts, reading
 from cldm.records import working_in
 from cldm.synthesis import check_model, few_steps, synthesise
-from cldm.training import parse_devices
+from cldm.training_options import parse_devices
 from common.errors import InputError
 from common.files import check_writable
 from ldm.checkpoint import file_hash

@@ -21,7 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cldm.build import load_config
 from cldm.control_ldm import TrainingDiverged
-from cldm.training import CONFIG_NAME, TrainingOptions, resume_checkpoint, train
+from cldm.resume import resume_checkpoint
+from cldm.training import CONFIG_NAME, train
+from cldm.training_options import SEED, TrainingOptions
 from common.errors import InputError
 from scripts.cli import flag, integer, parser, run
 
@@ -46,10 +48,14 @@ def arguments() -> argparse.ArgumentParser:
     add("--gpus", default="auto", help="auto, cpu, or indices: 0 or 0,1,2,3 (a comma separated list, as published)")
     add("--num_nodes", type=integer(1), default=1, help="machines; start the same command on each by SLURM or torchrun")
     add("--precision", help="32-true, bf16-mixed, 16-mixed, ...: see Lightning; the configuration's by default")
-    add("-s", "--seed", type=integer(0, 2**32 - 1), default=23, help="of order, time steps, noise, references, weights")
+    add("-s", "--seed", type=integer(0, 2**32 - 1),
+        help=f"of order, time steps, noise, references, weights; the configuration's by default, or {SEED}")
     add("-t", "--train", type=flag, nargs="?", const=True, default=True, help="train; false is --dry_run")
     add("-r", "--resume", type=Path, metavar="RUN", help="go on with a run: its folder, or one of its checkpoints")
-    add("--scale_lr", type=flag, nargs="?", const=True, default=True, help="rate x batch size x GPUs x accumulation")
+    add("--scale_lr", type=flag, nargs="?", const=True,
+        help="rate x batch size x GPUs x accumulation; true by default, the run's own to --resume")
+    add("--save_every", type=integer(1), metavar="STEPS",
+        help="write last.ckpt every so many steps, too, not at the end of epochs and of training alone")
     add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
     add("--follow_links", action="store_true", help="take files outside --data_root that links below it lead to")
     add("--dry_run", action="store_true", help="check everything, print the plan, and stop")
@@ -91,8 +97,10 @@ def main() -> int:
         precision=args.precision,
         seed=args.seed,
         scale_lr=args.scale_lr,
+        save_every=args.save_every,
         skip_invalid=args.skip_invalid,
         follow_links=args.follow_links,
+        settings=args.overrides,
     )
     try:
         stopped_by = train(config, given, dry_run=args.dry_run or not args.train)  # type: ignore[arg-type]

@@ -13,9 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from common.errors import InputError
+from common.processes import end_with_parent
 from common.rng import seed_from
 from ldm.data.pairs import PairedImages
 from ldm.util import ALIASES, get_obj_from_str, instantiate_from_config
@@ -198,6 +199,21 @@ class DataModuleFromConfig(LightningDataModule):
             if name not in self.datasets:
                 self.datasets[name] = self._build(config)
 
+    def check_batches(self) -> None:
+        """Makes a batch of each set, in this process.
+
+        Raises:
+            InputError: items that do not go together, or that are damaged beyond what ``setup`` sees.
+        """
+        for name, dataset in self.datasets.items():
+            items: Any = dataset if name == "train" else RankItems(dataset)
+            keys: list[Any] = [(0, i) if name == "train" else i for i in range(min(self.batch_size, len(items)))]
+            try:
+                default_collate([items[key] for key in keys])
+            except (RuntimeError, TypeError, KeyError) as error:
+                raise InputError(f"data: {name}: its first {len(keys)} items make no batch "
+                                 f"({' '.join(str(error).split())[:200]})") from error  # fmt: skip
+
     def train_dataloader(self) -> TrainLoader:
         """This rank's training batches, shuffled anew each epoch."""
         dataset = self.datasets["train"]
@@ -260,19 +276,25 @@ class DataModuleFromConfig(LightningDataModule):
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
 
+    def batches_before(self) -> int:
+        """Number of batches, of today's size, before the one that comes next; over all epochs."""
+        assert self._batches is not None
+        first = self._start.epoch * len(self._batches) + self._start.items // self._batches.items_a_batch
+        return first + self._batches_done() - self._start.batches
+
     def _position(self) -> tuple[int, int]:
         """(epoch, batch) that comes next."""
         assert self._batches is not None
-        first = self._start.epoch * len(self._batches) + self._start.items // self._batches.items_a_batch
-        return divmod(first + self._batches_done() - self._start.batches, len(self._batches))
+        return divmod(self.batches_before(), len(self._batches))
 
 
 def _quiet_worker(_: int) -> None:
     """Workers are processes already; threads of OpenCV would fight for the same CPUs.
 
     A cluster sends its SIGTERM to every process of a job, a terminal its Ctrl-C. A worker that obeyed would take the
-    run down before it has saved; workers end with the process that started them.
+    run down before it has saved; workers end with the process that started them, by SIGKILL too.
     """
+    end_with_parent()
     cv2.setNumThreads(0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

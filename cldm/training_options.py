@@ -1,0 +1,155 @@
+"""What the command line says of a training, and the configuration with everything in it that the run depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from common.errors import InputError
+from common.schema import one_line
+
+SEED = 23
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+# values that options decide, and what to give
+_DECIDED = {
+    "model.params.learning_rate": "base_learning_rate=..., and --scale_lr false for the rate as it is",
+    "lightning.trainer.devices": "--gpus",
+    "lightning.trainer.accelerator": "--gpus",
+    "lightning.trainer.num_nodes": "--num_nodes",
+}
+
+
+@dataclass
+class TrainingOptions:
+    """What the command line says beside the configuration."""
+
+    data_root: str | None = None
+    train_list: str | None = None
+    val_list: str | None = None
+    name: str | None = None
+    logdir: Path = Path("logs")
+    resume: Path | None = None
+    pretrain_path: Path | None = None
+    allow: list[str] = field(default_factory=list)
+    gpus: str = "auto"
+    nodes: int = 1
+    precision: str | None = None
+    seed: int | None = None  # None: the configuration's, or SEED
+    scale_lr: bool | None = None  # None: the configuration's, or true
+    save_every: int | None = None
+    skip_invalid: bool = False
+    follow_links: bool = False
+    settings: list[str] = field(default_factory=list)  # key=value, as given; they are in the configuration already
+
+
+def parse_devices(gpus: str) -> dict[str, Any]:
+    """Lightning's ``accelerator`` and ``devices`` from ``--gpus``.
+
+    Args:
+        gpus: ``auto`` (all GPUs, else the CPU), ``cpu``, ``cpu:2`` (two processes), or indices such as ``0,1,2``.
+
+    Raises:
+        InputError: no such text, or a device that is absent.
+    """
+    present = torch.cuda.device_count()
+    if gpus == "auto":
+        return {"accelerator": "gpu", "devices": present} if present else {"accelerator": "cpu", "devices": 1}
+    if gpus == "cpu" or (gpus.startswith("cpu:") and gpus[4:].isdecimal() and int(gpus[4:]) > 0):
+        return {"accelerator": "cpu", "devices": int(gpus[4:] or 1)}
+    try:
+        indices = [int(index) for index in gpus.split(",") if index.strip()]
+    except ValueError:
+        indices = []
+    if not indices or len(set(indices)) < len(indices):
+        raise InputError(f"--gpus {gpus}: write auto, cpu, or indices such as 0 or 0,1,2")
+    if absent := [index for index in indices if not 0 <= index < present]:
+        raise InputError(f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or another index")
+    return {"accelerator": "gpu", "devices": indices}
+
+
+def count_devices(devices: int | list[int]) -> int:
+    """Number of devices in Lightning's way of writing them."""
+    return devices if isinstance(devices, int) else len(devices)
+
+
+def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
+    """The configuration with everything in it that the run depends on.
+
+    Raises:
+        InputError: a section or value is lacking, or one that was given is decided by another.
+    """
+    given = config
+    container: Any = OmegaConf.to_container(config, resolve=True)
+    config = DictConfig(container)
+    for section in ("model", "data", "base_learning_rate"):
+        if section not in config:
+            raise InputError(f"configuration: no {section}; it comes from --base and --config_model, or by key=value")
+    model = config.model.params
+    shared = {
+        "data_root": options.data_root,
+        "hint_encoding": model.get("hint_encoding"),
+        "classes": model.get("classes"),
+        "augmentation": model.get("aug_pipe_config"),
+        "skip_invalid": options.skip_invalid or None,
+        "follow_links": options.follow_links or None,
+    }
+    for part, items in (("train", options.train_list), ("validation", options.val_list)):
+        if part in config.data.params:
+            params = config.data.params[part].setdefault("params", {})
+            for key, value in {**shared, "txt_file": items}.items():
+                if value is not None:
+                    params[key] = value
+            list_option = "--train_txt_file" if part == "train" else "--val_txt_file"
+            for key, option in (("data_root", "--data_root"), ("txt_file", list_option)):
+                if key not in params:
+                    raise InputError(f"configuration: data.params.{part}.params.{key} is not set; give {option}")
+    config.data.params.seed = config.data.params.get("seed", SEED) if options.seed is None else options.seed
+    trainer = config.setdefault("lightning", {}).setdefault("trainer", {})
+    trainer.update(parse_devices(options.gpus))
+    trainer.num_nodes = options.nodes
+    if options.precision:
+        trainer.precision = options.precision
+    devices = count_devices(parse_devices(options.gpus)["devices"])
+    for name, value in (("base_learning_rate", config.base_learning_rate),
+                        ("data.params.batch_size", config.data.params.get("batch_size"))):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"configuration: {name}: {value}: must be a number")
+    if trainer.get("precision") is not None:
+        _check_precision(str(trainer.precision), trainer.accelerator)
+    if options.save_every is not None:
+        config.lightning.save_every = options.save_every
+    frozen = model.get("trainable", "fusion") == "fusion"
+    if frozen and options.pretrain_path is None and options.resume is None and "all" not in options.allow:
+        raise InputError("--pretrain_path is needed: what does not train (model.params.trainable: fusion) would stay "
+                         "random; give start weights, or --allow_mismatch all")  # fmt: skip
+    rate = config.base_learning_rate
+    if options.scale_lr is not None:
+        config.scale_lr = options.scale_lr
+    if config.setdefault("scale_lr", True):  # as published: the rate is per item
+        rate *= trainer.get("accumulate_grad_batches", 1) * devices * options.nodes * config.data.params.batch_size
+    model.learning_rate = rate
+    for setting in options.settings:
+        name = setting.partition("=")[0]
+        wanted, used = OmegaConf.select(given, name), OmegaConf.select(config, name)
+        if wanted != used:
+            raise InputError(f"{one_line(setting, 120)}: would not be used, {one_line(used, 40)} would be; give "
+                             f"{_DECIDED.get(name, 'the option or value that decides it')} instead")  # fmt: skip
+    return config
+
+
+def _check_precision(precision: str, accelerator: str) -> None:
+    """Refuses a precision that loses steps, or that the device would silently replace or emulate."""
+    precision = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)
+    if precision in ("bf16-true", "16-true"):
+        raise InputError(f"--precision {precision}: weights in 16 bit lose steps as small as these; "
+                         f"take {precision.replace('true', 'mixed')}")  # fmt: skip
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {one_line(precision, 40)}: choose one of {', '.join(PRECISIONS)}")
+    if precision == "16-mixed" and accelerator == "cpu":
+        raise InputError("--precision 16-mixed: the CPU does not have it; take bf16-mixed or 32-true")
+    if precision == "bf16-mixed" and accelerator == "gpu" and not torch.cuda.is_bf16_supported(False):
+        raise InputError("--precision bf16-mixed: this GPU does not have it; take 16-mixed or 32-true")
