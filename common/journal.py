@@ -89,10 +89,7 @@ class Journal(Generic[R]):
 
     def _line(self, record: R) -> str:
         content = record.model_dump(exclude_unset=True)
-        text = _dumps(content)
-        if self.sealed:
-            text = _dumps({**content, "seal": _checksum(text)})
-        return text + "\n"
+        return _dumps(sealed(content) if self.sealed else content) + "\n"
 
     def _records(self, path: Path) -> Iterator[R]:
         remedy = self.remedy.format(path)
@@ -112,17 +109,36 @@ class Journal(Generic[R]):
                 if _cut_off(line):
                     continue
                 raise InputError(f"{where}: no JSON; {remedy}") from error
-            if self.sealed and isinstance(content, dict) and content.pop("seal", None) != _checksum(_dumps(content)):
-                raise InputError(f"{where}: damaged, its checksum is another; {remedy}")
+            if self.sealed and isinstance(content, dict):
+                content = unsealed({"seal": None, **content}, where, remedy)
             yield parse(content, self.schema, where, remedy)
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with a checksum in the field ``seal``, for numbers that nobody has a reason to edit."""
+    return {**content, "seal": _checksum(content)}
+
+
+def unsealed(content: Any, where: str, remedy: str = "") -> Any:
+    """The content without its checksum, which may be absent.
+
+    Raises:
+        InputError: it is another content's; names ``where`` and says what to do.
+    """
+    if not isinstance(content, dict) or "seal" not in content:
+        return content
+    rest = {key: value for key, value in content.items() if key != "seal"}
+    if content["seal"] != _checksum(rest):
+        raise InputError(f"{where}: damaged, its checksum is another{f'; {remedy}' if remedy else ''}")
+    return rest
 
 
 def _dumps(content: Any) -> str:
     return json.dumps(content, separators=(",", ":"))
 
 
-def _checksum(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"
+def _checksum(content: Any) -> str:
+    return f"{zlib.crc32(_dumps(content).encode()):08x}"
 
 
 def _cut_off(line: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from common.arrays import read_array, write_array
 from common.errors import InputError
 from common.files import atomic_path, write_json
 from common.images import Labels, read_mask
+from common.journal import sealed
 from common.pairing import Pair
 from common.ranks import Ranks
 from post_processing import filtering
@@ -118,13 +120,16 @@ def filter_synthesised(source: Source, pairs: Sequence[Pair], real: RealLoss, ru
     count, dropped = len(limits), source.dropped()
     for pair, loss, ids, labels in _new(source, pairs, done, "synthesised", ranks):
         kept = filtering.filter_mask(loss, labels, limits)
+        checksum = None
         for path in reversed(rule.files(pair.name)):  # the mask last: it says that all is there
             if path.suffix == ".npy":
-                write_array(np.nan_to_num(loss, nan=_LARGEST).clip(max=_LARGEST).astype(np.float16), path)
+                stored = np.nan_to_num(loss, nan=_LARGEST).clip(max=_LARGEST).astype(np.float16)
+                write_array(stored, path)
+                checksum = zlib.crc32(stored.tobytes())
             else:
                 _write_mask(np.where((kept == filtering.IGNORE) & (labels != filtering.IGNORE), dropped, ids), path)
         state.filtered.append(FilteredRecord(
-            name=pair.name, stamp=stamps[pair.name], files=file_stamp(*rule.files(pair.name)),
+            name=pair.name, stamp=stamps[pair.name], files=file_stamp(*rule.files(pair.name)), losses=checksum,
             total=filtering.class_counts(labels, count).tolist(), kept=filtering.class_counts(kept, count).tolist(),
             histogram=filtering.loss_histogram(loss, labels, count).tolist() if pair.name in shown else None),
             str(ranks.rank))
@@ -192,31 +197,34 @@ def saved_source(folder: Path) -> tuple[Source, RealLoss]:
     def losses(pairs: Sequence[Pair], batches: Sequence[Sequence[int]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         for index in (index for batch in batches for index in batch):
             mask = read_mask(pairs[index].mask)
-            yield index, read_losses(pairs[index].image, mask), mask
+            yield index, read_losses(pairs[index], mask, real), mask
 
     return Source(real.classes, labels, losses), real
 
 
-def read_losses(path: Path, mask: np.ndarray) -> np.ndarray:
-    """Losses of a mask's pixels, float32 (H, W).
+def read_losses(pair: Pair, mask: np.ndarray, real: RealLoss) -> np.ndarray:
+    """Losses of a mask's pixels, float32 (H, W); ``Pair.image`` is their file.
 
     Raises:
         InputError: not such a file, or of another mask.
     """
+    path = pair.image
     remedy = f"remove {path}, and make it again with --save-loss"
     values = read_array(path, "<f2", mask.shape, remedy)
+    if real.checksums is not None and real.checksums.get(pair.name) != zlib.crc32(values.tobytes()):
+        raise InputError(f"{path}: not what the filter wrote there, its checksum is another; {remedy}")
     if (values < 0).any():
         raise InputError(f"{path}: holds losses below 0; {remedy}")
     return values.astype(np.float32)
 
 
-def saved_fault(pair: Pair, labels: Labels) -> str | None:
+def saved_fault(pair: Pair, labels: Labels, real: RealLoss) -> str | None:
     """What is wrong with a file of losses or its mask; None where both are fine."""
     try:
         mask = read_mask(pair.mask)
         if wrong := labels.wrong(mask):
             return f"{pair.mask}: {wrong}"
-        read_losses(pair.image, mask)
+        read_losses(pair, mask, real)
     except InputError as error:
         return str(error)
     return None
@@ -228,10 +236,12 @@ def report(options: Mapping[str, Any], rule: Rule, real: RealLoss, records: Mapp
     limits = filtering.thresholds(_means(real), rule.margin, rule.unseen)
     statistics = filter_statistics(real, limits, records)
     if rule.save_loss:
-        write_json(real.model_dump(exclude_none=real.label_of_id is None), rule.save_loss / REAL_LOSS)
+        checksums = {name: record.losses for name, record in records.items()}
+        content = {**real.model_dump(), "checksums": checksums}
+        write_json(sealed(content), rule.save_loss / REAL_LOSS, indent=None)
     table = {"label_of_id": real.label_of_id} if real.label_of_id else {}
-    write_json({"options": dict(options), "skipped": list(skipped), **table, **statistics}, rule.out / STATS,
-               indent=None)
+    content = {"options": dict(options), "skipped": list(skipped), **table, **statistics}
+    write_json(sealed(content), rule.out / STATS, indent=None)
     with atomic_path(rule.out / "filter_stats.svg") as path:
         filter_figure(path, statistics["per_class"], np.asarray(real.histogram),
                       _histogram(records.values(), len(limits)), rule.margin)

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from common.errors import InputError
 from common.files import digest, write_json
-from common.journal import Journal, Record
+from common.journal import Journal, Record, unsealed
 from common.pairing import Pair
-from common.schema import OpenSchema, Schema, read_json
+from common.schema import OpenSchema, S, Schema, load_json, parse, read_json
 from post_processing.filtering import HISTOGRAM_EDGES
 
 STATE = ".filter"  # below --filtered-mask-path: the settings, and what is done
@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Counts = list[Count]
 Number = Annotated[float, Field(ge=0)]
 Histogram = list[Annotated[Counts, Field(min_length=BINS, max_length=BINS)]]
+Checksum = Annotated[int, Field(ge=0, lt=2**32)]
 Label = Annotated[int, Field(ge=-1, le=255)]
 LabelOfId = Annotated[list[Label], Field(min_length=256, max_length=256)]
 
@@ -42,10 +43,14 @@ class RealRecord(Record):
 
 
 class FilteredRecord(Record):
-    """A synthesised image: what its result is made of, the files that were written, total and kept pixels a class."""
+    """A synthesised image: what its result is made of, the files that were written, total and kept pixels a class.
+
+    ``losses``: checksum of the losses that were saved, if they were.
+    """
 
     stamp: str
     files: list[int]
+    losses: Checksum | None = None
     total: Counts
     kept: Counts
     histogram: Histogram | None
@@ -61,6 +66,7 @@ class RealLoss(Schema):
     """``real_loss.json`` in the folder of ``--save-loss``: what the real images showed.
 
     ``label_of_id``: the class id of each id in mask files (see ``filter_stats.json``); none where they are the same.
+    ``checksums``: of the losses of each image.
     """
 
     classes: list[str] = Field(min_length=2, max_length=255)
@@ -68,6 +74,7 @@ class RealLoss(Schema):
     pixels: Counts
     histogram: Histogram
     label_of_id: LabelOfId | None = None
+    checksums: dict[str, Checksum] | None = None
 
     @model_validator(mode="after")
     def _one_of_each(self) -> RealLoss:
@@ -100,7 +107,11 @@ def read_real_loss(folder: Path) -> RealLoss:
     path = folder / REAL_LOSS
     if not path.is_file():
         raise InputError(f"--from-loss {folder}: no {REAL_LOSS}; name a folder that --save-loss finished")
-    return read_json(path, RealLoss, "remove it, and make it again with --save-loss")
+    return _read(path, RealLoss, f"remove {path}, and make it again with --save-loss")
+
+
+def _read(path: Path, schema: type[S], remedy: str) -> S:
+    return parse(unsealed(load_json(path, remedy), str(path), remedy), schema, str(path), remedy)
 
 
 def label_of_id(folder: Path) -> tuple[int, ...] | None:
@@ -114,7 +125,7 @@ def label_of_id(folder: Path) -> tuple[int, ...] | None:
     path = folder / STATS
     if not path.is_file():
         return None
-    table = read_json(path, FilterStats, f"start filter.sh again, it makes {STATS} again").label_of_id
+    table = _read(path, FilterStats, f"start filter.sh again, it makes {STATS} again").label_of_id
     return None if table is None else tuple(table)
 
 

@@ -134,7 +134,7 @@ def from_losses(args: argparse.Namespace, ranks: Ranks) -> tuple[Source, RealLos
         pairs, orphans = pair_files(list_files(args.from_loss, (".npy",), "--from-loss"),
                                     list_files(args.syn_mask_path, MASK_SUFFIXES, "--syn-mask-path"),
                                     ("--from-loss", "--syn-mask-path"), args.skip_invalid)
-        faults = each(lambda pair: saved_fault(pair, source.labels), pairs, f"--from-loss {args.from_loss}")
+        faults = each(lambda pair: saved_fault(pair, source.labels, real), pairs, f"--from-loss {args.from_loss}")
         pairs, wrong = without_faults(pairs, faults, f"--from-loss {args.from_loss}", args.skip_invalid)
         return pairs, orphans + wrong
 

@@ -12,29 +12,29 @@ from tests.segmentation.chain import save_pair
 SIZES = ((24, 32), (40, 24), (24, 32))
 
 
+def build_chain(root, num_classes=5):
+    """Real pairs of several sizes, two synthesised images a mask, a 1 x 1 segmentor with random weights."""
+    rng = np.random.default_rng(num_classes)
+    for index, size in enumerate(SIZES):
+        for split in ("train", "test"):
+            save_pair(rng, root / f"img_{split}/r{index}.png", root / f"label_{split}/r{index}.png", size, num_classes)
+        for seed in (1, 2):
+            save_pair(rng, root / f"syn/r{index}_seed_{seed}.png", root / "unused/m.png", size, num_classes)
+    table = root / "classes.json"
+    table.write_text(json.dumps({"classes": [f"name {c}" for c in range(num_classes)]}))
+    weight = rng.normal(size=(num_classes, 3)).astype(np.float32)
+    bias = rng.normal(size=num_classes).astype(np.float32)
+    torch.save({"state_dict": {"decode_head.conv_seg.weight": torch.tensor(weight)[..., None, None],
+                               "decode_head.conv_seg.bias": torch.tensor(bias)}}, root / "weights.pth")
+    config = pixel_backbone.write_config(root / "config.py", num_classes, str(table), str(root))
+    return SimpleNamespace(root=root, config=config, weights=root / "weights.pth", weight=weight, bias=bias,
+                           num_classes=num_classes, table=table)
+
+
 @pytest.fixture
 def make_chain(tmp_path):
-    """Real pairs of several sizes, two synthesised images a mask, a 1 x 1 segmentor with random weights."""
-
-    def make(num_classes=5):
-        rng = np.random.default_rng(num_classes)
-        for index, size in enumerate(SIZES):
-            for split in ("train", "test"):
-                save_pair(rng, tmp_path / f"img_{split}/r{index}.png", tmp_path / f"label_{split}/r{index}.png", size,
-                          num_classes)
-            for seed in (1, 2):
-                save_pair(rng, tmp_path / f"syn/r{index}_seed_{seed}.png", tmp_path / "unused/m.png", size, num_classes)
-        table = tmp_path / "classes.json"
-        table.write_text(json.dumps({"classes": [f"name {c}" for c in range(num_classes)]}))
-        weight = rng.normal(size=(num_classes, 3)).astype(np.float32)
-        bias = rng.normal(size=num_classes).astype(np.float32)
-        torch.save({"state_dict": {"decode_head.conv_seg.weight": torch.tensor(weight)[..., None, None],
-                                   "decode_head.conv_seg.bias": torch.tensor(bias)}}, tmp_path / "weights.pth")
-        config = pixel_backbone.write_config(tmp_path / "config.py", num_classes, str(table), str(tmp_path))
-        return SimpleNamespace(root=tmp_path, config=config, weights=tmp_path / "weights.pth", weight=weight, bias=bias,
-                               num_classes=num_classes, table=table)
-
-    return make
+    """See ``build_chain``."""
+    return lambda num_classes=5: build_chain(tmp_path, num_classes)
 
 
 @pytest.fixture
