@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol, cast
 
-OPERATIONS = 5_000_000  # of one pickle; a checkpoint of a billion weights needs a hundred thousand
+OPERATIONS = 2_000_000  # of one pickle; a checkpoint of a billion weights needs a hundred thousand
 DEPTH = 100  # of containers in containers
 VALUES = 10_000_000  # that a pickle may unfold to: a list of one list twice, 30 times over, is small in the file
 
@@ -133,6 +133,8 @@ class _Machine:
     # ---- stack
 
     def do_MARK(self, _: None) -> None:
+        if len(self.below) > DEPTH:
+            raise ValueError(f"it is nested more than {DEPTH} deep")
         self.below.append(self.stack)
         self.stack = []
 

@@ -212,6 +212,11 @@ def set_pretrained(config: Config, weights: str | None) -> None:
     checkpoint.allow_fetch(weights)
     if weights and "://" not in weights and not Path(weights).is_file():
         raise InputError(f"--pretrained {weights}: no such file; name a file, an address, or none")
+    if weights:
+        try:
+            checkpoint.load_from_file(weights)  # refused now, not when the trainings start
+        except InputError as error:
+            raise InputError(f"--pretrained {error}") from error
     if "pretrained" in config.model:
         config.model.pretrained = None
     backbone = config.model.get("backbone")
