@@ -233,11 +233,23 @@ def only_writer(folder: Path, option: str) -> Iterator[None]:
         InputError: another process works there; the message says which.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
+    with _alone(folder / ".lock", f"{option} {folder}", "another folder"):
+        yield
+
+
+@contextlib.contextmanager
+def only_writer_of(file: Path, option: str) -> Iterator[None]:
+    """As ``only_writer``, for one output file, whose folder must be there; the lock is hidden beside it."""
+    with _alone(file.parent / f".{file.name}.lock", f"{option} {file}", "another file"):
+        yield
+
+
+@contextlib.contextmanager
+def _alone(path: Path, shown: str, other: str) -> Iterator[None]:
     with flock(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
         if not alone:
             holder = path.read_text(errors="replace").strip() or "another command"
-            raise InputError(f"{option} {folder}: {holder} is writing there; wait for its end, or name another folder")
+            raise InputError(f"{shown}: {holder} is writing there; wait for its end, or name {other}")
         with contextlib.suppress(OSError):  # another user's lock file
             path.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
         yield

@@ -87,7 +87,9 @@ def read_palette_file(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict) or "palette" not in table:
         raise InputError(f"palette {shown}: has no field 'palette'")
     names, colours = table.get("classes"), table["palette"]
-    if isinstance(names, list) and isinstance(colours, list) and len(names) != len(colours):
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise InputError(f"palette {shown}: classes must be a list of names")
+    if names is not None and isinstance(colours, list) and len(names) != len(colours):
         raise InputError(f"palette {shown}: {len(colours)} colours for {len(names)} classes; give each class its own")
     return table
 

@@ -64,6 +64,8 @@ def read_taxonomy(path: str) -> tuple[list[str], dict[str, list[str]]]:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     except OSError as error:
         raise InputError(f"taxonomy {path}: {error.strerror}") from error
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"taxonomy {path}: no tab-separated text in UTF-8 ({error})") from error
     if not rows or "universal" not in rows[0]:
         raise InputError(f"taxonomy {path}: needs tab-separated columns, one of them 'universal'")
     rows = [row for row in rows if (row["universal"] or "").strip() not in ("", "unlabeled")]

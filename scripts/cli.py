@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -12,6 +13,7 @@ from typing import NoReturn
 from common.errors import InputError
 from common.files import full_disk_line
 from common.processes import worker_line
+from common.schema import one_line
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions at import
 
@@ -34,7 +36,9 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs a command; exit code 2 and one line for bad input, a full disk or a dead data worker, 130 for Ctrl-C.
+    """Runs a command; exit code 2 and one line for bad input, a full disk, a dead data worker or too little memory.
+
+    Ctrl-C is exit code 130.
 
     Args:
         main: the command; None or 0 is success.
@@ -49,12 +53,23 @@ def run(main: Callable[[], int | None]) -> None:
         print("stopped", file=sys.stderr)
         code = 130
     except Exception as error:
-        line = full_disk_line(error) or worker_line(error)
+        line = full_disk_line(error) or worker_line(error) or short_of_memory(error)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def short_of_memory(error: Exception) -> str | None:
+    """What to tell of memory, the GPU's or the machine's, that was not enough; None if the error is another."""
+    text = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+        return f"not enough memory ({one_line(text, 120) or 'no more is given'}); take smaller sizes or batches"
+    return None
+
+
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Storage size calculation")
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from common.classes import load_class_table
 from common.images import Labels
+from gss import palette_search
 from gss.dvae import DVAE
 from gss.maskige import Maskige, load_palette, min_distance
 from gss.roundtrip import class_iou, confusion, round_trip
@@ -44,11 +45,11 @@ def test_spread_finds_known_optima():
 
 def test_repulsion_gradient():
     points = np.random.default_rng(0).random(15)
-    _, gradient = posterior_learning._repulsion(points, 8, 0.3)
+    _, gradient = palette_search._repulsion(points, 8, 0.3)
     for i in range(15):
         step = np.zeros(15)
         step[i] = 1e-6
-        high, low = (posterior_learning._repulsion(points + sign * step, 8, 0.3)[0] for sign in (1, -1))
+        high, low = (palette_search._repulsion(points + sign * step, 8, 0.3)[0] for sign in (1, -1))
         assert gradient[i] == pytest.approx((high - low) / 2e-6, abs=1e-5)
 
 
