@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from common.classes import ClassTable
 from common.errors import InputError
 from common.files import atomic_path, write_json
-from common.images import read_image, read_mask
-from common.pairing import IMAGE_SUFFIXES, list_files, mask_name
+from common.images import IGNORE, read_image, read_mask
+from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, mask_name
 from post_processing.comparison import SCORES, check_runs, check_spread, compare
 from post_processing.comparison_figures import classes_figure, seeds_figure
 from post_processing.page import gallery, page
@@ -48,20 +49,25 @@ def gallery_of(
     Raises:
         InputError: no images, or a damaged one.
     """
+    def ids(path: Path) -> np.ndarray:
+        mask = read_mask(path)
+        return np.where(mask == table.ignore_index, IGNORE, mask).astype(np.uint8)
+
     found = list_files(images, IMAGE_SUFFIXES, "--syn-img-path")
+    known = list_files(masks, MASK_SUFFIXES, "--mask-path")
     items = []
     for name in list(found)[:: max(1, -(-len(found) // count))]:
         record = records.get(name, {})
-        places = [path for path in (masks / f"{key}.png" for key in (name, mask_name(name))) if path.is_file()]
+        mask = known.get(name) or known.get(mask_name(name))
         cleaned = filtered / f"{name}.png" if filtered else None
         reference = _find(record.get("reference"), data_root)
         items.append({
             "name": name,
             "caption": record.get("prompt") or "",
-            "mask": read_mask(places[0]) if places else None,
+            "mask": ids(mask) if mask else None,
             "reference": Image.fromarray(read_image(reference)) if reference else None,
             "image": Image.fromarray(read_image(found[name])),
-            "filtered": read_mask(cleaned) if cleaned and cleaned.is_file() else None,
+            "filtered": ids(cleaned) if cleaned and cleaned.is_file() else None,
         })
     return gallery(items, table.names, table.palette)
 

@@ -98,7 +98,8 @@ def _listed_pairs(path: Path, root: Path, follow_links: bool) -> list[tuple[Path
                 raise ValueError("needs JSON with source and target, both texts")
             image, mask = (locate(str(name), root, follow_links) for name in written)
         except ValueError as error:
-            raise InputError(f"{path}: line {number}: {error}") from error
+            reason = str(error).replace("with --follow_links", "with follow_links=True of the config's MaskDataset")
+            raise InputError(f"{path}: line {number}: {reason}") from error
         pairs.append((image, mask))
     if not pairs:
         raise InputError(f"{path}: no line in it")

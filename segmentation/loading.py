@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
+from mmengine.registry import TRANSFORMS  # of all packages: a config may have another default scope than mmseg
 from mmseg.datasets.transforms import LoadAnnotations
-from mmseg.registry import TRANSFORMS
 
 from common.errors import InputError
 from common.images import ImageError, Labels, read_image, read_mask

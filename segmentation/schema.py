@@ -95,6 +95,7 @@ class MaskData(OpenSchema):
     ann_file: str = ""
     synthesised: str | None = None
     repeat: Annotated[int, Field(ge=1, le=10**6)] = 1
+    follow_links: bool = False
 
 
 def check_schema(config: Config, datasets: list[Any]) -> None:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,3 +127,25 @@ def test_published_targets_resolve(data: Path) -> None:
         for name in ("GID24Train", "GID24Validation")
     )
     assert isinstance(train, PairedImages) and (train.flip_p, validation.flip_p) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize("encoding", ["index", "palette", "onehot"])
+@pytest.mark.parametrize("ignore", [9, 0])
+def test_hints_obey_the_tables_id_to_ignore(data: Path, encoding: str, ignore: int) -> None:
+    table = data / "classes.json"
+    hints = []
+    for index in (255, ignore):
+        table.write_text(json.dumps({"classes": list("abcde"), "ignore_index": index}))
+        for path in (data / "label").iterdir():
+            ids = np.array(Image.open(path))
+            Image.fromarray(np.where((ids == 255) | (ids == ignore), index, ids).astype(np.uint8)).save(path)
+        hints.append(PairedImages(data, "train.json", hint_encoding=encoding, classes=str(table))[0]["hint"])
+    assert torch.equal(*hints)
+
+
+def test_colours_that_tell_classes_apart_differ(data: Path) -> None:
+    table = data / "classes.json"
+    table.write_text(json.dumps({"classes": list("abcde"), "palette": [[1, 2, 3]] * 5}))
+    PairedImages(data, "train.json", hint_encoding="palette", classes=str(table))
+    with pytest.raises(InputError, match="b and a have the colour"):
+        PairedImages(data, "train.json", hint_encoding="table", classes=str(table))

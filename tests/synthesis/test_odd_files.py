@@ -93,3 +93,19 @@ def test_pixels_of_a_re_sampled_tiff(cli, world, tmp_path):
         tmp_path / "out", "--classes", world.table)
     assert Image.open(tmp_path / "out/resampled_img/a.TIF").size == IDS.shape
     assert (np.array(Image.open(tmp_path / "out/resampled_label/a.tif")) == IDS).all()
+
+
+@pytest.mark.parametrize("command", ["train", "inference"])
+def test_links_out_of_the_data_root(cli, world, ckpt, tmp_path, command):
+    root = tmp_path / "root"
+    root.mkdir()
+    for kind in ("img", "label"):
+        (root / kind).symlink_to(world.root / "good" / kind)
+    lines = (world.root / "good.json").read_text().replace("good/", "").splitlines()
+    (root / "list.json").write_text("\n".join(lines[:4]))
+    given = [str(part).replace(f"{world.root}/good.json", f"{root}/list.json") for part in
+             arguments(world, command, "good", tmp_path / "out", ckpt)]
+    given[given.index("--data_root") + 1] = str(root)
+    line = cli.refused(command, *given)
+    assert f"leads by a link to {world.root}/good/" in line and "--follow_links" in line
+    cli(command, *given, "--follow_links")
