@@ -81,8 +81,11 @@ class Journal(Generic[R]):
         parts, records = self.paths(), self.read()
         if not parts:
             return
+        text = "".join(self._line(records[name]) for name in sorted(records) if keep(name))
+        if parts == [self.path()] and self.path().read_bytes() == text.encode():
+            return  # nothing to write, on a full disk, too
         with atomic_path(self.path()) as path:
-            path.write_text("".join(self._line(records[name]) for name in sorted(records) if keep(name)))
+            path.write_text(text)
         for part in parts:
             if part != self.path():
                 part.unlink()

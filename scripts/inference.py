@@ -24,7 +24,7 @@ from cldm.build import create_model, load_config
 from cldm.plan import Job, Recipe, SynthesisOptions, check_names, config_hash, look, plan, refuse_mixture
 from cldm.prompts import cut_lines, read_long_prompts, reading
 from cldm.records import working_in
-from cldm.synthesis import check_model, few_steps, synthesise
+from cldm.synthesis import JobDataset, check_model, collate, few_steps, synthesise
 from cldm.training_options import parse_devices
 from common.errors import InputError
 from common.files import check_writable
@@ -143,6 +143,8 @@ def main() -> None:
     nearest = next(folder for folder in (outdir, *outdir.absolute().parents) if folder.exists())
     check_writable(nearest if args.dry_run else outdir, "--outdir")
     if args.dry_run:
+        if jobs:
+            collate([JobDataset(dataset, jobs)[0]])
         return
     if first and not jobs and not any(name in os.environ for name in LAUNCHED):
         with working_in(outdir):  # what a killed run left is tidied up, even if its images are all there

@@ -1,5 +1,6 @@
 """A folder of images holds what its command says: what is there and made of something else is named, or made again."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cldm.plan import file_hash
@@ -155,6 +157,28 @@ def test_what_a_kill_left_is_tidied_up_though_all_images_are_there(cli, again, f
     assert "0 to make" in cli("inference", *again())
     assert [line["name"] for line in records(folder)] == [f"train_{i:04d}_seed_5" for i in range(8)]
     assert not list(folder.glob("samples.rank*")) and not list(folder.glob(".*.tmp.*"))
+
+
+def test_a_full_disk_is_one_line_at_every_start(cli, again, folder, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    cli("inference", *again())  # sorts the records
+    monkeypatch.setattr("common.journal.atomic_path", full)
+    assert "0 to make" in cli("inference", *again())  # nothing to write
+    lines = (folder / "samples.jsonl").read_text().splitlines()
+    (folder / "samples.rank1.jsonl").write_text(lines[0] + "\n")
+    for _ in range(2):
+        assert "disk full" in (line := cli.refused("inference", *again())) or "No space left" in line
+    assert (folder / "samples.jsonl").read_text().splitlines() == lines
+
+
+def test_a_batch_that_does_not_fit_is_one_line(cli, again, tmp_path, monkeypatch):
+    def too_much(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nGPU 0 ...")
+
+    monkeypatch.setattr("cldm.synthesis.Synthesiser.make", too_much)
+    assert "--batch_size 8: a batch does not fit" in cli.refused("inference", *again("--outdir", tmp_path / "new"))
 
 
 @pytest.mark.parametrize("line", [
