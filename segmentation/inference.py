@@ -194,8 +194,7 @@ def segment(segmentor: Segmentor, items: Sequence[tuple[Path, Path]], batches: S
             num_workers: int = 4) -> Iterator[Prediction]:
     """Runs the segmentor over images of any sizes; an image is first brought to its mask's size.
 
-    What is found in an image depends on its batch by the last bits of a sum, so the caller says which share one. On a
-    CPU, where nothing is lost by that, each image goes alone.
+    What is found in an image depends on its batch by the last bits of a sum, so the caller says which images share one.
 
     Args:
         segmentor: see ``load_segmentor``.
@@ -206,16 +205,14 @@ def segment(segmentor: Segmentor, items: Sequence[tuple[Path, Path]], batches: S
     Raises:
         InputError: a file cannot be read or prepared; the segmentor cannot take it, or answers with no numbers.
     """
-    config, device = segmentor.config, next(segmentor.model.parameters(), torch.empty(0)).device
+    config = segmentor.config
     loader = DataLoader(_Images(items, test_pipeline(config)), batch_sampler=[list(batch) for batch in batches],
                         num_workers=bounded(num_workers, len(batches)), collate_fn=list, worker_init_fn=_start_worker)
     torch.backends.cudnn.benchmark = False  # which would choose by speed, differently in every run
     for batch in loader:
         if wrong := next((item for item in batch if isinstance(item, str)), None):
             raise InputError(wrong)
-        shapes = groupby(batch, key=lambda item: item[1]["inputs"].shape)
-        groups = [[item] for item in batch] if device.type == "cpu" else [list(group) for _, group in shapes]
-        for group in groups:
+        for group in (list(same) for _, same in groupby(batch, key=lambda item: item[1]["inputs"].shape)):
             data = {key: [item[1][key] for item in group] for key in ("inputs", "data_samples")}
             try:
                 samples = segmentor.test_step(data)

@@ -43,6 +43,7 @@ def test_domains_get_the_sum_of_their_universal_classes(tiny_model, taxonomy):
         home = model.predict(image, samples)[0].seg_logits.data
     torch.testing.assert_close(street, torch.stack([universal[2], universal[0] + universal[1]]))
     torch.testing.assert_close(home, universal[1:])
+    assert model.predicted_classes == len(street) == 2
 
 
 def test_logits_are_turned_into_probabilities_first(tiny_model, taxonomy):
