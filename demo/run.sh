@@ -2,22 +2,27 @@
 # The demonstration, the whole chain on the CPU: makes a data set, trains the tiny model, synthesises images in the style
 # of the other domain, filters and re-samples them, and compares segmentors trained with and without them. Writes a
 # contact sheet and a page. Run again, it goes on where it stopped, and repeats nothing.
+# A signal that ends it ends its commands, too.
 #   bash demo/run.sh            STEPS=3000 OUT=better bash demo/run.sh for better images
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
 : "${STEPS:=900}" "${COUNT:=128}" "${ITERS:=250}" "${OUT:=demo/output}"
 : "${PROCESSES:=$(($(nproc) > 1 ? 2 : 1))}"  # at once: small layers gain little from more threads
-share() { OMP_NUM_THREADS=$(($(nproc) / PROCESSES)) "$@"; }
+child() { "$PYTHON" -m common.processes "$BASHPID" "$@"; }  # ends with this script, by SIGKILL too
+share() { OMP_NUM_THREADS=$(($(nproc) / PROCESSES)) child "$@"; }
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}  # threads that wait leave the cores to others
 data=$OUT/data run=$OUT/logs/demo
 settings="STEPS=$STEPS COUNT=$COUNT ITERS=$ITERS"
 mkdir -p "$OUT"
+exec 9>>"$OUT/.lock"  # held until the last of this script's commands has ended
+flock -n 9 || die "$OUT: $(cat "$OUT/.lock") is writing there; wait for its end, or give another folder by OUT=..."
+echo "process $$ on $(uname -n)" > "$OUT/.lock"
 [ "$(cat "$OUT/settings" 2>/dev/null || echo "$settings")" = "$settings" ] ||
   die "$OUT holds a demonstration of $(cat "$OUT/settings"): remove it, or give another folder by OUT=..."
 echo "$settings" > "$OUT/settings"
 say() { echo "== $* ($SECONDS s)"; }
 
 say "data set: land-cover scenes as two sensors see them"
-[ -e "$data/classes.json" ] || "$PYTHON" demo/make_data.py --out "$data"
+[ -e "$data/classes.json" ] || child "$PYTHON" demo/make_data.py --out "$data"
 
 say "training configs/model/tisynth_tiny.yaml, $STEPS steps"
 if [ ! -e "$run/done" ]; then
@@ -41,7 +46,7 @@ share bash inference.sh --config "$run/config.yaml" --ckpt "$run/checkpoints/las
   --sampler dpmsolver++ --ddim_steps 20 --scale 1 --batch_size 16
 
 say "contact sheet"
-"$PYTHON" -m scripts.contact_sheet --samples "$OUT/images" --data_root "$data" --items "$data/demo_items.json" \
+child "$PYTHON" -m scripts.contact_sheet --samples "$OUT/images" --data_root "$data" --items "$data/demo_items.json" \
   --classes "$data/classes.json" --out "$OUT/contact_sheet.png"
 
 # Real images alone, or joined by synthesised ones: filter.sh, resample.sh, and segmentors over two seeds. So short a
@@ -51,20 +56,20 @@ tiles=(--data-root "$data" --classes "$data/classes.json" --crop-size 64 --pretr
        optim_wrapper.optimizer.lr=4e-3 "model.decode_head.loss_decode.class_weight=[1.0,1.0,1.0,4.0,4.0]")
 say "segmentor on real images, $ITERS steps"
 if [ ! -e "$OUT/segmentor/done" ]; then
-  "$PYTHON" -m scripts.segmentor train configs/mmseg/tiny_unet.py --work-dir "$OUT/segmentor" --resume "${tiles[@]}"
+  child "$PYTHON" -m scripts.segmentor train configs/mmseg/tiny_unet.py --work-dir "$OUT/segmentor" --resume "${tiles[@]}"
   touch "$OUT/segmentor/done"
 fi
 weights=$(cat "$OUT/segmentor/last_checkpoint")
-"$PYTHON" -m scripts.segmentor test configs/mmseg/tiny_unet.py --load-from "$weights" --work-dir "$OUT/segmentor" \
+child "$PYTHON" -m scripts.segmentor test configs/mmseg/tiny_unet.py --load-from "$weights" --work-dir "$OUT/segmentor" \
   --split train "${tiles[@]}"
 
 say "filter, re-sample, evaluate"
 pairs=(--syn-img-path "$OUT/images" --syn-mask-path "$data/label_train" --skip-invalid)  # not every mask is painted
-bash filter.sh "$OUT/segmentor/tiny_unet.py" "$weights" --real-img-path "$data/img_train" \
+child bash filter.sh "$OUT/segmentor/tiny_unet.py" "$weights" --real-img-path "$data/img_train" \
   --real-label-path "$data/label_train" "${pairs[@]}" --filtered-mask-path "$OUT/filtered"
-bash resample.sh --filtered-mask-path "$OUT/filtered" --syn-img-path "$OUT/images" --out-dir "$OUT/resampled" \
+child bash resample.sh --filtered-mask-path "$OUT/filtered" --syn-img-path "$OUT/images" --out-dir "$OUT/resampled" \
   --classes "$data/classes.json" --metrics "$OUT/segmentor/metrics.json" --worst 1
-"$PYTHON" -m scripts.evaluate_samples "$OUT/segmentor/tiny_unet.py" "$weights" --real-img-path "$data/img_test" \
+child "$PYTHON" -m scripts.evaluate_samples "$OUT/segmentor/tiny_unet.py" "$weights" --real-img-path "$data/img_test" \
   --real-label-path "$data/label_test" "${pairs[@]}" --train-img-path "$data/img_train" "$data/ref_img" \
   --out-dir "$OUT/evaluation"
 

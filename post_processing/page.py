@@ -161,7 +161,10 @@ def page(
         parts.append(score_table(result["classes"], "IoU by class (%)"))
         parts += [f"<figure>{svg_image(plot, f'scores on {split}')}</figure>" for plot in plots[split]]
     parts.append("<small>Mean ± standard deviation over seeds; a seed's two trainings differ in their data alone. "
-                 "The interval is Student's t over paired seeds; coloured where it leaves out 0.</small>")
+                 "The interval is Student's t over paired seeds; coloured where it leaves out 0. "
+                 "A training that was stopped and resumed counts like an unbroken one: it has the same weights, to the "
+                 "bit on a CPU, and on a GPU with randomness.deterministic=True, but for augmentation with random "
+                 "numbers of its own (Albu).</small>")
     for title, svg in (reports or {}).items():
         parts.append(f"<h2>{escape(title)}</h2><figure>{svg_image(svg, title)}</figure>")
     if gallery_html:

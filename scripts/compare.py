@@ -30,7 +30,8 @@ from segmentation.stamp import TEST, TRAIN, data_files, hash_of_settings, named_
 DESCRIPTION = """Trains a segmentor on real images alone and jointly with synthesised ones, over several seeds with
 equal iterations, tests both on the same held-out images, and writes comparison.json and comparison.html, one page with
 tables, plots and a gallery. A stopped comparison goes on with the same command; seeds or splits may be added. Runs that
-are identical, or made from other files or settings than those of now, are refused.
+are identical, or made from other files or settings than those of now, are refused. A training that was stopped goes on
+to the weights of an unbroken one, as scripts/segmentor.py --help says.
 
   python -m scripts.compare configs/mmseg/tiny.py --data-root data --classes MBRSC --synthesised out/resampled \\
       --seeds 5 --max-iters 1000 --splits test target --out-dir out/comparison \\
