@@ -165,6 +165,12 @@ class ProgressBar(TQDMProgressBar):
         """Losses alone."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
+    def on_exception(self, *_: Any) -> None:
+        """Ends its lines, so that the reason stands on one of its own."""
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
+
 
 @contextlib.contextmanager
 def ctrl_c() -> Iterator[None]:
@@ -227,7 +233,8 @@ class StopOnSignal(pl.Callback):
         self.stopped = self._received or signal.SIGTERM
         path = self._last.save(trainer)
         name = "Ctrl-C" if self.stopped == signal.SIGINT else "SIGTERM"
-        log.info("%s: saved %s after step %d; go on with --resume", name, path, trainer.global_step)
+        if trainer.is_global_zero:
+            log.info("%s: saved %s after step %d; go on with --resume", name, path, trainer.global_step)
         return True
 
     def on_train_batch_end(

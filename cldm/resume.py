@@ -57,7 +57,9 @@ def resume_checkpoint(path: Path) -> Path:
     checkpoint = path / FOLDER / LAST if path.is_dir() else path
     if not checkpoint.is_file():
         begun = path.is_dir() and (path / "config.yaml").exists()
+        others = sorted((path / FOLDER).glob("[!.]*.ckpt"), key=lambda file: file.stat().st_mtime) if begun else []
         remedy = "; the run ended before it saved: give its first command again" if begun else ""
+        remedy = f"; take --resume {others[-1]}" if others else remedy
         raise InputError(f"--resume {path}: there is no {checkpoint}{remedy}")
     if checkpoint.absolute().parent.name != FOLDER:
         raise InputError(f"--resume {path}: lies in no run's folder (RUN/{FOLDER}/NAME.ckpt), where it would go on; "

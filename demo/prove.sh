@@ -54,7 +54,8 @@ if ! is_done "$run" "$settings"; then
       --gpus "$GPUS" --precision "$PRECISION" model.params.classes="$data/classes.json" \
       data.params.batch_size="$BATCH" data.params.num_workers=8 base_learning_rate=1e-5 \
       data.params.train.params.size="$SIZE" data.params.validation.params.size="$SIZE" \
-      lightning.trainer.check_val_every_n_epoch=25 lightning.trainer.max_steps=-1 lightning.trainer.max_time="$limit"
+      lightning.trainer.check_val_every_n_epoch=25 lightning.save_every_n_epochs=25 \
+      lightning.trainer.max_steps=-1 lightning.trainer.max_time="$limit"
   fi
   set_done "$run" "$settings"
 fi

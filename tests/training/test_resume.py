@@ -22,6 +22,19 @@ STEPS = "lightning.trainer.max_steps={}"
 EMA = "model.params.use_ema=true"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_losses():
+    """These tests ask what is written and when, not what is learnt: a loss of one weight and the items' seeds."""
+
+    def losses(self, batch):
+        weight = self.model.diffusion_model.out[-1].bias
+        return (weight.mean() - batch["seed"].to(weight) % 7) ** 2
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ControlLDM, "batch_losses", losses)
+        yield
+
+
 def content(run, name="last.ckpt"):
     return torch.load(run / "checkpoints" / name, weights_only=True)
 
@@ -42,7 +55,7 @@ def validations(run):
 
 
 @pytest.fixture(scope="module")
-def begun(scenes, tmp_path_factory):
+def begun(scenes, tmp_path_factory, quick_losses):
     """A run of two steps with a running average; tests copy it."""
     folder = tmp_path_factory.mktemp("logs")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
@@ -71,7 +84,7 @@ def test_the_last_checkpoint_is_the_last_step(cli, scenes, tmp_path, settings):
     last = content(tmp_path / "run")
     assert "trained 6 steps" in out and f"{tmp_path / 'run/checkpoints/last.ckpt'} holds step 6" in out
     assert last["global_step"] == 6 and last["state_dict"]["model_ema.num_updates"] == 6
-    assert {int(state["step"]) for state in last["optimizer_states"][0]["state"].values()} == {6}
+    assert {int(state["step"]) for state in last["optimizer_states"][0]["state"].values() if state} == {6}
 
 
 @pytest.mark.parametrize(("settings", "holds"), [(["--save_every", "3"], [3, 4, 6, 8]), ([], [4, 8])])
@@ -95,7 +108,7 @@ def test_after_a_failure_it_holds_the_latest_step(cli, scenes, tmp_path, monkeyp
     step = ControlLDM.training_step
 
     def fails(self, batch, batch_idx):
-        if self.global_step == 2 and self.device.type == "cpu" and batch_idx == 5 % 4 + 1:
+        if self.global_step == 2:
             raise RuntimeError("a failure")
         return step(self, batch, batch_idx)
 
@@ -114,7 +127,8 @@ def test_after_a_failure_it_holds_the_latest_step(cli, scenes, tmp_path, monkeyp
 def test_a_loss_that_is_no_number_leaves_what_was_before(cli, scenes, tmp_path):
     cli("train", *options(scenes, tmp_path, "run", STEPS.format(2)))
     out = cli("train", "-r", tmp_path / "run", "--gpus", "cpu", "base_learning_rate=1e30", STEPS.format(6), code=1)
-    assert "last.ckpt holds step 2" in out and content(tmp_path / "run")["global_step"] == 2
+    assert "base_learning_rate" in out and "last.ckpt holds step 2" in out
+    assert content(tmp_path / "run")["global_step"] == 2
 
 
 # ---- values given on resume
@@ -243,8 +257,8 @@ def test_a_checkpoint_outside_a_run_is_refused(cli, run, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "stops", "end"),
     [
-        (["lightning.trainer.check_val_every_n_epoch=2"], [5, 7], 17),
-        (["lightning.trainer.check_val_every_n_epoch=1", "lightning.trainer.val_check_interval=2"], [3, 4], 9),
+        (["lightning.trainer.check_val_every_n_epoch=2"], [5], 17),
+        (["lightning.trainer.check_val_every_n_epoch=1", "lightning.trainer.val_check_interval=2"], [4], 9),
         (["lightning.trainer.check_val_every_n_epoch=1", "lightning.trainer.max_epochs=2"], [6], -1),
     ],
     ids=["every second epoch", "twice an epoch", "by epochs"],
@@ -353,3 +367,18 @@ def test_a_dry_run_makes_a_batch(cli, scenes, tmp_path, monkeypatch):
     )
     with pytest.raises(InputError):
         DataModuleFromConfig(0, {"target": "x"})
+
+
+def test_a_run_that_saved_nothing_is_started_again(cli, scenes, tmp_path, monkeypatch):
+    def killed(self, trainer, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StopOnSignal, "on_train_batch_start", killed, raising=False)
+    cli("train", *options(scenes, tmp_path, "run"), code=130)
+    monkeypatch.undo()
+    said = cli.refused("train", "-r", tmp_path / "run", "--gpus", "cpu")
+    assert "the run ended before it saved: give its first command again" in said
+    assert "holds step 1" in cli("train", *options(scenes, tmp_path, "run", STEPS.format(1)))
+    (tmp_path / "run/checkpoints/last.ckpt").rename(tmp_path / "run/checkpoints/epoch=000000.ckpt")
+    assert "holds a run" in cli.refused("train", *options(scenes, tmp_path, "run"))
+    assert "take --resume" in cli.refused("train", "-r", tmp_path / "run", "--gpus", "cpu")
