@@ -223,6 +223,7 @@ def test_a_data_worker_that_fails_is_one_line(cli, again, tmp_path, monkeypatch,
     monkeypatch.setattr("cldm.synthesis.file_hash", broken)
     get = "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__"
     monkeypatch.setattr(get, (0.2,))  # how often torch looks whether its workers live
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # and waits for their end
     line = cli.refused("inference", *again("--num_workers", "1", "--outdir", tmp_path / "new"))
     assert ("png: cannot be read (No such file" if how == "vanished" else "a process that reads items") in line
     assert not list((tmp_path / "new").glob("*.png"))
