@@ -188,3 +188,12 @@ def test_losses_that_the_filter_did_not_write(cli, make_chain):
         said = cli.refused("filter", *options)
         assert str(path) in said and f"remove {path}" in said
     assert str(path) in cli("filter", *options, "--skip-invalid")
+
+
+@pytest.mark.parametrize("path", ["img_train/r1.png", "label_train/r1.png"])
+def test_real_files_changed_under_their_names_are_noticed(cli, make_chain, path):
+    chain = make_chain()
+    cli(*filter_options(chain))
+    with Image.open(chain.root / path) as image:
+        image.transpose(Image.Transpose.ROTATE_180).save(chain.root / path)
+    assert "another real images" in cli.refused(*filter_options(chain))
