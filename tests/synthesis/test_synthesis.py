@@ -108,8 +108,8 @@ def test_contact_sheet(cli, made, scenes, tmp_path):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (["--num_workers", -1], "--num_workers: -1: write a whole number, 0 or more"),
-        (["--scale", "nan"], "--scale: nan: write a number, 0 or more"),
+        (["--num_workers", -1], "--num_workers: -1: write a whole number, 0 to 256"),
+        (["--scale", "nan"], "--scale: nan: write a number, 0 to 1000"),
         (["--gpus", "cpu:0"], "--gpus cpu:0: write auto, cpu"),
         (["--steps", "many"], "--ddim_steps/--steps: many: write a whole number, 1 to 500"),
     ],
