@@ -53,6 +53,8 @@ def _read_part(part: Path) -> dict[str, Tensor]:
         if match and not _SHARD.search(file.name):
             variant = match["late"] or match["variant"] or ""
             found.append((match["suffix"] == "bin", variant, match["index"] is not None, file.name))
+    if not found and any(_SHARD.search(file.name) for file in part.iterdir()):
+        raise InputError(f"{part}: shards of weights without their *.index.json; copy or download it again")
     if not found:
         raise InputError(
             f"{part}: no weights there; a diffusers folder holds {', '.join(FOLDER_PARTS)} with .safetensors files"

@@ -1,5 +1,7 @@
 """Start checkpoints against diffusers' own networks, through the command line."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +120,84 @@ def test_both_branches_learn_from_the_first_step(config_file, start):
         gradients = [conv.weight.grad for i, conv in enumerate(z[0] for z in branch.zero_convs) if i in read]
         assert len(gradients) == 9
         assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+@pytest.fixture(scope="module")
+def sharded(peer, tmp_path_factory):
+    """The same folder as others publish it: in shards, as a variant."""
+    folder = tmp_path_factory.mktemp("sharded")
+    for name, part in (("unet", peer.unet), ("vae", peer.vae), ("text_encoder", peer.text)):
+        part.save_pretrained(folder / name, max_shard_size="3MB", variant="fp16")
+    return folder
+
+
+def other_spelling(folder, _):
+    for path in list(folder.rglob("*.index.fp16.json")):
+        path.rename(path.with_name(path.name.replace(".safetensors.index.fp16.json", ".fp16.safetensors.index.json")))
+
+
+def pickled(folder, peer):
+    for name in ("unet", "vae"):
+        shutil.rmtree(folder / name)
+        getattr(peer, name).save_pretrained(
+            folder / name, max_shard_size="3MB", variant="fp16", safe_serialization=False
+        )
+
+
+def plain_beside_it(folder, peer):
+    peer.unet.save_pretrained(folder / "unet")  # a whole file; another variant's shards stay
+    for path in (folder / "unet").glob("*-of-*"):
+        path.write_bytes(b"not read")
+
+
+@pytest.mark.parametrize("change", [None, other_spelling, pickled, plain_beside_it])
+def test_a_sharded_folder_with_a_variant(call, config_file, peer, sharded, start, tmp_path, change):
+    folder, out = tmp_path / "folder", tmp_path / "start.safetensors"
+    shutil.copytree(sharded, folder)
+    if change:
+        change(folder, peer)
+    assert call("--config", config_file, "--source", folder, "--out", out)[0] == 0
+    made, expected = read_state_dict(out), read_state_dict(start[0])
+    assert made.keys() == expected.keys() and all(torch.equal(made[key], expected[key]) for key in made)
+
+
+def index_of(part, change):
+    path = next(part.glob("*index*"))
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def moved(table):
+    first = next(iter(table["weight_map"]))
+    return {**table, "weight_map": {**table["weight_map"], first: "../vae/diffusion_pytorch_model.safetensors"}}
+
+
+FOLDERS = {
+    "no index": (lambda f: next((f / "unet").glob("*index*")).unlink(), "unet: shards of weights without their"),
+    "no shards": (lambda f: [path.unlink() for path in (f / "unet").glob("diffusion*")], "unet: no weights there"),
+    "a shard is missing": (lambda f: next((f / "unet").glob("*00003-of*")).unlink(), "00003-of-00013.safetensors is"),
+    "a shard is cut": (lambda f: next((f / "unet").glob("*00003-of*")).write_bytes(b"\x10"), "no safetensors file"),
+    "a shard of another folder": (lambda f: index_of(f / "unet", moved), "is not a file beside it"),
+    "the index is a list": (lambda f: index_of(f / "unet", lambda t: [t]), "index.fp16.json"),
+    "the index is empty": (lambda f: index_of(f / "unet", lambda t: {"weight_map": {}}), "names no weights"),
+    "the index maps to numbers": (lambda f: index_of(f / "unet", lambda t: {"weight_map": {"a": 1}}), "weight_map.a"),
+    "the index is no JSON": (lambda f: next((f / "unet").glob("*index*")).write_bytes(b"\xff{"), "no readable JSON"),
+    "a tensor is in no shard": (
+        lambda f: index_of(f / "unet", lambda t: {"weight_map": t["weight_map"] | {"x": min(t["weight_map"].values())}}),
+        "x is not in its shard"),
+    "a folder is missing": (
+        lambda f: [(f / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}'),
+                   shutil.rmtree(f / "unet")], "names a part unet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_an_incomplete_folder_is_never_a_random_model(call, config_file, sharded, tmp_path, name):
+    change, words = FOLDERS[name]
+    folder = shutil.copytree(sharded, tmp_path / "folder")
+    change(folder)
+    result = call("--config", config_file, "--source", folder, "--out", tmp_path / "a.ckpt", "--allow_mismatch", "all")
+    one_line(result, str(folder), words)
+    assert not (tmp_path / "a.ckpt").exists()
 
 
 def test_what_came_from_where_is_printed(start, peer):
