@@ -182,7 +182,7 @@ FOLDERS = {
     "the index maps to numbers": (lambda f: index_of(f / "unet", lambda t: {"weight_map": {"a": 1}}), "weight_map.a"),
     "the index is no JSON": (lambda f: next((f / "unet").glob("*index*")).write_bytes(b"\xff{"), "no readable JSON"),
     "a tensor is in no shard": (
-        lambda f: index_of(f / "unet", lambda t: {"weight_map": t["weight_map"] | {"x": min(t["weight_map"].values())}}),
+        lambda f: index_of(f / "unet", lambda t: {"weight_map": {"x": min(t["weight_map"].values())}}),
         "x is not in its shard"),
     "a folder is missing": (
         lambda f: [(f / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}'),
