@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mmengine.runner import Runner
 
 from common.errors import InputError
 from common.files import atomic_path
+from common.weights import CodeError, read_checkpoint
 
 POINTER = "last_checkpoint"
 UNFINISHED = ".unfinished."
@@ -109,12 +109,14 @@ def replaced_at_the_end(folder: str, name: str) -> Iterator[str]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file of ``torch.save`` is complete: its table of contents, and what each entry's checksum covers."""
+    """Whether a file of weights is complete: all that it names is in it, and agrees with its checksums."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError):
+        read_checkpoint(path)
+    except CodeError:
+        return True  # and refused by name when it is loaded
+    except InputError:
         return False
+    return True
 
 
 def last_weights(folder: Path) -> Path | None:

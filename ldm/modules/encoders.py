@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from common.errors import InputError
+from common.weights import read_tensors
 from ldm.modules.tokenizer import END_ID, VOCAB_SIZE, ClipTokenizer
 
 MOST_WINDOWS = 4  # of a configuration: a training batch's contexts are repeated to their common length, 12 windows here
@@ -204,8 +207,14 @@ class FrozenCLIPEmbedder(TextEncoder):
 
 
 def _pretrained_clip(version: str) -> CLIPTextModel:
+    pickled = Path(version, "pytorch_model.bin")
     try:
+        if pickled.is_file() and not list(Path(version).glob("*.safetensors*")):
+            config, state = CLIPTextConfig.from_pretrained(version), read_tensors(pickled)
+            return CLIPTextModel.from_pretrained(None, config=config, state_dict=state)
         return CLIPTextModel.from_pretrained(version)
+    except InputError as error:
+        raise InputError(f"version {error}") from error
     except (OSError, ValueError) as error:
         raise InputError(
             f"version {version}: no CLIP text model in that folder or under that hub name; "
@@ -259,6 +268,9 @@ class FrozenOpenCLIPEmbedder(TextEncoder):
     def _load(self, arch: str, version: str) -> None:
         import open_clip
 
+        if Path(version).is_file():
+            self._load_file(version)
+            return
         try:
             weights = open_clip.create_model(arch, pretrained=version).state_dict()
         except (OSError, RuntimeError) as error:
@@ -266,6 +278,15 @@ class FrozenOpenCLIPEmbedder(TextEncoder):
                 f"version {version}: no open_clip weights for {arch} in that file or under that tag; "
                 "leave version out when the checkpoint brings the text encoder's weights"
             ) from error
+        self.model.load_state_dict({key: weights[key] for key in self.model.state_dict()})
+
+    def _load_file(self, version: str) -> None:
+        prefix = re.compile(r"^(module\.)?(text\.)?")
+        weights = {prefix.sub("", key): value for key, value in read_tensors(version).items()}
+        for key, value in self.model.state_dict().items():
+            if key not in weights or weights[key].shape != value.shape:
+                what = f"{tuple(weights[key].shape)}, not {tuple(value.shape)}" if key in weights else "missing"
+                raise InputError(f"version {version}: not weights of this arch: {key} is {what}")
         self.model.load_state_dict({key: weights[key] for key in self.model.state_dict()})
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Token ids, embeddings and what is remembered, against OpenAI's tokenizer, transformers and open_clip."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,39 @@ def test_weights_from_a_folder(tmp_path):
     model = small_clip()
     model.transformer.text_model.save_pretrained(tmp_path)
     torch.testing.assert_close(FrozenCLIPEmbedder(version=str(tmp_path)).encode(TEXTS), model.encode(TEXTS))
+
+
+OPEN = {"width": 32, "heads": 2, "layers": 2, "vocab_size": 49408, "embed_dim": 32}
+
+
+class Code:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("code", [False, True])
+def test_pickled_weights_are_read_and_not_run(tmp_path, code):
+    extra = {"extra": Code(tmp_path / "ran")} if code else {}
+    model = small_clip()
+    text = model.transformer.text_model
+    text.config.save_pretrained(tmp_path)
+    state = {f"text_model.{key}": value for key, value in text.state_dict().items()}
+    torch.save({**state, **extra}, tmp_path / "pytorch_model.bin")
+    other = FrozenOpenCLIPEmbedder(text_config=OPEN)
+    torch.save({**other.model.state_dict(), "visual.proj": torch.zeros(1), **extra}, tmp_path / "open.pt")
+    if code:
+        with pytest.raises(InputError, match=r"version .*pytorch_model\.bin: contains code"):
+            FrozenCLIPEmbedder(version=str(tmp_path))
+        with pytest.raises(InputError, match=r"open\.pt: contains code"):
+            FrozenOpenCLIPEmbedder(text_config=OPEN, version=str(tmp_path / "open.pt"))
+        assert not (tmp_path / "ran").exists()
+    else:
+        torch.testing.assert_close(FrozenCLIPEmbedder(version=str(tmp_path)).encode(TEXTS), model.encode(TEXTS))
+        read = FrozenOpenCLIPEmbedder(text_config=OPEN, version=str(tmp_path / "open.pt"))
+        torch.testing.assert_close(read.encode(TEXTS), other.encode(TEXTS))
 
 
 @pytest.mark.parametrize(
