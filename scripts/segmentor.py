@@ -19,9 +19,10 @@ from common.files import check_writable, only_writer, room_for, write_json
 from scripts import cli
 from scripts.cli import integer
 from segmentation import checkpoint, config
+from segmentation.config import stage
 from segmentation.files import LOADERS, check_files
-from segmentation.rehearsal import rehearse, stage
-from segmentation.runner import SegmentorRunner, TestRunner, join_processes
+from segmentation.rehearsal import rehearse
+from segmentation.runner import SegmentorRunner, TestRunner, join_processes, nothing_left
 from segmentation.saving import last_weights
 
 __all__ = ["LOADERS", "check_files", "main", "metrics_report", "parse_args", "resolve"]
@@ -137,7 +138,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         if args.resume:  # a training may have ended meanwhile
             set_resumed(cfg, args)
         join_processes(args.launcher)
-        with stage(cfg, f"training (see the log in {folder})"):
+        with nothing_left(), stage(cfg, f"training (see the log in {folder})"):
             SegmentorRunner.from_cfg(cfg).train()
         last = Path(cfg.work_dir, "last_checkpoint")
         if is_main_process() and last.is_file():
@@ -161,7 +162,7 @@ def test(cfg: Config, out: Path) -> dict[str, Any]:
     folder = check_writable(cfg.work_dir, "--work-dir")
     with room_for("--work-dir", folder):
         join_processes(cfg.launcher)
-        with stage(cfg, f"testing (see the log in {folder})"):
+        with nothing_left(), stage(cfg, f"testing (see the log in {folder})"):
             runner = TestRunner.from_cfg(cfg)
             scores = runner.test()
     report = metrics_report(scores, images=len(runner.test_dataloader.dataset), checkpoint=str(cfg.load_from),

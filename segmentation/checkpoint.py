@@ -166,6 +166,33 @@ def _resolve(address: str) -> str:
 # ---- loading
 
 
+def differences(expected: Mapping[str, Any], weights: Mapping[str, Any], optional: tuple[str, ...]) -> list[str]:
+    """What of the weights does not fit a model, in words.
+
+    Args:
+        expected: the model's state.
+        weights: by name.
+        optional: beginnings of names that may be absent or surplus.
+    """
+
+    def needed(key: str) -> bool:
+        return not key.startswith(optional) and not key.endswith(".num_batches_tracked")  # a counter, not always saved
+
+    found = [f"{key} is missing" for key in expected if key not in weights and needed(key)]
+    found += [f"{key} is unknown" for key in weights if key not in expected and needed(key)]
+    shared = [(key, value, expected[key]) for key, value in weights.items() if key in expected]
+    found += [f"{key} is {tuple(value.shape)}, the config's {tuple(own.shape)}" for key, value, own in shared
+              if value.shape != own.shape]
+    return found + [f"{key} holds {value.dtype}" for key, value, own in shared
+                    if value.is_floating_point() != own.is_floating_point()]
+
+
+def some(lines: list[str]) -> str:
+    """The first few differences in one line, with the number of the others."""
+    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return one_line("; ".join(lines[:3])) + more
+
+
 def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     """Loads a checkpoint's weights into a segmentor; only auxiliary heads, for training, may be absent or surplus.
 
@@ -178,22 +205,8 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     allow_fetch(path)
     checkpoint = load_from_file(path, "cpu")
     weights = {key.removeprefix("module."): value for key, value in tensors_of(checkpoint, path).items()}
-    expected = model.state_dict()
-
-    def needed(key: str) -> bool:
-        return not key.startswith(("auxiliary_head.", "data_preprocessor."))
-
-    differences = [f"{key} is missing" for key in expected if key not in weights and needed(key)]
-    differences += [f"{key} is unknown" for key in weights if key not in expected and needed(key)]
-    differences += [
-        f"{key} is {tuple(value.shape)}, the config's {tuple(expected[key].shape)}"
-        for key, value in weights.items() if key in expected and value.shape != expected[key].shape
-    ]
-    differences += [f"{key} holds {value.dtype}" for key, value in weights.items() if key in expected
-                    and value.is_floating_point() != expected[key].is_floating_point()]
-    if differences:
-        raise InputError(f"{path}: weights of another model than the config's: {one_line('; '.join(differences[:3]))}"
-                                f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}")
+    if unfit := differences(model.state_dict(), weights, ("auxiliary_head.", "data_preprocessor.")):
+        raise InputError(f"{path}: weights of another model than the config's: {some(unfit)}")
     model.load_state_dict(weights, strict=False)
     meta = checkpoint.get("meta") or {}
     return meta if isinstance(meta, dict) else {}

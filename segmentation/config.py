@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,7 @@ def load_config(path: str, options: dict[str, Any] | None = None, trust: bool = 
         check_types(path, config._cfg_dict)
     set_options(config, options or {})
     checkpoint.allow_fetch(options)
-    check_schema(config, list(nodes(config._cfg_dict, "MaskDataset")))
+    check_schema(config, *(list(nodes(config._cfg_dict, kind)) for kind in ("MaskDataset", "CheckpointHook")))
     for part in PARTS:
         loader = config.get(f"{part}_dataloader") or {}
         if loader.get("persistent_workers") and not loader.get("num_workers"):  # torch refuses to keep none
@@ -80,9 +82,33 @@ def load_config(path: str, options: dict[str, Any] | None = None, trust: bool = 
 def reason(error: BaseException) -> str:
     """What an error of foreign code says, in one line; of an error in a data worker, its own last line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines and "Traceback" in str(error) else " ".join(lines)
-    return one_line(text.removeprefix("common.errors.InputError: "), 400) if isinstance(error, InputError) else (
-        f"{type(error).__name__}: {one_line(text, 300)}")
+    text = one_line(lines[-1] if lines and "Traceback" in str(error) else " ".join(lines), 300)
+    if isinstance(error, InputError):
+        return text.removeprefix("common.errors.InputError: ")
+    if not text and (frames := traceback.extract_tb(error.__traceback__)):
+        text = f"{frames[-1].line} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    if text == "None is not a callable object":  # mmengine, of a name that it does not know
+        text = "a type that it names is not registered"
+    return f"{type(error).__name__}: {text}"
+
+
+@contextlib.contextmanager
+def stage(cfg: Config, part: str) -> Iterator[None]:
+    """Turns an error of foreign code into one line that names the config and the part of it.
+
+    Raises:
+        InputError: any error.
+    """
+    try:
+        yield
+    except InputError as error:
+        if "\n" not in str(error):
+            raise
+        raise InputError(reason(error)) from error  # it comes from a data worker, with the worker's traceback
+    except (Exception, SystemExit) as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+            raise InputError(f"{cfg.filename}, {part}: too little memory; lower batch_size or crop_size") from error
+        raise InputError(f"{cfg.filename}, {part}: {reason(error)}") from error
 
 
 def nodes(tree: Any, kind: str) -> Iterator[Any]:

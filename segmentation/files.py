@@ -14,7 +14,7 @@ from PIL import Image
 from common.errors import InputError
 from common.pairing import Pair, check_pairs, listed
 from common.schema import one_line
-from segmentation.config import nodes
+from segmentation.config import nodes, stage
 
 LOADERS = {"train": ("train_dataloader", "val_dataloader"), "test": ("test_dataloader",)}
 
@@ -29,7 +29,8 @@ def check_files(cfg: Config, loaders: Sequence[str]) -> None:
     quiet = int(os.environ.get("RANK", 0)) > 0
     for name in loaders:
         for entry in nodes(cfg.get(name) or {}, "MaskDataset"):
-            dataset = DATASETS.build({**entry, "lazy_init": True})
+            with stage(cfg, name):
+                dataset = DATASETS.build({**entry, "lazy_init": True})
             files = dict.fromkeys((item["img_path"], item["seg_map_path"]) for item in dataset.load_data_list())
             pairs = [Pair(Path(image).stem, Path(image), Path(mask)) for image, mask in files]
             found = check_pairs(pairs, dataset.labels, "checking files", same_size=True, quiet=quiet)

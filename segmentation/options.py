@@ -7,7 +7,7 @@ import difflib
 import math
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 
 from common.errors import InputError
 from common.schema import one_line
@@ -48,7 +48,7 @@ class ConfigOptions(DictAction):
 def _finite(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_finite, value))
-    return not isinstance(value, (int, float)) or (math.isfinite(value) and abs(value) < 2**63)
+    return abs(value) < 2**63 if isinstance(value, int) else not isinstance(value, float) or math.isfinite(value)
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def set_options(config: Config, options: dict[str, Any]) -> None:
     """
     for key, value in options.items():
         _check(config, key, value)
-    config.merge_from_dict(options)
+        _assign(config._cfg_dict, key.split("."), value)
 
 
 def _check(config: Config, key: str, value: Any) -> None:
@@ -102,6 +102,20 @@ def _check(config: Config, key: str, value: Any) -> None:
         raise InputError(f"{option}: {given} is neither True nor False")
     if isinstance(old, (int, float)) and isinstance(value, (str, bool)) and not isinstance(old, bool):
         raise InputError(f"{option}: {given} is no number; the config has {old}")
+
+
+def _assign(node: Any, names: list[str], value: Any) -> Any:
+    """``node`` with another value at a place; groups that are not there are made."""
+    if not names:
+        return value
+    first, *rest = names
+    if isinstance(node, (list, tuple)):
+        items = list(node)
+        items[int(first)] = _assign(items[int(first)], rest, value)
+        return type(node)(items)
+    node = node if isinstance(node, dict) else ConfigDict()
+    node[first] = _assign(node.get(first), rest, value)
+    return node
 
 
 def _child(node: Any, name: str, option: str) -> Any:

@@ -6,31 +6,29 @@ first batch. So the parts are built in a folder that goes away, and one or two i
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import gc
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop
 
 from common.errors import InputError
-from segmentation.config import nodes, reason
+from segmentation.config import nodes, stage
 from segmentation.files import check_sizes
-from segmentation.runner import SegmentorRunner, TestRunner
+from segmentation.runner import SegmentorRunner, TestRunner, nothing_left
 
 _SAMPLES = 2  # a model with batch normalisation of one value an image needs two
 
 
 def rehearse(cfg: Config, task: str) -> None:
-    """Builds what a training or test will, loads its weights, and makes one step of it, without an update.
+    """Builds what a training or test will, loads its weights, and makes one step of it.
 
     Args:
         cfg: resolved; not changed.
@@ -42,32 +40,19 @@ def rehearse(cfg: Config, task: str) -> None:
     _check_memory(cfg, ("train_dataloader", "val_dataloader") if task == "train" else ("test_dataloader",))
     if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    with tempfile.TemporaryDirectory(prefix="segmentor.") as folder, _nothing_left():
+    with tempfile.TemporaryDirectory(prefix="segmentor.") as folder, nothing_left():
         with stage(cfg, "model, hooks and visualizer"):
             runner = (TestRunner if task == "test" else SegmentorRunner).from_cfg(_quiet(cfg, folder))
+        # They may write and remove elsewhere; what they are told is checked with the config.
+        runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, CheckpointHook)]
         if task == "train":
             _train(cfg, runner)
         else:
             _test(cfg, runner)
-
-
-@contextlib.contextmanager
-def stage(cfg: Config, part: str) -> Iterator[None]:
-    """Turns an error of foreign code into one line that names the config and the part of it.
-
-    Raises:
-        InputError: any error.
-    """
-    try:
-        yield
-    except InputError as error:
-        if "\n" not in str(error):
-            raise
-        raise InputError(reason(error)) from error  # it comes from a data worker, with the worker's traceback
-    except (Exception, SystemExit) as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            raise InputError(f"{cfg.filename}, {part}: too little memory; lower batch_size or crop_size") from error
-        raise InputError(f"{cfg.filename}, {part}: {reason(error)}") from error
+        del runner
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _quiet(cfg: Config, folder: str) -> Config:
@@ -93,10 +78,9 @@ def _quiet(cfg: Config, folder: str) -> Config:
 
 def _train(cfg: Config, runner: SegmentorRunner) -> None:
     with stage(cfg, "train_dataloader and train_cfg"):
-        loop = runner.build_train_loop(runner._train_loop)
+        loop: Any = runner.build_train_loop(runner._train_loop)
         runner._train_loop = loop
-        check_sizes(loop.dataloader.dataset.dataset if hasattr(loop.dataloader.dataset, "dataset")
-                    else loop.dataloader.dataset, str(cfg.filename))
+        check_sizes(loop.dataloader.dataset, str(cfg.filename))
     with stage(cfg, "optim_wrapper"):
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
@@ -107,17 +91,20 @@ def _train(cfg: Config, runner: SegmentorRunner) -> None:
         if runner._val_loop is not None:
             runner._val_loop = runner.build_val_loop(runner._val_loop)
     with stage(cfg, "model's first weights"):
-        try:
-            runner._init_model_weights()
-        except URLError as error:
-            raise InputError(f"{cfg.filename}: backbone weights {cfg.model.get('pretrained')} cannot be fetched "
-                             f"({error.reason}); give a file with --pretrained, or --pretrained none") from error
+        runner.call_hook("before_run")
+        runner._init_model_weights()
     with stage(cfg, f"{'--resume' if cfg.get('resume') else '--load-from'} {cfg.get('load_from')}"):
         runner.load_or_resume()
     with stage(cfg, "train_dataloader, the first items"):
         batch = next(iter(loop.dataloader))
-    with stage(cfg, "model, the first training step"):
-        _loss(runner.model, runner.optim_wrapper, batch)
+    with stage(cfg, "the first training step"):
+        runner.optim_wrapper.initialize_count_status(runner.model, loop.iter, loop.max_iters)
+        runner.call_hook("before_train")
+        runner.call_hook("before_train_epoch")
+        runner.model.train()
+        loop.run_iter(*([0] if isinstance(loop, EpochBasedTrainLoop) else []), batch)
+        for scheduler in runner.schedules():  # some are stepped after an epoch only
+            scheduler.step()
     if runner._val_loop is not None:
         with stage(cfg, "the first validation"):
             _evaluate(runner.val_loop, runner.model)
@@ -131,15 +118,6 @@ def _test(cfg: Config, runner: SegmentorRunner) -> None:
         runner.load_or_resume()
     with stage(cfg, "the first test image"):
         _evaluate(runner.test_loop, runner.model)
-
-
-@torch.no_grad()
-def _loss(model: Any, optim_wrapper: Any, batch: Any) -> None:
-    """As ``BaseModel.train_step``, without an update."""
-    model.train()
-    with optim_wrapper.optim_context(model):
-        data = model.data_preprocessor(batch, True)
-        model.parse_losses(model(**data, mode="loss") if isinstance(data, dict) else model(*data, mode="loss"))
 
 
 @torch.no_grad()
@@ -171,27 +149,3 @@ def _area(size: Any) -> int:
     sides = size if isinstance(size, (list, tuple)) else [size, size]
     numbers = [int(side) for side in sides if isinstance(side, (int, float)) and not isinstance(side, bool)]
     return numbers[0] * numbers[-1] if numbers else 1
-
-
-@contextlib.contextmanager
-def _nothing_left() -> Iterator[None]:
-    """Forgets mmengine's global loggers and the like of the block, which later ones would be given."""
-    registered = [kind._instance_dict for kind in (MMLogger, MessageHub, DefaultScope, Visualizer,
-                                                   *_subclasses(Visualizer))]
-    before = [set(instances) for instances in registered]
-    grad = torch.is_grad_enabled()
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled(grad)
-        for instances, names in zip(registered, before, strict=True):
-            for name in [name for name in instances if name not in names]:
-                for handler in getattr(instances[name], "handlers", []):
-                    handler.close()
-                del instances[name]
-
-
-def _subclasses(kind: Any) -> list[Any]:
-    return [inner for below in kind.__subclasses__() for inner in (below, *_subclasses(below))]
-
-

@@ -165,6 +165,11 @@ class TrainingHook(Hook):
         if torch.cuda.is_available():
             torch.cuda.manual_seed(seed)
 
+    def after_train(self, runner: Runner) -> None:
+        """Ends an endless loop's workers, which would stay until Python tidies up."""
+        if isinstance(batches := getattr(runner.train_loop, "dataloader_iterator", None), EndlessBatches):
+            batches.iterator = None
+
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Looks at the loss; on a GPU now and then, since looking waits for it.
 
@@ -174,6 +179,6 @@ class TrainingHook(Hook):
         loss = outputs.get("loss") if isinstance(outputs, dict) else None
         if isinstance(loss, torch.Tensor) and (loss.device.type == "cpu" or runner.iter % 20 == 0) \
                 and not torch.isfinite(loss).all():
-            raise InputError(f"--work-dir {runner.work_dir}: the loss is {float(loss.mean())} at iteration "
+            raise InputError(f"{runner.cfg.filename}: the loss is {float(loss.detach().mean())} at iteration "
                              f"{runner.iter + 1}, the weights saved last are kept; lower the learning rate "
                              "(--cfg-options optim_wrapper.optimizer.lr=...) and start again in another folder")

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
+from mmengine.visualization import Visualizer
 from torch import nn
 
 from common.errors import InputError
 from common.files import atomic_path
-from common.schema import one_line
+from common.schema import one_line, parse
+from common.weights import tensors_of
+from segmentation.checkpoint import differences, some
 from segmentation.reproducible import TrainingHook, number_draws
 from segmentation.saving import check_finite, replaced_at_the_end, sync
+from segmentation.schema import TrainingCheckpoint
 
 _PROGRESS = ("optimizer", "param_name", "last_step", "verbose")  # of a schedule's arguments, those not from the config
-_SHOWN = 3
 
 
 class SegmentorRunner(Runner):
@@ -78,30 +84,26 @@ class SegmentorRunner(Runner):
             InputError: the weights are another model's.
         """
         checkpoint = CheckpointLoader.load_checkpoint(filename, map_location)
-        if not isinstance(checkpoint, dict):
-            raise InputError(f"{filename}: holds no weights; name another file")
-        if isinstance(checkpoint.get("meta"), dict):
-            checkpoint["meta"].pop("config", None)  # mmengine would run this text
+        if self._resume:
+            parse(checkpoint, TrainingCheckpoint, filename, "no training can go on from it; to take its weights alone, "
+                  "use --load-from without --resume")
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        state = checkpoint.get("state_dict", checkpoint)
-        if not isinstance(state, dict):
-            raise InputError(f"{filename}: state_dict holds no weights by name; name another file")
+        state = tensors_of(checkpoint, filename)
         for pattern, replacement in revise_keys:
-            state = {re.sub(pattern, replacement, str(key)): value for key, value in state.items()}
-        state = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-        unfit = _unfit(model.state_dict(), state, optional="auxiliary_head." if self.testing else None)
-        if unfit and (self.testing or self._resume):
-            raise InputError(f"{filename}: weights of another model than the config's: {_some(unfit)}")
-        if unfit:
-            fitting = {key: value for key, value in state.items()
-                       if key in model.state_dict() and value.shape == model.state_dict()[key].shape}
-            if not fitting:
-                raise InputError(f"{filename}: none of its weights fits the config's model: {_some(unfit)}")
+            state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
+        expected = model.state_dict()
+        optional = ("data_preprocessor.", *(["auxiliary_head."] if self.testing else []))
+        if unfit := differences(expected, state, optional):
+            if self.testing or self._resume:
+                raise InputError(f"{filename}: weights of another model than the config's: {some(unfit)}")
+            state = {key: value for key, value in state.items()
+                     if key in expected and not differences({key: expected[key]}, {key: value}, ())}
+            if not state:
+                raise InputError(f"{filename}: none of its weights fits the config's model: {some(unfit)}")
             if is_main_process():
-                print(f"{filename}: {len(fitting)} weights taken; not taken, and trained from their start: "
+                print(f"{filename}: {len(state)} weights taken; not taken, and trained from their start: "
                       f"{'; '.join(unfit)}", flush=True)
-            state = fitting
         model.load_state_dict(state, strict=False)
         self._has_loaded = True
         return checkpoint
@@ -115,7 +117,7 @@ class SegmentorRunner(Runner):
         """
         wanted = [{key: value for key, value in group.items() if key != "params"}
                   for group in getattr(self.optim_wrapper, "param_groups", [])]
-        configured = [_arguments(scheduler) for scheduler in self._schedules()]
+        configured = [_arguments(scheduler) for scheduler in self.schedules()]
         try:
             super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
@@ -124,10 +126,11 @@ class SegmentorRunner(Runner):
             raise InputError(f"{filename}: no checkpoint that this training can go on from ({one_line(error)}); to "
                              "take its weights alone, use --load-from without --resume") from error
         _check_same(filename, wanted, getattr(self.optim_wrapper, "param_groups", []))
-        for scheduler, arguments in zip(self._schedules(), configured, strict=True):
+        for scheduler, arguments in zip(self.schedules(), configured, strict=True):
             vars(scheduler).update(arguments)
 
-    def _schedules(self) -> list[Any]:
+    def schedules(self) -> list[Any]:
+        """All schedules, of all optimizers."""
         schedulers = self.param_schedulers
         if isinstance(schedulers, dict):
             return [one for several in schedulers.values() for one in several]
@@ -138,6 +141,11 @@ class TestRunner(SegmentorRunner):
     """Tests, and replaces nothing of a training."""
 
     testing = True
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """As mmengine's; the log's folder is never that of a training that ended in the same second."""
+        super().setup_env(env_cfg)
+        self._timestamp += "_test"
 
 
 def _arguments(scheduler: Any) -> dict[str, Any]:
@@ -155,23 +163,6 @@ def _check_same(filename: str, wanted: list[dict[str, Any]], found: list[dict[st
                 raise InputError(f"{filename}: was trained with {name} {old[key]}, the config now says {new[key]}; "
                                  f"--resume goes on as it began: leave {name} as it was, or take the weights alone "
                                  "(--load-from without --resume)")
-
-
-def _unfit(expected: dict[str, Any], given: dict[str, Any], optional: str | None) -> list[str]:
-    """What does not fit, in words: names, or shapes."""
-
-    def counts(key: str) -> bool:
-        return not key.startswith(("data_preprocessor.", *([optional] if optional else []))) \
-            and not key.endswith("num_batches_tracked")
-
-    lines = [f"{key} is missing" for key in expected if key not in given and counts(key)]
-    lines += [f"{key} is unknown" for key in given if key not in expected and counts(key)]
-    return lines + [f"{key} is {tuple(value.shape)}, the config's {tuple(expected[key].shape)}"
-                    for key, value in given.items() if key in expected and value.shape != expected[key].shape]
-
-
-def _some(lines: list[str]) -> str:
-    return "; ".join(lines[:_SHOWN]) + (f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
 
 
 def join_processes(launcher: str) -> None:
@@ -198,3 +189,27 @@ def join_processes(launcher: str) -> None:
     elif torch.cuda.is_available() and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count():
         raise InputError(f"--launcher {launcher}: process {os.environ['LOCAL_RANK']} of this machine has no GPU; there "
                          f"are {torch.cuda.device_count()}: start as many processes")
+
+
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """Forgets mmengine's loggers, message hubs and the like of the block, which a later one of the same second gets."""
+    registered = [kind._instance_dict for kind in (MMLogger, MessageHub, DefaultScope, Visualizer,
+                                                   *_subclasses(Visualizer))]
+    before = [set(instances) for instances in registered]
+    grad = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        for instances, names in zip(registered, before, strict=True):
+            for name in [name for name in instances if name not in names]:
+                for handler in getattr(instances[name], "handlers", []):
+                    handler.close()
+                del instances[name]
+
+
+def _subclasses(kind: Any) -> list[Any]:
+    return [inner for below in kind.__subclasses__() for inner in (below, *_subclasses(below))]
+
+

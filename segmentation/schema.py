@@ -98,12 +98,41 @@ class MaskData(OpenSchema):
     follow_links: bool = False
 
 
-def check_schema(config: Config, datasets: list[Any]) -> None:
+class _Progress(OpenSchema):
+    epoch: Annotated[int, Field(ge=0)]
+    iter: Annotated[int, Field(ge=0)]
+
+
+class TrainingCheckpoint(OpenSchema):
+    """What a training goes on from, beside its weights."""
+
+    meta: _Progress
+    optimizer: Group
+    message_hub: Group
+
+
+class Saving(OpenSchema):
+    """mmengine's ``CheckpointHook``."""
+
+    interval: Annotated[int, Field(ge=-1, le=10**9)] = -1
+    by_epoch: bool = True
+    max_keep_ckpts: Annotated[int, Field(ge=-1, le=10**6)] = -1
+    save_last: bool = True
+    save_optimizer: bool = True
+    save_param_scheduler: bool = True
+    save_begin: Annotated[int, Field(ge=0)] = 0
+    out_dir: str | None = None
+    filename_tmpl: str | None = None
+    save_best: str | list[str] | None = None
+
+
+def check_schema(config: Config, datasets: list[Any], savings: list[Any]) -> None:
     """Refuses a config whose parts are not of the right kind.
 
     Args:
         config: to check.
         datasets: its ``MaskDataset`` entries.
+        savings: its ``CheckpointHook`` entries.
 
     Raises:
         InputError: names file and field.
@@ -117,6 +146,8 @@ def check_schema(config: Config, datasets: list[Any]) -> None:
     parse(content, SegmentorConfig, where)
     for entry in datasets:
         parse(_plain(entry), MaskData, f"{where}, MaskDataset")
+    for entry in savings:
+        parse(_plain(entry), Saving, f"{where}, CheckpointHook")
 
 
 def _plain(value: Any) -> Any:
