@@ -239,9 +239,9 @@ def report(options: Mapping[str, Any], rule: Rule, real: RealLoss, records: Mapp
         checksums = {name: record.losses for name, record in records.items()}
         content = {**real.model_dump(), "checksums": checksums}
         write_json(sealed(content), rule.save_loss / REAL_LOSS, indent=None)
-    table = {"label_of_id": real.label_of_id} if real.label_of_id else {}
-    content = {"options": dict(options), "skipped": list(skipped), **table, **statistics}
-    write_json(sealed(content), rule.out / STATS, indent=None)
+    labels = {"labels": sealed({"of_id": real.label_of_id})} if real.label_of_id else {}
+    write_json({"options": dict(options), "skipped": list(skipped), **labels, **statistics}, rule.out / STATS,
+               indent=None)
     with atomic_path(rule.out / "filter_stats.svg") as path:
         filter_figure(path, statistics["per_class"], np.asarray(real.histogram),
                       _histogram(records.values(), len(limits)), rule.margin)

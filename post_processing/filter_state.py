@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.files import digest, write_json
 from common.journal import Journal, Record, unsealed
 from common.pairing import Pair
-from common.schema import OpenSchema, S, Schema, load_json, parse, read_json
+from common.schema import OpenSchema, Schema, load_json, parse, read_json
 from post_processing.filtering import HISTOGRAM_EDGES
 
 STATE = ".filter"  # below --filtered-mask-path: the settings, and what is done
@@ -65,7 +65,7 @@ class FilteredRecord(Record):
 class RealLoss(Schema):
     """``real_loss.json`` in the folder of ``--save-loss``: what the real images showed.
 
-    ``label_of_id``: the class id of each id in mask files (see ``filter_stats.json``); none where they are the same.
+    ``label_of_id``: see ``LabelTable``; none where ids are class ids.
     ``checksums``: of the losses of each image.
     """
 
@@ -88,14 +88,17 @@ class RealLoss(Schema):
         return self
 
 
-class FilterStats(OpenSchema):
-    """What re-sampling reads of ``filter_stats.json``.
+class LabelTable(Schema):
+    """Which class each id in masks is (255: to ignore, -1: may not be)."""
 
-    ``label_of_id``: which class each id in the masks is (255: to ignore, -1: may not be); none where ids are class ids.
-    """
+    of_id: LabelOfId
+
+
+class FilterStats(OpenSchema):
+    """What re-sampling reads of ``filter_stats.json``; ``labels``: a ``LabelTable``, none where ids are class ids."""
 
     per_class: dict[str, Any] = Field(min_length=1)
-    label_of_id: LabelOfId | None = None
+    labels: dict[str, Any] | None = None
 
 
 def read_real_loss(folder: Path) -> RealLoss:
@@ -107,11 +110,8 @@ def read_real_loss(folder: Path) -> RealLoss:
     path = folder / REAL_LOSS
     if not path.is_file():
         raise InputError(f"--from-loss {folder}: no {REAL_LOSS}; name a folder that --save-loss finished")
-    return _read(path, RealLoss, f"remove {path}, and make it again with --save-loss")
-
-
-def _read(path: Path, schema: type[S], remedy: str) -> S:
-    return parse(unsealed(load_json(path, remedy), str(path), remedy), schema, str(path), remedy)
+    remedy = f"remove {path}, and make it again with --save-loss"
+    return parse(unsealed(load_json(path, remedy), str(path), remedy), RealLoss, str(path), remedy)
 
 
 def label_of_id(folder: Path) -> tuple[int, ...] | None:
@@ -125,8 +125,11 @@ def label_of_id(folder: Path) -> tuple[int, ...] | None:
     path = folder / STATS
     if not path.is_file():
         return None
-    table = _read(path, FilterStats, f"start filter.sh again, it makes {STATS} again").label_of_id
-    return None if table is None else tuple(table)
+    remedy = f"start filter.sh again, it makes {STATS} again"
+    labels, where = read_json(path, FilterStats, remedy).labels, f"{path}, field labels"
+    if labels is None:
+        return None
+    return tuple(parse(unsealed(labels, where, remedy), LabelTable, where, remedy).of_id)
 
 
 class State:
