@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.build import create_model, load_config
 from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c, training_report
@@ -25,7 +24,7 @@ from cldm.control_ldm import ControlLDM, TrainingDiverged
 from cldm.prompts import cut_lines
 from cldm.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
 from cldm.start import origin_table, start_weights
-from cldm.training_options import TrainingOptions, count_devices, resolve
+from cldm.training_options import TrainingOptions, count_devices, first_process, resolve
 from common.errors import InputError
 from common.files import atomic_path, check_writable, full_disk, only_writer, room_for
 from common.schema import one_line
@@ -67,13 +66,8 @@ def run_folder(options: TrainingOptions) -> Path:
 
 def _refuse_a_run(folder: Path, options: TrainingOptions) -> None:
     """Refuses to overwrite what another training made; one that saved nothing may be started again."""
-    if _first_process() and (folder / CONFIG_NAME).exists() and any((folder / FOLDER).glob("[!.]*.ckpt")):
+    if first_process() and (folder / CONFIG_NAME).exists() and any((folder / FOLDER).glob("[!.]*.ckpt")):
         raise InputError(f"-n {options.name}: {folder} holds a run; go on with it by -r {folder}, or take another name")
-
-
-def _first_process() -> bool:
-    """Whether this is the first of a run's processes, before Lightning has been asked."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def build_data(config: DictConfig) -> DataModuleFromConfig:
@@ -225,7 +219,7 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
             config.data.params[part].params.setdefault("multiple_of", shape.multiple)
     data = build_data(config)
     check_hints(shape, data)
-    if _first_process():
+    if first_process():
         remedy = "model.params.cond_stage_config.params.max_windows=2 reads more, in windows of 75 tokens"
         for dataset in data.datasets.values():
             print("".join(f"{line}\n" for line in cut_lines(shape, dataset, remedy)), end="")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
 from common.errors import InputError
 from common.schema import one_line
@@ -76,6 +77,11 @@ def count_devices(devices: int | list[int]) -> int:
     return devices if isinstance(devices, int) else len(devices)
 
 
+def first_process() -> bool:
+    """Whether this is the first of a run's processes, before Lightning has been asked."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
     """The configuration with everything in it that the run depends on.
 
@@ -138,6 +144,12 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         if wanted != used:
             raise InputError(f"{one_line(setting, 120)}: would not be used, {one_line(used, 40)} would be; give "
                              f"{_DECIDED.get(name, 'the option or value that decides it')} instead")  # fmt: skip
+    if options.resume is None and first_process():  # a resumed run's own file holds what was decided for it
+        for name, option in _DECIDED.items():
+            wanted, used = OmegaConf.select(given, name), OmegaConf.select(config, name)
+            if wanted is not None and wanted != used:
+                print(f"{name}: {one_line(wanted, 40)} of the configuration's files is not used, but "
+                      f"{one_line(used, 40)}; it comes from {option}")  # fmt: skip
     return config
 
 

@@ -170,6 +170,12 @@ def test_a_setting_that_an_option_decides_is_refused(cli, scenes, tmp_path, begu
     assert says in cli.refused("train", *start, "--dry_run", setting)
 
 
+def test_a_file_that_names_what_an_option_decides_is_told(cli, scenes, tmp_path):
+    (tmp_path / "devices.yaml").write_text("lightning: {trainer: {devices: 4}}")
+    out = cli("train", *options(scenes, tmp_path, "run", "--dry_run", "--base", tmp_path / "devices.yaml"))
+    assert "lightning.trainer.devices: 4 of the configuration's files is not used, but 1; it comes from --gpus" in out
+
+
 def test_the_seed_given_wins(cli, scenes, tmp_path):
     out = cli("train", *options(scenes, tmp_path, "run", "--dry_run", "data.params.seed=4", "--seed", "5")[:-2])
     assert "\n    seed: 4\n" in out

@@ -315,6 +315,6 @@ def test_faulty_items_are_listed_or_left_out(cli, scenes, tmp_path):
     faulty.write_text("\n".join([*lines[:4], "not json", lines[4].replace("label_train/", "label_trian/")]))
     changed = options(scenes, tmp_path, "run", "--train_txt_file", faulty)
     out = cli("train", *changed, code=2)
-    assert "items.json line 5" in out and "items.json line 6" in out and "Traceback" not in out
+    assert "items.json: 2 faults; line 5" in out and "; line 6" in out and "Traceback" not in out
     out = cli("train", *changed, "--skip_invalid", "lightning.trainer.max_steps=1")
     assert "4 items, 2 left out" in out
