@@ -29,6 +29,7 @@ MAX_PIXELS = 200_000_000
 MAX_BYTES = 8 * MAX_PIXELS  # no file of so many pixels needs more
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # others can run programs (EPS) or cut pixels to 8 bits unseen
 IGNORE = 255  # in this program; a class table may name another id for its files
+_MAX_OVERVIEWS = 40  # of a GeoTIFF: each has half of the size of the one before
 _MAX_SCANS = 500  # of a JPEG; usual are 1 to 20, and each costs as much as a whole decoding
 _TURN_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,7 +90,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 def image_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
     """As ``read_image``, and the value of the EXIF orientation, which is not applied (1 where there is none)."""
     picture = _decode(path)
-    image = picture.image
+    image, image_format = picture.image, picture.image.format
     if picture.bits > 8 or image.mode.startswith(("I", "F")):
         depth = f"{picture.bits} bits a channel" if picture.bits > 8 else f"mode {image.mode}"
         raise ImageError.of(path, f"has {depth}; an image needs 8 bits a channel: scale it to 0..255, write it again")
@@ -97,7 +98,8 @@ def image_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int
         if image.has_transparency_data or image.mode in ("RGBa", "La"):
             image = image.convert("RGBA")
             if image.getextrema()[-1] != (255, 255):
-                raise ImageError.of(path, "has transparent pixels; put it on a background and write it again")
+                fourth = "a fourth band that is not opaque" if image_format == "TIFF" else "transparent pixels"
+                raise ImageError.of(path, f"has {fourth}; write it again with the three bands to be seen")
         return np.asarray(image.convert("RGB")), picture.orientation
     except (ValueError, OSError, MemoryError) as error:
         if isinstance(error, ImageError):
@@ -272,7 +274,7 @@ def _decode(path: str | os.PathLike[str]) -> _Picture:
     except Exception as error:  # decoders raise whatever they like on broken files
         known = data[:4] in (b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*") or data[:2] in (b"\xff\xd8", b"BM")
         if isinstance(error, UnidentifiedImageError):
-            reason = "it is damaged" if known else "is no image"
+            reason = "it is damaged, or of bands and bits that are not read here" if known else "is no image"
         else:
             reason = "too little memory" if isinstance(error, MemoryError) else one_line(str(error) or repr(error))
         raise ImageError.of(path, f"cannot be read ({reason}); make the file again as PNG, JPEG or TIFF") from error
@@ -309,12 +311,28 @@ def _check_header(path: str | os.PathLike[str], image: Image.Image) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError.of(path, f"is {width} x {height} px (width x height), more than {MAX_PIXELS // 10**6} Mpx; "
                                   "cut it into tiles")
-    if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's JPEG, its preview behind it
+    if _several(image):
         raise ImageError.of(path, "holds several pages or frames; write the one to use as a file of its own")
     if image.format == "TIFF":
         bands, stored = len(image.getbands()), image.tag_v2.get(277, 1)  # type: ignore[attr-defined]
         if stored != bands:
             raise ImageError.of(path, f"has {stored} bands, of which {bands} would be read; write those to use alone")
+
+
+def _several(image: Image.Image) -> bool:
+    """Whether a file holds more than one picture; smaller copies of the first do not count."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):  # MPO: a phone's JPEG, its preview behind it
+        return False
+    if image.format != "TIFF":
+        return True
+    page = 0
+    with contextlib.suppress(EOFError):  # behind the last page
+        while page < _MAX_OVERVIEWS:
+            image.seek(page := page + 1)
+            if image.tag_v2.get(254, 0) != 1:  # type: ignore[attr-defined] # 1: of reduced resolution
+                return True
+    image.seek(0)
+    return page >= _MAX_OVERVIEWS
 
 
 def _depth(image: Image.Image, data: bytes) -> tuple[int, bool]:

@@ -86,7 +86,9 @@ def list_files(folder: Path, suffixes: Sequence[str], option: str, left_out: lis
     if left_out is not None:
         left_out += faults
     if not files:
-        raise InputError(f"{where}: empty, no {' or '.join(suffixes)} file in it")
+        jpeg = next((f" ({path.name} is a JPEG, which changes class ids)" for path in entries
+                     if path.suffix.lower() in (".jpg", ".jpeg") and ".png" in suffixes), "")
+        raise InputError(f"{where}: empty, no {' or '.join(suffixes)} file in it{jpeg}")
     return files
 
 

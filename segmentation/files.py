@@ -67,6 +67,8 @@ def _paths(dataset: Any) -> Iterator[tuple[str, str]]:
 
 def _size(path: str) -> tuple[int, int] | None:
     try:
+        if not Path(path).is_file():  # opening a pipe would wait
+            return None
         with Image.open(path) as image:
             return image.size
     except Exception:  # of a kind that Pillow does not know, or for the pipeline to refuse

@@ -53,6 +53,9 @@ _ALPHA = np.dstack([PIXELS, np.full((SIDE, SIDE), 255, np.uint8)])
 _GLASS = _ALPHA.copy()
 _GLASS[3, 4, 3] = 254
 _FRAMES = {"save_all": True, "append_images": [Image.fromarray(PIXELS[::-1])]}
+_SMALL = Image.fromarray(IDS[::2, ::2])
+_SMALL.encoderinfo = {"tiffinfo": {254: 1}}
+_OVERVIEWS = {"save_all": True, "append_images": [_SMALL]}
 _FOUR_BANDS = encoded(np.dstack([PIXELS, IDS]), "TIFF")
 
 # name: (suffix, bytes, what is said of it as an image, as a mask); None: it is taken; a mask then holds IDS
@@ -75,7 +78,8 @@ FILES = {
     "packed TIFF": (".tiff", encoded(IDS, "TIFF", compression="tiff_lzw"), None, None),
     "float TIFF": (".tif", encoded(IDS.astype(np.float32), "TIFF"), "has 32 bits a channel", "has float values"),
     "16 bit TIFF colours": (".tif", None, "has 16 bits a channel", "has colours of 16 bits"),
-    "TIFF of four bands": (".tif", _FOUR_BANDS, "has transparent pixels", "has transparent pixels"),
+    "TIFF of four bands": (".tif", _FOUR_BANDS, "has a fourth band that is not opaque", "has transparent pixels"),
+    "GeoTIFF with overviews": (".tif", encoded(IDS, "TIFF", **_OVERVIEWS), None, None),
     "two pages": (".tif", encoded(PIXELS, "TIFF", **_FRAMES), "holds several pages", "holds several pages"),
     "animated": (".png", encoded(PIXELS, **_FRAMES), "holds several pages", "holds several pages"),
     "JPEG": (".jpg", encoded(PIXELS, "JPEG"), None, "is a JPEG"),
