@@ -1,5 +1,6 @@
 """``last.ckpt`` is the last, and a resumed run is the unbroken one; what cannot be resumed leaves the run as it was."""
 
+import re
 import resource
 import runpy
 import shutil
@@ -85,6 +86,12 @@ def test_the_last_checkpoint_is_the_last_step(cli, scenes, tmp_path, settings):
     assert "trained 6 steps" in out and f"{tmp_path / 'run/checkpoints/last.ckpt'} holds step 6" in out
     assert last["global_step"] == 6 and last["state_dict"]["model_ema.num_updates"] == 6
     assert {int(state["step"]) for state in last["optimizer_states"][0]["state"].values() if state} == {6}
+
+
+def test_a_time_limit_ends_with_the_last_step(cli, scenes, tmp_path):
+    out = cli("train", *options(scenes, tmp_path, "run", "lightning.trainer.max_time=00:00:00:01", STEPS.format(-1)))
+    done = int(re.search(r"trained (\d+) steps", out)[1])
+    assert content(tmp_path / "run")["global_step"] == done > 0
 
 
 @pytest.mark.parametrize(("settings", "holds"), [(["--save_every", "3"], [3, 4, 6, 8]), ([], [4, 8])])
