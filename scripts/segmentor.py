@@ -80,7 +80,7 @@ def resolve(args: argparse.Namespace) -> Config:
     if args.pretrained or args.task == "test":
         config.set_pretrained(cfg, None if args.task == "test" or args.pretrained == "none" else args.pretrained)
     checkpoint.allow_fetch(args.load_from)
-    checkpoint.check_addresses(cfg)
+    checkpoint.check_sources(cfg, training=args.task == "train")
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     cfg.load_from = args.load_from
     cfg.resume = args.resume

@@ -46,30 +46,41 @@ def _addresses(tree: Any) -> Iterator[str]:
             yield from _addresses(value)
 
 
-def check_addresses(config: Config) -> None:
-    """Refuses a model that would fetch weights that the user did not name, before work starts.
+def check_sources(config: Config, training: bool) -> None:
+    """Refuses a model that would start from weights which the user did not name, or which are none, before the work.
+
+    Args:
+        config: changed by all options.
+        training: the model's parts start from weights of their own; in a test, all come from one checkpoint.
 
     Raises:
-        InputError: names the address, and how to ask for it.
+        InputError: names the address and how to ask for it, or the file.
     """
-    if foreign := [address for address in _addresses(config.model) if address not in _given]:
-        address = one_line(foreign[0], 200)
-        raise InputError(f"{config.filename}: starts from weights at {address}, which are fetched only where you ask "
-                         f"for it: --pretrained {address}, or a file, or none")
-    for part in _timm(config.model):
-        if part.get("pretrained") or part.get("checkpoint_path"):
+    for part in _parts(config.model):
+        named = str(part.get("type")).rpartition(".")[2]
+        if named == "TIMMBackbone" and (part.get("pretrained") or part.get("checkpoint_path")):
             raise InputError(f"{config.filename}: TIMMBackbone would fetch or read weights by itself; set its "
                              "pretrained to False, without checkpoint_path, and give weights by --load-from")
+        source = part.get("checkpoint") if named == "Pretrained" else part.get("pretrained")
+        if not training or not isinstance(source, str):
+            continue
+        if _ADDRESS.match(source) and source not in _given:
+            source = one_line(source, 200)
+            raise InputError(f"{config.filename}: starts from weights at {source}, which are fetched only where you "
+                             f"ask for it: --pretrained {source}, or a file, or none")
+        try:
+            load_from_file(source)
+        except InputError as error:
+            raise InputError(f"{config.filename}: weights to start from: {error}") from error
 
 
-def _timm(tree: Any) -> Iterator[Any]:
+def _parts(tree: Any) -> Iterator[Any]:
     if isinstance(tree, Mapping):
-        if str(tree.get("type")).rpartition(".")[2] == "TIMMBackbone":
-            yield tree
+        yield tree
         tree = list(tree.values())
     if isinstance(tree, (list, tuple)):
         for value in tree:
-            yield from _timm(value)
+            yield from _parts(value)
 
 
 def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:

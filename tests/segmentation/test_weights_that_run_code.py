@@ -116,6 +116,9 @@ COMMANDS = {
         "segmentor", "train", chain.config, "--work-dir", chain.root / "work", "--cfg-options",
         "model.decode_head.init_cfg.type=Pretrained", f"model.decode_head.init_cfg.checkpoint={bad}"],
     "compare, backbone": lambda bad, chain, scenes: ["compare", *compare_options(chain, "--pretrained", bad)],
+    "compare, config": lambda bad, chain, scenes: ["compare", *compare_options(
+        chain, "--cfg-options", "model.decode_head.init_cfg.type=Pretrained",
+        f"model.decode_head.init_cfg.checkpoint={bad}")],
     "convert_dvae": lambda bad, chain, scenes: [
         "convert_dvae", "--checkpoint", bad, "--out", chain.root / "d.pth"],
     "convert_dvae, modules": lambda bad, chain, scenes: [
