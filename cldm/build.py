@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import torch
+from omegaconf import DictConfig
 
+from cldm.config_schema import check_model
+from cldm.configuration import plain, read_configuration
 from cldm.control_ldm import ControlLDM
+from cldm.training_schema import Sections, check_training
 from common.errors import InputError
+from common.schema import one_line, parse
 from ldm.checkpoint import load_weights, read_state_dict
+from ldm.modules.encoders import TextEncoder
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
 
 
 def load_config(config: str | Path | DictConfig) -> DictConfig:
-    """Reads a YAML file, or passes a config through.
+    """Reads a YAML file, or passes a config through; what it says of a model is checked.
 
     Raises:
-        InputError: the file is missing or no YAML mapping.
+        InputError: the file is missing, no YAML mapping, or says what cannot be; names file and key.
     """
-    if isinstance(config, DictConfig):
-        return config
-    try:
-        loaded = OmegaConf.load(config)
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"{config}: cannot read this YAML file ({reason})") from error
-    if not isinstance(loaded, DictConfig):
-        raise InputError(f"{config}: not a YAML mapping")
-    return loaded
+    loaded = read_configuration([config])
+    parse(loaded.values, Sections, loaded.source)
+    check_model(loaded.values["model"], loaded.source)
+    return DictConfig(loaded.values)
+
+
+def load_training_config(files: Sequence[str | Path | DictConfig], settings: Sequence[str] = ()) -> DictConfig:
+    """Merges a training's YAML files, later ones over earlier ones, then ``key=value`` settings, and checks the whole.
+
+    Raises:
+        InputError: what cannot be read, is not known or cannot be; names file or setting, and key.
+    """
+    merged = read_configuration(files, settings)
+    check_training(merged.values, merged.source)
+    lightning = merged.values.get("lightning") or {}
+    for section in (lightning.get("callbacks") or {}, lightning.get("modelcheckpoint") or {}, lightning):
+        for name in [name for name, value in section.items() if value is None]:
+            del section[name]  # "callbacks:" with nothing below it
+    merged.values["lightning"] = lightning
+    return DictConfig(merged.values)
 
 
 def create_model(
@@ -57,11 +73,84 @@ def create_model(
         InputError: config or checkpoint do not fit; the message lists what does not.
     """
     loaded = load_config(config)
-    if "model" not in loaded:
-        raise InputError(f"{config if not isinstance(config, DictConfig) else 'config'}: no entry 'model'")
+    if overrides:
+        loaded.model.params.update(plain(overrides))
+        loaded = load_config(loaded)
+    outline(loaded, name="configuration" if isinstance(config, DictConfig) else str(config))
     state = None if checkpoint is None else read_state_dict(checkpoint, use_ema)  # refused before the model is built
-    entry: Any = OmegaConf.to_container(loaded.model, resolve=True)
-    model = instantiate_from_config(entry, **overrides)
+    model = instantiate_from_config(plain(loaded.model))
     if state is not None:
         log.info(load_weights(model, state, allow, name=str(checkpoint)).summary())
     return model.eval()
+
+
+def outline(config: DictConfig, name: str = "configuration") -> ControlLDM:
+    """The model without memory for its weights, run once: refuses within a second what cannot be built or cannot run.
+
+    Args:
+        config: as ``load_config`` gave it.
+        name: where it comes from, for messages.
+
+    Raises:
+        InputError: parts that do not fit together, or a model larger than this machine's memory; names the part.
+    """
+    entry = copy.deepcopy(plain(config.model))
+    text = entry["params"].get("cond_stage_config", {}).get("params") or {}
+    shape_is_known = text.pop("version", None) is None  # of a folder's or hub's weights it is not; they come later
+    with torch.device("meta"):
+        model = _or_refused(lambda: instantiate_from_config(entry), f"{name}, model")
+    size = sum(weight.numel() * weight.element_size() for weight in (*model.parameters(), *model.buffers()))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise InputError(f"{name}, model: its weights take {size / 2**30:,.0f} GiB, this machine has "
+                         f"{memory / 2**30:,.0f}; lower model_channels or channel_mult")  # fmt: skip
+    if isinstance(model, ControlLDM):
+        _run_once(model.to("meta"), shape_is_known, name)
+    return model
+
+
+@torch.no_grad()
+def _run_once(model: ControlLDM, with_text: bool, name: str) -> None:
+    """From a small image to the image of a prediction, in shapes alone."""
+    place = f"{name}, model.params"
+    image = torch.empty(1, 3, 2 * model.multiple, 2 * model.multiple, device="meta")
+    latent = _or_refused(lambda: model.image_latent(image), f"{place}.first_stage_config")
+    unet = model.model.diffusion_model
+    read = unet.transformer_options["context_dim"]
+    text = torch.empty(1, 7, read, device="meta")
+    encoder = model.cond_stage_model
+    if with_text and isinstance(encoder, TextEncoder):
+        tokens = torch.zeros(1, encoder.tokenizer.max_length, dtype=torch.long, device="meta")
+        text = _or_refused(lambda: encoder.embed(tokens), f"{place}.cond_stage_config")
+        if text.shape[-1] != read:
+            raise InputError(f"{place}.unet_config.params.context_dim: {read}, but texts of cond_stage_config have "
+                             f"{text.shape[-1]} channels")  # fmt: skip
+    step = torch.zeros(1, dtype=torch.long, device="meta")
+    hint_channels = next(model.control_model.input_hint_block.parameters()).shape[1]
+    hint = torch.empty(1, hint_channels, *image.shape[2:], device="meta")
+
+    def branch(part: Any, hint: torch.Tensor, place: str) -> Any:
+        features = _or_refused(lambda: part.encode_hint(hint), place)
+        if features.shape[2:] != latent.shape[2:]:
+            found = image.shape[2] // features.shape[2]
+            raise InputError(f"{place}.params: hint_scale, hint_factor: the hint's features have 1/{found} of the "
+                             f"image's size, its latent has 1/{model.factor}")  # fmt: skip
+        return _or_refused(lambda: part(latent, None, step, text, features), place)
+
+    masks = branch(model.control_model, hint, f"{place}.control_stage_config")
+    references = branch(model.ssl_stage_model, latent, f"{place}.ssl_stage_config")
+    made = _or_refused(lambda: unet(latent, step, text, masks, references), f"{place}.unet_config")
+    if made.shape != latent.shape:
+        where = f"{place}.unet_config.params.out_channels"
+        raise InputError(f"{where}: {made.shape[1]}, but the latent has {latent.shape[1]}")
+    _or_refused(lambda: model.decode_first_stage(made), f"{place}.first_stage_config")
+
+
+def _or_refused(make: Callable[[], Any], place: str) -> Any:
+    """What ``make`` returns; whatever it trips over is the configuration's fault, and said in one line."""
+    try:
+        return make()
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+    except Exception as error:
+        raise InputError(f"{place}: cannot be built or run ({one_line(error) or type(error).__name__})") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import datetime
 import logging
 import os
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 
-from cldm.build import create_model, load_config
+from cldm.build import create_model, load_config, outline
 from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c, training_report
 from cldm.checkpoints import FOLDER, LAST, KeptCheckpoints, LastCheckpoint, Place, WholeCheckpoints
 from cldm.control_ldm import ControlLDM, TrainingDiverged
@@ -99,16 +97,6 @@ def build_model(config: DictConfig, options: TrainingOptions) -> tuple[ControlLD
     return model, {part: "; ".join(f"{n} {what}" for what, n in counts.items()) for part, counts in table.items()}
 
 
-def outline(config: DictConfig) -> ControlLDM:
-    """The model without memory for its weights: refuses a wrong configuration within a second."""
-    config = copy.deepcopy(config)
-    text = config.model.params.cond_stage_config.get("params")
-    if text and text.get("version"):
-        text.version = None  # a folder's or hub's weights are no outline; they come with the model
-    with torch.device("meta"):
-        return create_model(config)
-
-
 def check_hints(model: ControlLDM, data: DataModuleFromConfig) -> None:
     """Refuses a mask branch that does not read the hints of the data."""
     wanted = next(model.control_model.input_hint_block.parameters()).shape[1]
@@ -156,9 +144,6 @@ def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnS
     except TypeError as error:
         raise InputError(f"configuration: lightning.callbacks.image_logger.params: {error}") from error
     every = (lightning.get("save_every"), lightning.get("save_every_n_epochs", 1))
-    for name, value in zip(("save_every", "save_every_n_epochs"), every, strict=True):
-        if value is not None and (type(value) is not int or value < 1):
-            raise InputError(f"configuration: lightning.{name}: {one_line(value, 40)}: must be an integer from 1")
     place = Place()
     last = LastCheckpoint(place, every[0], every[1] or 1)
     stop = StopOnSignal(last)

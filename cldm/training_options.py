@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,14 @@ def parse_devices(gpus: str) -> dict[str, Any]:
     present = torch.cuda.device_count()
     if gpus == "auto":
         return {"accelerator": "gpu", "devices": present} if present else {"accelerator": "cpu", "devices": 1}
-    if gpus == "cpu" or (gpus.startswith("cpu:") and gpus[4:].isdecimal() and int(gpus[4:]) > 0):
+    if gpus == "cpu" or re.fullmatch(r"cpu:[1-9][0-9]{0,2}", gpus):
         return {"accelerator": "cpu", "devices": int(gpus[4:] or 1)}
     try:
-        indices = [int(index) for index in gpus.split(",") if index.strip()]
+        indices = [int(index) for index in gpus[:4000].split(",") if index.strip()]
     except ValueError:
         indices = []
     if not indices or len(set(indices)) < len(indices):
-        raise InputError(f"--gpus {gpus}: write auto, cpu, or indices such as 0 or 0,1,2")
+        raise InputError(f"--gpus {one_line(gpus, 60)}: write auto, cpu, or indices such as 0 or 0,1,2")
     if absent := [index for index in indices if not 0 <= index < present]:
         raise InputError(f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or another index")
     return {"accelerator": "gpu", "devices": indices}
@@ -120,10 +121,6 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
     if options.precision:
         trainer.precision = options.precision
     devices = count_devices(parse_devices(options.gpus)["devices"])
-    for name, value in (("base_learning_rate", config.base_learning_rate),
-                        ("data.params.batch_size", config.data.params.get("batch_size"))):  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"configuration: {name}: {value}: must be a number")
     if trainer.get("precision") is not None:
         _check_precision(str(trainer.precision), trainer.accelerator)
     if options.save_every is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,14 +34,26 @@ def one_line(text: object, limit: int = 200) -> str:
     return words if len(words) <= limit else words[: limit - 3] + "..."
 
 
-def parse(content: Any, schema: type[S], where: str, remedy: str = "") -> S:
+Place = tuple[str | int, ...]
+"""Keys and indices on the way to a value."""
+
+
+def dotted(place: Place) -> str:
+    """A place as people write it, e.g. ``data.params.batch_size``."""
+    return one_line(".".join(map(str, place)), 120)
+
+
+def parse(
+    content: Any, schema: type[S], where: str | Callable[[Place], str], remedy: str = "", under: Place = ()
+) -> S:
     """``content`` as a ``schema``.
 
     Args:
         content: what JSON or YAML gave.
         schema: what it must be.
-        where: file (and line) it came from.
+        where: file (and line) it came from; or a function that knows it for each place.
         remedy: what to do, appended to the message.
+        under: place of ``content`` in what ``where`` names.
 
     Raises:
         InputError: it is not; names ``where``, the first wrong field, its value and the reason.
@@ -48,13 +61,45 @@ def parse(content: Any, schema: type[S], where: str, remedy: str = "") -> S:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        value = "" if first["type"] == "missing" else f" {one_line(repr(first['input']), 60)}"
-        more = f" (and {error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
-        reason = one_line(first["msg"][:1].lower() + first["msg"][1:])
-        place = f"{where}, field {one_line(field, 80)}" if field else where
-        raise InputError(f"{place}:{value} {reason}{more}{f'; {remedy}' if remedy else ''}") from error
+        faults: dict[Place, list[Any]] = {}
+        for fault in error.errors(include_url=False, include_context=False):
+            faults.setdefault(_place(content, fault), []).append(fault)
+        place, first = next(iter(faults.items()))
+        silent = first[0]["type"] in ("missing", "value_error", "extra_forbidden")  # our validators say the value
+        value = "" if silent else f" {_shown(first[0]['input'])}"
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        # the members of a union each have their say
+        reasons = dict.fromkeys(_SAID.get(fault["type"], fault["msg"].removeprefix("Value error, ")) for fault in first)
+        reason = one_line("; or ".join(text[:1].lower() + text[1:] for text in reasons))
+        place = under + place
+        source = where if isinstance(where, str) else where(place)
+        source = f"{source}, field {dotted(place)}" if place else source
+        raise InputError(f"{source}:{value} {reason}{more}{f'; {remedy}' if remedy else ''}") from error
+
+
+_SAID = {"extra_forbidden": "is no field that is known here", "missing": "missing"}
+
+
+def _place(content: Any, fault: Any) -> Place:
+    """Where a fault is: pydantic's place without the names of a union's members, which it appends."""
+    place: list[str | int] = []
+    for key in fault["loc"]:
+        inside = isinstance(content, list) and isinstance(key, int) and 0 <= key < len(content)
+        if inside or (isinstance(content, dict) and key in content):
+            content = content[key]
+        elif fault["type"] == "missing" and isinstance(content, dict):
+            return (*place, key)
+        else:
+            break
+        place.append(key)
+    return tuple(place)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return one_line(repr(value), 60)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a list within itself
+        return f"a {type(value).__name__}"
 
 
 def read_json(path: Path, schema: type[S], remedy: str = "") -> S:

@@ -35,7 +35,8 @@ from common.files import atomic_path, check_writable
 from ldm.models.guidance import Guidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler
-from scripts.cli import integer, parser, run
+from ldm.util import trust
+from scripts.cli import add_trust, batch_size, integer, parser, pixels, run
 from scripts.peer import ControlNetPeer
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -301,16 +302,18 @@ def main() -> None:
     options = parser(__doc__ or "")
     add = options.add_argument
     add("--config", type=Path, required=True, metavar="YAML", help="model settings")
-    add("--size", type=integer(1), nargs="+", default=[512], metavar="PX", help="side, or height and width")
-    add("--batch_size", type=integer(1), default=1, help="images at once")
+    add("--size", type=pixels, nargs="+", default=[512], metavar="PX", help="side, or height and width")
+    add("--batch_size", type=batch_size, default=1, help="images at once")
     add("--precision", choices=DTYPES, default="32", help="of weights and activations")
-    add("--steps", type=integer(1), default=50, help="denoising steps of an image")
+    add("--steps", type=integer(1, 500), default=50, help="denoising steps of an image")
     add("--repeats", type=integer(1), default=5, help="timed runs of each work; the median counts")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
     add("--no_peer", dest="peer", action="store_false", help="leave the peer out")
     add("--no_training", dest="training", action="store_false", help="leave training out")
     add("--out", type=Path, metavar="JSON", help="file for the numbers")
+    add_trust(options)
     args = options.parse_args()
+    trust(args.trust)
     logging.basicConfig(level=logging.WARNING)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device {args.device}: no GPU here; write cpu")

@@ -7,15 +7,19 @@ import math
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+from common import limits
 from common.errors import InputError
 from common.files import full_disk_line
 from common.processes import worker_line
 from common.schema import one_line
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions at import
+LINE = 3000  # characters of a refusal
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -28,9 +32,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 class Parser(argparse.ArgumentParser):
     """Refuses in one line, as the commands themselves do; argparse would print all options first."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("type", None, text)
+        self.register("type", Path, file_path)
+
     def error(self, message: str) -> NoReturn:
         """Exit code 2."""
-        self.exit(2, f"error: {message.removeprefix('argument ')} (see --help)\n")
+        self.exit(2, f"error: {one_line(message.removeprefix('argument '), LINE)} (see --help)\n")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -50,7 +59,8 @@ def run(main: Callable[[], int | None]) -> None:
         code = main() or 0
     except InputError as error:
         told = "disk full" in str(error)
-        print(f"error: {error if told else full_disk_line(error) or worker_line(error) or error}", file=sys.stderr)
+        cause = error if told else full_disk_line(error) or worker_line(error) or error
+        print(f"error: {one_line(cause, LINE)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -59,7 +69,7 @@ def run(main: Callable[[], int | None]) -> None:
         line = full_disk_line(error) or worker_line(error) or short_of_memory(error)
         if line is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {one_line(line, LINE)}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
@@ -75,43 +85,75 @@ def short_of_memory(error: Exception) -> str | None:
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Storage size calculation")
 
 
-def integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argparse type: a whole number from ``low``, up to ``high`` if given."""
+def integer(low: int, high: int = limits.COUNT) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``low`` to ``high``, in decimal digits."""
 
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{text}: write a whole number, {_range(low, high)}")
+    def convert(word: str) -> int:
+        value = int(word) if re.fullmatch(r"[+-]?[0-9]{1,50}", word) else low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{one_line(word, 60)}: write a whole number, {low} to {high}")
         return value
 
     return convert
 
 
-def number(low: float, high: float | None = None) -> Callable[[str], float]:
-    """An argparse type: a finite number from ``low``, up to ``high`` if given."""
+pixels = integer(1, limits.PIXELS)
+batch_size = integer(1, limits.BATCH)
+workers = integer(0, limits.WORKERS)
+random_seed = integer(0, 2**32 - 1)
 
-    def convert(text: str) -> float:
+
+def number(low: float, high: float = limits.NUMBER) -> Callable[[str], float]:
+    """An argparse type: a finite number from ``low`` to ``high``."""
+
+    def convert(word: str) -> float:
         try:
-            value = float(text)
+            value = float(word) if word.isascii() and "_" not in word else math.nan
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and low <= value and (high is None or value <= high)):
-            raise argparse.ArgumentTypeError(f"{text}: write a number, {_range(low, high)}")
+        if not (math.isfinite(value) and low <= value <= high):
+            raise argparse.ArgumentTypeError(f"{one_line(word, 60)}: write a number, {low:g} to {high:g}")
         return value
 
     return convert
 
 
-def _range(low: float, high: float | None) -> str:
-    return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
+def text(value: str) -> str:
+    """An argparse type, of all options without another: a text of one line that can be printed.
+
+    A control character, half of a surrogate pair (a byte that is not UTF-8) and what turns the reading direction are
+    refused: they would end up in names of files, and in messages.
+    """
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in "\u202d\u202e\u2066\u2067" for c in value):
+        raise argparse.ArgumentTypeError(f"{one_line(repr(value), 60)}: has characters that no name should have")
+    return value
 
 
-def flag(text: str) -> bool:
+def file_path(value: str) -> Path:
+    """An argparse type, of all options of type ``Path``: a text that can be a path."""
+    longest = max(len(part.encode(errors="replace")) for part in value.split("/"))
+    if not value.strip() or longest > 255 or len(value) > 4000:
+        raise argparse.ArgumentTypeError(f"{one_line(repr(value), 60)}: empty, or too long for a path")
+    return Path(text(value))
+
+
+def name(value: str) -> str:
+    """An argparse type: a name of a folder below another one."""
+    path = file_path(value)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise argparse.ArgumentTypeError(f"{one_line(value, 60)}: write a name, which leads nowhere else")
+    return value
+
+
+def add_trust(options: argparse.ArgumentParser) -> None:
+    """The option ``--trust`` of commands that read a model's YAML."""
+    options.add_argument("--trust", nargs="+", default=[], metavar="PACKAGE",
+                         help="packages (or hub names) that a configuration may name beside ours: their code is run")
+
+
+def flag(word: str) -> bool:
     """``true``/``false`` in the usual spellings, for options such as ``-t true``."""
-    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower())
+    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(word.lower())
     if value is None:
-        raise argparse.ArgumentTypeError(f"{text}: write true or false")
+        raise argparse.ArgumentTypeError(f"{one_line(word, 60)}: write true or false")
     return value

@@ -21,7 +21,7 @@ from post_processing.comparison import SCORES
 from post_processing.comparison_page import gallery_of, read_svg, write_comparison
 from post_processing.comparison_runs import KINDS, Comparison
 from scripts import cli
-from scripts.cli import integer
+from scripts.cli import integer, pixels
 from scripts.segmentor import LOADERS, check_files, resolve
 from scripts.segmentor import parse_args as segmentor_args
 from segmentation.config import add_cfg_options, nodes
@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--splits", nargs="+", default=["test"], help="test sets: img_<split>, label_<split>")
     parser.add_argument("--seeds", type=integer(1, 1000), default=5, help="number of seeds: 0, 1, ...")
     parser.add_argument("--max-iters", type=integer(1), help="iterations of every training (default: the config's)")
-    parser.add_argument("--crop-size", type=integer(1), help="side of training crops (default: the config's)")
+    parser.add_argument("--crop-size", type=pixels, help="side of training crops (default: the config's)")
     parser.add_argument("--pretrained", help="backbone weights: a file, or none (default: the config's)")
     add_cfg_options(parser)
     parser.add_argument("--out-dir", type=Path, required=True, help="folder for runs, comparison.json and the page")

@@ -17,7 +17,7 @@ from common.pairing import Pair, listed
 from post_processing.pairs import sound_pairs
 from post_processing.samples import Judge, check_distances, evaluate, training_images
 from scripts import cli
-from scripts.cli import integer, number
+from scripts.cli import batch_size, number, workers
 from scripts.pairs import pick_device
 from segmentation.config import add_cfg_options, load_config, set_data
 from segmentation.inference import Segmentor, load_segmentor, segment
@@ -49,9 +49,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--inception-weights", type=Path,
                         help="torchvision's inception_v3 weights (.pth), for FID and KID to the training images")
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
-    parser.add_argument("--batch_size", "--batch-size", type=integer(1),
+    parser.add_argument("--batch_size", "--batch-size", type=batch_size,
                         help="images a batch, of one size (default: as in the config's own test)")
-    parser.add_argument("--num_workers", "--num-workers", type=integer(0), default=2, help="processes that read images")
+    parser.add_argument("--num_workers", "--num-workers", type=workers, default=2, help="processes that read images")
     add_cfg_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(argv)

@@ -64,9 +64,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-loss", type=Path, help="folder for each pixel's loss (float16), for --from-loss")
     parser.add_argument("--from-loss", type=Path, help="folder that --save-loss wrote; replaces segmentor and images")
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
-    parser.add_argument("--batch_size", "--batch-size", type=integer(1), default=8,
+    parser.add_argument("--batch_size", "--batch-size", type=integer(1, 4096), default=8,
                         help="images a batch, of one size; another one changes losses by their last bits")
-    parser.add_argument("--num_workers", "--num-workers", type=integer(0), default=min(4, os.cpu_count() or 1),
+    parser.add_argument("--num_workers", "--num-workers", type=integer(0, 256), default=min(4, os.cpu_count() or 1),
                         help="processes that read images")
     add_cfg_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -31,7 +31,8 @@ from common.files import check_writable
 from ldm.checkpoint import file_hash
 from ldm.data.pairs import REFERENCE_FITS, PairedImages
 from ldm.models.schedule import SAMPLERS, SPACINGS
-from scripts.cli import integer, number, parser, run
+from ldm.util import trust
+from scripts.cli import add_trust, batch_size, integer, number, parser, pixels, run, workers
 
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "model" / "tisynth_v15.yaml"  # published
 LAUNCHED = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by torchrun, Lightning for its children, SLURM
@@ -50,20 +51,20 @@ def arguments() -> argparse.ArgumentParser:
     add("--train_txt_file", "--txt_file", dest="items", required=True, metavar="FILE", help="items with ref_image")
     add("--outdir", type=Path, required=True, metavar="DIR", help="folder of the images; made if need be")
     add("--seed", type=integer(0, 2**62), default=42, help="first seed")
-    add("--num_samples", type=integer(1), default=1, help="images a mask: seeds seed, seed + 1, ...")
-    add("--scale", type=number(0), default=9.0, help="guidance scale; 1 is no guidance")
+    add("--num_samples", type=integer(1, 100_000), default=1, help="images a mask: seeds seed, seed + 1, ...")
+    add("--scale", type=number(0, 1000), default=9.0, help="guidance scale; 1 is no guidance")
     add("--ddim_steps", "--steps", dest="steps", type=integer(1, 500), default=50, help="denoising steps")
     add("--sampler", choices=SAMPLERS, default="ddim", help="solver")
     add("--spacing", choices=SPACINGS, default="auto", help="time steps: leading (published), or trailing, from the "
         "noise's end, for few steps; auto: leading, but trailing for a single step")
     add("--ddim_eta", type=number(0, 1), default=0.0, help="share of fresh noise a step, for ddim; 0 is deterministic")
-    add("--size", type=integer(1), nargs="+", metavar="PX", help="side, or height and width; each mask's by default")
+    add("--size", type=pixels, nargs="+", metavar="PX", help="side, or height and width; each mask's by default")
     add("--reference_fit", choices=REFERENCE_FITS, default="crop", help="a reference of another shape than its mask: "
         "keep its middle, or stretch it (published)")
     add("--long_prompts", action="store_true", help="read prompts beyond 75 tokens in windows of 75; not cut")
     add("--classes", metavar="TABLE", help="class table to check masks by: FUSU, GID, LoveDA, MBRSC or a classes.json")
-    add("--batch_size", type=integer(1), default=8, help="images at once on a device")
-    add("--num_workers", type=integer(0), default=2, help="processes that read items, a device")
+    add("--batch_size", type=batch_size, default=8, help="images at once on a device")
+    add("--num_workers", type=workers, default=2, help="processes that read items, a device")
     add("--precision", choices=PRECISIONS, default="32", help="of the weights, or mixed: weights in 32 bit")
     add("--gpus", default="auto", help="auto, cpu, or indices: 0 or 0,1,2,3")
     add("--num_nodes", type=integer(1), default=1, help="machines; start the same command on each by SLURM or torchrun")
@@ -75,6 +76,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--remake", action="store_true", help="make images again that were made otherwise than this command would")
     add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
     add("--follow_links", action="store_true", help="take files outside --data_root that links below it lead to")
+    add_trust(options)
     add("--dry_run", action="store_true", help="check everything, print the plan, and stop")
     return options
 
@@ -92,6 +94,7 @@ def main() -> None:
     args = arguments().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_together(args)
+    trust(args.trust)
     devices = parse_devices(args.gpus)
     model = create_model(args.config, args.ckpt, args.allow_mismatch, use_ema=args.use_ema)
     dataset = PairedImages(

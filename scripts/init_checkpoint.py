@@ -22,7 +22,8 @@ from common.files import check_writable
 from common.weights import refuse_not_finite
 from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
 from ldm.checkpoint_names import SCHEDULE_BUFFERS
-from scripts.cli import integer, parser, run
+from ldm.util import trust
+from scripts.cli import add_trust, parser, random_seed, run
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -70,7 +71,7 @@ def main() -> None:
         "ControlNet or TISynth for the branches; where two have the same weights, the later one's are taken",
     )
     options.add_argument("--out", type=Path, required=True, help="file to write, .safetensors or .ckpt (Lightning)")
-    options.add_argument("--seed", type=integer(0), default=0, help="of the new weights that are random")
+    options.add_argument("--seed", type=random_seed, default=0, help="of the new weights that are random")
     options.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the weights in the file")
     options.add_argument(
         "--reset_branches",
@@ -87,7 +88,9 @@ def main() -> None:
         help="modules that the sources may lack, have more of or have in another shape; these stay random; all: any; "
         "nan: take weights that are NaN or infinite",
     )
+    add_trust(options)
     args = options.parse_args()
+    trust(args.trust)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make(args)
 

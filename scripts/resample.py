@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--min-pixels", type=integer(1), default=1, help="pixels that make a class count as shown")
     parser.add_argument("--copy", action="store_true", help="copy files, where hard links would share them")
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
-    parser.add_argument("--num-workers", type=integer(1), default=len(os.sched_getaffinity(0)), help="readers")
+    parser.add_argument("--num-workers", type=integer(1, 256), default=len(os.sched_getaffinity(0)), help="readers")
     args = parser.parse_args(argv)
     if args.inaccurate and args.metrics:
         raise InputError("--inaccurate and --metrics: give one of them")

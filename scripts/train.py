@@ -16,16 +16,14 @@ import argparse
 import logging
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from cldm.build import load_config
+from cldm.build import load_training_config
 from cldm.control_ldm import TrainingDiverged
 from cldm.resume import resume_checkpoint
 from cldm.training import CONFIG_NAME, train
 from cldm.training_options import SEED, TrainingOptions
 from common.errors import InputError
-from scripts.cli import flag, integer, parser, run
+from ldm.util import trust
+from scripts.cli import add_trust, flag, integer, name, parser, random_seed, run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASE, MODEL = CONFIGS / "train" / "tisynth.yaml", CONFIGS / "model" / "tisynth_v15.yaml"  # published
@@ -38,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
     add("-b", "--base", type=Path, nargs="*", metavar="YAML",
         help="training settings: data, rate, trainer; configs/train/tisynth.yaml by default, the run's own to --resume")
     add("--config_model", type=Path, metavar="YAML", help="model settings; configs/model/tisynth_v15.yaml by default")
-    add("-n", "--name", help="name of the run's folder below --logdir; the time by default")
+    add("-n", "--name", type=name, help="name of the run's folder below --logdir; the time by default")
     add("-l", "--logdir", type=Path, default=Path("logs"), help="folder of all runs")
     add("--data_root", metavar="DIR", help="folder that the lists' paths are relative to")
     add("--train_txt_file", metavar="FILE", help="training items as JSON lines")
@@ -48,7 +46,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--gpus", default="auto", help="auto, cpu, or indices: 0 or 0,1,2,3 (a comma separated list, as published)")
     add("--num_nodes", type=integer(1), default=1, help="machines; start the same command on each by SLURM or torchrun")
     add("--precision", help="32-true, bf16-mixed, 16-mixed, ...: see Lightning; the configuration's by default")
-    add("-s", "--seed", type=integer(0, 2**32 - 1),
+    add("-s", "--seed", type=random_seed,
         help=f"of order, time steps, noise, references, weights; the configuration's by default, or {SEED}")
     add("-t", "--train", type=flag, nargs="?", const=True, default=True, help="train; false is --dry_run")
     add("-r", "--resume", type=Path, metavar="RUN", help="go on with a run: its folder, or one of its checkpoints")
@@ -58,6 +56,7 @@ def arguments() -> argparse.ArgumentParser:
         help="write last.ckpt every so many steps, too, not at the end of epochs and of training alone")
     add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
     add("--follow_links", action="store_true", help="take files outside --data_root that links below it lead to")
+    add_trust(options)
     add("--dry_run", action="store_true", help="check everything, print the plan, and stop")
     add("overrides", nargs="*", metavar="key=value", help="any value of the configuration")
     return options
@@ -79,10 +78,8 @@ def main() -> int:
         files = [saved, *files] if saved.exists() or not files else files
     if wrong := [text for text in args.overrides if "=" not in text]:
         raise InputError(f"{wrong[0]}: not understood; settings are written key=value, options with --")
-    try:
-        config = OmegaConf.merge(*map(load_config, files), OmegaConf.from_dotlist(args.overrides))
-    except OmegaConfBaseException as error:
-        raise InputError(f"configuration: {' '.join(str(error).split())}") from error
+    trust(args.trust)
+    config = load_training_config(files, args.overrides)
     given = TrainingOptions(
         data_root=args.data_root,
         train_list=args.train_txt_file,
@@ -103,7 +100,7 @@ def main() -> int:
         settings=args.overrides,
     )
     try:
-        stopped_by = train(config, given, dry_run=args.dry_run or not args.train)  # type: ignore[arg-type]
+        stopped_by = train(config, given, dry_run=args.dry_run or not args.train)
     except TrainingDiverged as error:
         print(f"error: {error}")
         return 1

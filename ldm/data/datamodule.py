@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.processes import end_with_parent
 from common.rng import seed_from
 from ldm.data.pairs import PairedImages
-from ldm.util import ALIASES, get_obj_from_str, instantiate_from_config
+from ldm.util import get_class, instantiate_from_config
 
 # Parameters of the published data module that have no meaning here.
 _PUBLISHED = ("test", "predict", "shuffle_test_loader", "shuffle_val_dataloader", "use_worker_init_fn")
@@ -245,10 +245,9 @@ class DataModuleFromConfig(LightningDataModule):
 
     def _build(self, config: Mapping[str, Any]) -> Dataset[Any]:
         overrides = {}
-        if "target" in config and "seed" not in (config.get("params") or {}):
-            target = ALIASES.get(config["target"], (config["target"], {}))[0]
-            if "seed" in inspect.signature(get_obj_from_str(target)).parameters:
-                overrides["seed"] = self.seed
+        seeded = "seed" in (config.get("params") or {})
+        if "target" in config and not seeded and "seed" in inspect.signature(get_class(config["target"])).parameters:
+            overrides["seed"] = self.seed
         dataset = instantiate_from_config(config, **overrides)
         if isinstance(dataset, PairedImages) and dataset.size is None and self.batch_size > 1:
             sizes = sorted({item.size for item in dataset.items if item.size})

@@ -285,7 +285,7 @@ def test_another_architecture_is_refused(call, start, tmp_path):
         "Its U-Net starts with 32 channels, the model's with 64.",
         "model.diffusion_model.time_embed.0.weight: 128x32 in the file, 256x64 in the model",
     )
-    OmegaConf.save(config({"context_dim": 40}), tmp_path / "other.yaml")
+    OmegaConf.save(config({"context_dim": 40}, {"hidden_size": 40}), tmp_path / "other.yaml")
     one_line(
         call("--config", tmp_path / "other.yaml", "--source", start[0], "--out", tmp_path / "a.ckpt"),
         "It attends to texts of 48 channels, the model to 40.",

@@ -81,7 +81,7 @@ def test_command_line_of_the_shell():
     [
         ([], "--num-classes: give it"),
         (["--num-classes", 1], "must be in 2..255"),
-        (["--num-classes", 3, "--restarts", 0], "--restarts: 0: write a whole number, 1 or more"),
+        (["--num-classes", 3, "--restarts", 0], "--restarts: 0: write a whole number, 1 to"),
         (["--num-classes", 3, "--keep-distance", 2], "--keep-distance: 2: write a number, 0 to 1"),
         (["--num-classes", 3, "--picture", "x.foo"], "--picture x.foo: name a file with one of .png"),
         (["--num-classes", 3, "--device", "tpu"], "--device tpu: write auto, cpu, cuda or cuda:N"),
@@ -199,8 +199,8 @@ def test_files_of_others_in_a_folder_of_masks(tmp_path, masks, command):
     ("change", "words"),
     [
         (["--crop-size", 30], "must be a multiple of 8"),
-        (["--save-every", "none"], "--save-every: none: write a whole number, 1 or more"),
-        (["--learning-rate", "nan"], "--learning-rate: nan: write a number, 0 or more"),
+        (["--save-every", "none"], "--save-every: none: write a whole number, 1 to"),
+        (["--learning-rate", "nan"], "--learning-rate: nan: write a number, 0 to"),
         (["--out", "dvae.bin"], "--out dvae.bin: name a .safetensors or .pth file"),
         (["--crop-size", 128], "64 x 64 pixels, smaller than --crop-size 128"),
         (["--palette", "cityscapes", "--masks", "nowhere"], "--masks nowhere: no such folder"),

@@ -235,7 +235,7 @@ def test_a_damaged_checkpoint_is_one_line(cli, run, damage, says):
         (["model.params.linear_end=0.02"], "has other values of betas"),
         (["model.params.timesteps=500"], "has of another size"),
         (["model.params.trainable=fusion"], "changed: model.params.trainable from all to fusion"),
-        (["model.params.control_stage_config.params.model_channels=16"], "has of another size"),
+        (["model.params.control_stage_config.params.hint_widths.3=16"], "has of another size"),
         (["model.params.control_stage_config.params.zero_init=false"], "at the start of a run alone"),
         (["lightning.trainer.val_check_interval=100"], "val_check_interval"),
         (["--pretrain_path", "some.ckpt"], "--pretrain_path with --resume"),
@@ -357,7 +357,7 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_whole(cli, run):
         (["lightning.trainer.strategy=deepspeed"], "lightning.trainer"),
         (["lightning.trainer.strategy=fsdp"], "lightning.trainer"),
         (["lightning.trainer.max_time=abc"], "lightning.trainer"),
-        (["-n", "../elsewhere"], "-n ../elsewhere: write a name"),
+        (["-n", "../elsewhere"], "../elsewhere: write a name"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
