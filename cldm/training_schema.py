@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from cldm.config_schema import Augmentation, Name, Share, Slot, check_entry, check_model
 from common.errors import InputError
@@ -22,6 +23,7 @@ Endless = Annotated[int, Field(ge=-1, le=COUNT)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true",
               "64-true", "transformer-engine", "transformer-engine-float16")  # fmt: skip
+_METRIC = re.compile(r"\{(epoch|step|val/loss|train/loss)(:0?[0-9]{0,2}(\.[0-9]{1,2}f)?)?\}")
 LOGGED = ("train/loss", "val/loss")  # what a checkpoint may be chosen by
 
 
@@ -102,17 +104,14 @@ class ModelCheckpointParams(Schema):
     save_on_train_epoch_end: bool | None = None
     enable_version_counter: bool = True
 
-    @model_validator(mode="after")
-    def _filename(self) -> ModelCheckpointParams:
-        try:
-            made = (self.filename or "").replace("val/loss", "loss").replace("train/loss", "loss")
-            made = made.format(epoch=1, step=1, loss=0.5)
-        except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"filename {one_line(self.filename, 60)}: of {{epoch}}, {{step}}, {{val/loss}} and "
-                             f"{{train/loss}}, not {one_line(error, 60)}") from error  # fmt: skip
-        if not made.isprintable() or "/" in made or made.startswith("."):
-            raise ValueError(f"filename {one_line(self.filename, 60)}: must be the name of a file, without folders")
-        return self
+    @field_validator("filename")
+    @classmethod
+    def _filename(cls, filename: str | None) -> str | None:
+        rest = _METRIC.sub("1", filename or "x")
+        if set("{}/\\") & set(rest) or not rest.isprintable() or rest.startswith("."):
+            raise ValueError(f"{one_line(filename, 60)}: must be a file's name, without folders; {{epoch}}, {{step}}, "
+                             "{val/loss} and {train/loss} may be in it, as in {epoch:06}")  # fmt: skip
+        return filename
 
 
 class TrainerParams(Schema):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from cldm.build import create_model
+from cldm.build import create_model, load_config
 from cldm.start import origin_table, start_weights
 from common.errors import InputError
 from common.files import check_writable
@@ -33,6 +33,7 @@ def make(args: argparse.Namespace) -> None:
     if args.out.suffix not in (".safetensors", ".ckpt"):
         raise InputError(f"--out {args.out}: end it with .safetensors or .ckpt")
     check_writable(args.out.parent, "--out")
+    load_config(args.config)
     for source in args.source:  # refuses a bad one before the model is built
         read_state_dict(source, args.use_ema)
     torch.manual_seed(args.seed)
