@@ -7,10 +7,9 @@ from itertools import product
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from tqdm import tqdm
 
-from common.errors import InputError
+from common.rng import seed_from
 from gss.dvae import DVAE
 from gss.maskige import Maskige, min_distance
 from gss.roundtrip import class_iou, confusion, round_trip
@@ -49,69 +48,107 @@ def grid_palette(num_classes: int, seed: int, dataset: str | None = None) -> np.
     return np.array(cells[skipped : skipped + num_classes], dtype=np.int64)
 
 
-def spread_palette(count: int, seed: int, restarts: int = 4) -> np.ndarray:
+_LEVEL = 256  # steps of a colour level, in which points are moved
+_TOP = 255 * _LEVEL
+_BITS = 20  # of the share of the nearest pair's force that a pair has
+_STAGES = ((3, 10, 150), (5, 4, 150), (7, 1, 150))  # squarings of the power, widest move in levels, rounds
+
+
+def spread_palette(count: int, seed: int, restarts: int = 16) -> np.ndarray:
     """Colours whose smallest distance is as large as can be found: points that repel each other in the RGB cube.
 
-    Minimises (sum over pairs of d^-p)^(1/p) for growing p, which tends to 1 / (smallest distance); started from the
-    densest packing, a face-centred cubic lattice, and from random points.
+    The force between two points is a growing power of 1 / (squared distance), so that in the end the nearest ones alone
+    count; the starts are the densest packing, a face-centred cubic lattice, and random points. All of it is integer
+    arithmetic, whose result is the same on every machine.
 
     Args:
-        count: number of colours M.
+        count: number of colours M, 2..256.
         seed: of the starts.
         restarts: number of starts.
 
     Returns:
         (M, 3) int64, 0..255, in random order.
     """
-    rng = np.random.default_rng(seed)
-    best: np.ndarray = np.zeros((count, 3), dtype=np.int64)
+    best: np.ndarray | None = None
     for start in range(restarts):
-        points = rng.random((count, 3)) if start % 2 else _lattice(count, rng)
-        for p in (8, 32, 128, 512):
-            scale = max(min_distance_of(points), 1e-3)
-            solution = minimize(
-                _repulsion, points.ravel(), (p, scale), jac=True, method="L-BFGS-B", bounds=[(0, 1)] * points.size,
-                options={"maxiter": 80},
-            )  # fmt: skip
-            points = solution.x.reshape(-1, 3)
-        rounded = (255 * points).round().astype(np.int64)
-        if start == 0 or min_distance(rounded) > min_distance(best):
-            best = rounded
-    return rng.permutation(best)
+        draw = random.Random(seed_from(seed, "palette", start))
+        points = _random_points(count, draw) if start % 2 else _lattice(count, draw)
+        found = _polish((_repel(points) + _LEVEL // 2) // _LEVEL)
+        if best is None or min_distance(found) > min_distance(best):
+            best = found
+    assert best is not None
+    return best[_order(count, random.Random(seed_from(seed, "palette order")))]
 
 
-def min_distance_of(points: np.ndarray) -> float:
-    """Smallest distance between two of the points (M, 3), any unit."""
-    squared = ((points[:, None] - points[None]) ** 2).sum(-1)
-    np.fill_diagonal(squared, np.inf)
-    return float(np.sqrt(squared.min()))
+def _below(stop: int, draw: random.Random) -> int:
+    """A number in 0..stop - 1, from the one method whose numbers Python promises to keep."""
+    return int(draw.random() * stop)
 
 
-def _repulsion(flat: np.ndarray, p: int, scale: float) -> tuple[float, np.ndarray]:
-    """log of the energy's p-th root, and its gradient; ``scale`` keeps the powers within range."""
-    points = flat.reshape(-1, 3)
-    difference = points[:, None] - points[None]  # (M, M, 3)
-    squared = np.maximum((difference**2).sum(-1), (scale / 4) ** 2)
-    np.fill_diagonal(squared, np.inf)
-    with np.errstate(divide="ignore"):  # a point and itself: log 0, and power 0
-        power = np.exp(p * np.minimum(0.5 * np.log(scale**2 / squared), 600 / p))
-    energy = power.sum()
-    gradient = -2 * ((power / squared)[..., None] * difference).sum(1) / energy
-    return float(np.log(energy) / p), gradient.ravel()
+def _order(count: int, draw: random.Random) -> list[int]:
+    keys = [draw.random() for _ in range(count)]
+    return sorted(range(count), key=keys.__getitem__)
 
 
-def _lattice(count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` points in the unit cube of the widest face-centred cubic lattice, at the best of some offsets."""
-    corner = np.array([(0, 0, 0), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)])
-    for side in np.geomspace(2, 0.1, 200):
-        cells = np.array(list(product(range(-1, int(1 / side) + 2), repeat=3)))
-        lattice = side * (cells[:, None] + corner).reshape(-1, 3)
-        for offset in (np.zeros(3), *(side * rng.random((8, 3)))):
-            inside = lattice + offset
-            inside = inside[((inside > -1e-9) & (inside < 1 + 1e-9)).all(1)]
+def _random_points(count: int, draw: random.Random) -> np.ndarray:
+    return np.array([[_below(_TOP + 1, draw) for _ in range(3)] for _ in range(count)], dtype=np.int64)
+
+
+def _repel(points: np.ndarray) -> np.ndarray:
+    """Moves points (M, 3), 0.._TOP, away from each other; ever less, and with ever more weight on the nearest."""
+    for squarings, widest, rounds in _STAGES:
+        for turn in range(rounds):
+            difference = points[:, None] - points[None]  # (M, M, 3)
+            squared = (difference**2).sum(-1)
+            np.fill_diagonal(squared, 1 << 40)
+            share = (max(int(squared.min()), 1) << _BITS) // np.maximum(squared, 1)
+            for _ in range(squarings):
+                share = share * share >> _BITS
+            force = (share[..., None] * difference).sum(1)
+            size = np.abs(force).max(1)
+            usual = max(int(np.sort(size)[len(size) // 2]), 1)  # a point with less force moves less
+            step = widest * _LEVEL * (rounds - turn) // rounds
+            points = (points + force * step // np.maximum(size, usual)[:, None]).clip(0, _TOP)
+    return points
+
+
+_MOVES = np.array([move for move in product(range(-2, 3), repeat=3) if any(move)], dtype=np.int64)
+
+
+def _polish(colours: np.ndarray) -> np.ndarray:
+    """Moves one of the nearest colours (M, 3), 0..255, by up to 2 levels while that takes it away from all others."""
+    colours = colours.copy()
+    squared = ((colours[:, None] - colours[None]) ** 2).sum(-1)
+    np.fill_diagonal(squared, 1 << 40)
+    while True:
+        nearest = squared.min(1)
+        for i in np.flatnonzero(nearest == nearest.min()):
+            moved = colours[i] + _MOVES
+            moved = moved[((moved >= 0) & (moved <= 255)).all(1)]
+            distances = ((moved[:, None] - colours[None]) ** 2).sum(-1)
+            distances[:, i] = 1 << 40
+            gain = distances.min(1)
+            if gain.max() > nearest[i]:
+                colours[i] = moved[gain.argmax()]
+                squared[i] = squared[:, i] = distances[gain.argmax()]
+                break
+        else:
+            return colours
+
+
+def _lattice(count: int, draw: random.Random) -> np.ndarray:
+    """``count`` points in 0.._TOP of the widest face-centred cubic lattice, at the first of some offsets that fits."""
+    half = _TOP
+    while True:
+        grid = np.indices([_TOP // half + 3] * 3).reshape(3, -1).T - 1
+        lattice = half * grid[grid.sum(1) % 2 == 0]
+        for turn in range(9):
+            offset = [_below(2 * half, draw) if turn else 0 for _ in range(3)]
+            inside = lattice + np.array(offset, dtype=np.int64)
+            inside = inside[((inside >= 0) & (inside <= _TOP)).all(1)]
             if len(inside) >= count:
-                return rng.permutation(inside)[:count].clip(0, 1)
-    raise InputError(f"--num-classes: {count - 1} classes are too many for colours that differ")
+                return inside[_order(len(inside), draw)[:count]]
+        half -= max(half // 50, 1)
 
 
 def voronoi_masks(num_classes: int, count: int, size: int, seed: int) -> list[torch.Tensor]:

@@ -30,12 +30,26 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses in one line, as the commands themselves do; argparse would print all options first."""
+    """Refuses in one line, as the commands themselves do; argparse would print all options first.
+
+    Options are taken with underscores and with dashes: ``--num_classes`` is ``--num-classes``, and the reverse.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.register("type", None, text)
         self.register("type", Path, file_path)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's, the options' names brought to their own spelling."""
+        own = {option.replace("_", "-"): option for option in self._option_string_actions}
+        written = list(sys.argv[1:] if args is None else args)
+        end = written.index("--") if "--" in written else len(written)
+        for i, word in enumerate(written[:end]):
+            name, equals, value = word.partition("=") if isinstance(word, str) else (word, "", "")
+            if str(name).startswith("--") and name not in self._option_string_actions:
+                written[i] = own.get(name.replace("_", "-"), name) + equals + value
+        return super().parse_known_args(written, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exit code 2."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,7 +33,9 @@ DESCRIPTION = """Learns a palette for N classes and one colour more for ignored 
   python -m scripts.posterior_learning --classes classes.json --d-vae dvae.safetensors --masks label_train --out my.json
 
 Method `spread` maximises the smallest distance between two colours; `grid` is the published colour grid with jitter.
-With --d-vae, classes that the round trip mask -> tokens -> mask confuses then change colours until that stops helping.
+Both count with integers: a seed gives the same colours on every machine.
+With --d-vae, classes that the round trip mask -> tokens -> mask confuses then change colours until that stops helping
+(which the last bits of a dVAE's sums may decide).
 The result is a class table (classes, palette, ignore_index) with the field ignore_color."""
 
 
@@ -83,7 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--classes", default=None, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
     parser.add_argument("--method", choices=("spread", "grid"), default="spread", help="how colours are chosen")
     parser.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="seed of all random choices")
-    parser.add_argument("--restarts", type=integer(1), default=4, help="starts of the search for far-apart colours")
+    parser.add_argument("--restarts", type=integer(1), default=16, help="starts of the search for far-apart colours")
     parser.add_argument("--d-vae", default=None, help="dVAE weights, or a GSS checkpoint: improves the round trip")
     parser.add_argument("--masks", default=None, help="folder of index masks for the round trip (default: polygons)")
     parser.add_argument("--max-masks", type=integer(1, 10**6), default=16, help="masks used for the round trip")
@@ -140,6 +143,15 @@ def read_masks(folder: str, count: int, labels: Labels) -> list[torch.Tensor]:
     return [torch.from_numpy(mask.astype(np.int64)) for mask in masks]
 
 
+def command_line(args: argparse.Namespace) -> str:
+    """The line that makes this palette, with all that decides it."""
+    decides = ["dataset", "classes", "num_classes", "method", "seed", "restarts"]
+    decides += ["d_vae", "masks", "max_masks", "scale", "rounds", "tries", "keep_distance"] if args.d_vae else []
+    given = ((f"--{name.replace('_', '-')}", getattr(args, name)) for name in decides)
+    words = (word for option, value in given if value is not None for word in (option, str(value)))
+    return shlex.join(["python", "-m", "scripts.posterior_learning", *words])
+
+
 def learn(args: argparse.Namespace, names: list[str], ignore: int, trip: RoundTrip) -> None:
     """Searches, reports, and writes what was asked for."""
     if args.method == "grid":
@@ -170,6 +182,7 @@ def learn(args: argparse.Namespace, names: list[str], ignore: int, trip: RoundTr
             "ignore_color": palette[-1].tolist(),
             "method": args.method,
             "seed": args.seed,
+            "command": command_line(args),
             "report": report,
         }
         write_json(table, Path(args.out), indent=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,8 @@ from PIL import Image
 
 from common.classes import load_class_table
 from common.images import Labels
-from gss import palette_search
 from gss.dvae import DVAE
-from gss.maskige import Maskige, load_palette, min_distance
+from gss.maskige import PALETTE_FOLDER, Maskige, load_palette, min_distance
 from gss.roundtrip import class_iou, confusion, round_trip
 from scripts import posterior_learning, train_dvae
 
@@ -43,14 +43,19 @@ def test_spread_finds_known_optima():
     assert min_distance(first) > 100
 
 
-def test_repulsion_gradient():
-    points = np.random.default_rng(0).random(15)
-    _, gradient = palette_search._repulsion(points, 8, 0.3)
-    for i in range(15):
-        step = np.zeros(15)
-        step[i] = 1e-6
-        high, low = (palette_search._repulsion(points + sign * step, 8, 0.3)[0] for sign in (1, -1))
-        assert gradient[i] == pytest.approx((high - low) / 2e-6, abs=1e-5)
+def test_shipped_palettes_say_how_they_were_made(tmp_path, cli):
+    """On any machine: the search counts with integers. The large ones take a minute, by the command in the file."""
+    shipped = {path.stem: json.loads(path.read_text()) for path in PALETTE_FOLDER.glob("*.json")}
+    assert all("command" in table or table["about"] for table in shipped.values())
+    made = [name for name, table in shipped.items() if "command" in table]
+    assert sorted(made) == ["ade20k", "cityscapes", "mseg"]
+    command = shlex.split(shipped["cityscapes"].pop("command"))
+    assert command[:3] == ["python", "-m", "scripts.posterior_learning"]
+    cli("posterior_learning", *command[3:], "--out", tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert {key: again[key] for key in ("classes", "palette", "ignore_index", "ignore_color")} == {
+        key: shipped["cityscapes"][key] for key in ("classes", "palette", "ignore_index", "ignore_color")}
+    assert again["report"]["spread, seed 0"]["min_distance"] > 137
 
 
 def test_palette_command(tmp_path, command):

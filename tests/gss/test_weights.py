@@ -170,3 +170,30 @@ def test_merging(tmp_path, tiny_model, command):
     torch.save({"state_dict": wide.state_dict()}, tmp_path / "ff.pth")
     code, _, errors = command(merge_gss, *arguments)
     assert code == 2 and "the two are of different models" in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("backbone", ["swin", "hrnet"])
+def test_the_published_merge(tmp_path, cli, backbone):
+    """Its own argument names; what the first model has stays, its meta information and optimizer too."""
+    ff = {"backbone.a": torch.zeros(2), "decode_head.b": torch.zeros(2)}
+    post = {"backbone.a": torch.ones(2), "backbone.new": torch.ones(1), "decode_head.projection.w": torch.ones(3),
+            "decode_head.conv_seg_pixel.w": torch.ones(3)}  # fmt: skip
+    torch.save({"state_dict": ff, "meta": {"iter": 7}, "optimizer": {"state": {}}}, tmp_path / "ff.pth")
+    torch.save({"state_dict": post, "meta": {"iter": 9}}, tmp_path / "post.pth")
+    target = tmp_path / "merged.pth"
+    line = ["--model_path", tmp_path / "ff.pth", "--post_model_path", tmp_path / "post.pth", "--target_path", target]
+    cli("merge_gss", *line, f"--backbone_type={backbone}")
+    merged = torch.load(target)
+    added = {"decode_head.projection.w"} | ({"backbone.new", "decode_head.conv_seg_pixel.w"} & set(
+        post if backbone == "swin" else ()))  # fmt: skip
+    assert set(merged["state_dict"]) == set(ff) | added
+    assert torch.equal(merged["state_dict"]["backbone.a"], ff["backbone.a"])
+    assert merged["meta"] == {"iter": 7} and merged["optimizer"] == {"state": {}}
+    line[3] = tmp_path / "ff.pth"
+    assert "nothing in it that" in cli.refused("merge_gss", *line, "--backbone-type", backbone)
+
+
+def test_options_are_taken_with_underscores_and_with_dashes(cli):
+    published = cli("posterior_learning", "--num_classes", 4, "--max_masks=2", "--restarts", 1)
+    assert published == cli("posterior_learning", "--num-classes", 4, "--max-masks", 2, "--restarts", 1)
+    assert "unrecognized arguments: --num_classe" in cli.refused("posterior_learning", "--num_classe", 4)
