@@ -16,7 +16,6 @@ from tests.conftest import ROOT
 from tests.faults.mutate import ODD_VALUES, command, observe
 
 
-
 @pytest.fixture
 def chain(make_chain):
     return make_chain()
