@@ -60,6 +60,8 @@ def list_files(folder: Path, suffixes: Sequence[str], option: str, left_out: lis
         if not folder.is_dir():
             raise InputError(f"{where}: no such folder" if not folder.exists() else f"{where}: is a file, no folder")
         entries = sorted(folder.iterdir())
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{where}: cannot be read ({one_line(getattr(error, 'strerror', None) or error)})") from error
     files: dict[str, Path] = {}

@@ -44,7 +44,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(DESCRIPTION)
     parser.add_argument("task", choices=("train", "test"), help="what to do")
     parser.add_argument("config", help="mmseg config, e.g. configs/mmseg/pspnet_r50.py; it is Python, and runs")
-    parser.add_argument("--work-dir", default=None, help="folder for weights and logs (default: work_dirs/<config>)")
+    parser.add_argument("--work-dir", type=Path, default=None,
+                        help="folder for weights and logs (default: work_dirs/<config>)")
     parser.add_argument("--load-from", default=None,
                         help="weights to test, or to start from: those that fit; others are listed")
     parser.add_argument("--resume", action="store_true",
@@ -56,16 +57,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--synthesised", default=None, help="folder with resampled_img and resampled_label to add")
     parser.add_argument("--repeat", type=integer(1), default=None, help="how often real training pairs count")
     parser.add_argument("--split", default=None, help="test on img_<split>, label_<split> (default: the config's)")
-    parser.add_argument("--crop-size", type=integer(1, 10**5), help="side of training crops (default: the config's)")
-    parser.add_argument("--max-iters", type=integer(1, 10**9), help="training iterations (default: the config's)")
+    parser.add_argument("--crop-size", type=cli.pixels, help="side of training crops (default: the config's)")
+    parser.add_argument("--max-iters", type=integer(1), help="training iterations (default: the config's)")
     parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=None,
                         help="seed of weights, order and augmentation (default: the config's, else 0)")
-    parser.add_argument("--out", default=None, help="test: metrics as JSON (default: <work-dir>/metrics.json)")
+    parser.add_argument("--out", type=Path, default=None,
+                        help="test: metrics as JSON (default: <work-dir>/metrics.json)")
     parser.add_argument("--unchecked", action="store_true", help="do not open every image and mask before the work")
     config.add_cfg_options(parser)
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how jobs start")
     parser.add_argument("--local-rank", type=integer(0), default=0, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for task, option in (("train", "resume"), ("test", "split"), ("test", "out")):
+        if args.task != task and getattr(args, option):
+            parser.error(f"--{option}: is for {task} only")
+    return args
 
 
 def resolve(args: argparse.Namespace) -> Config:
@@ -81,7 +87,7 @@ def resolve(args: argparse.Namespace) -> Config:
         config.set_pretrained(cfg, None if args.task == "test" or args.pretrained == "none" else args.pretrained)
     checkpoint.allow_fetch(args.load_from)
     checkpoint.check_sources(cfg, training=args.task == "train")
-    cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
+    cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}")
     cfg.load_from = args.load_from
     cfg.resume = args.resume
     cfg.launcher = args.launcher
@@ -102,8 +108,8 @@ def set_resumed(cfg: Config, args: argparse.Namespace) -> None:
     cfg.load_from, cfg.resume = (str(weights), True) if weights else (None, False)
     if not weights:
         return
-    checkpoint = CheckpointLoader.load_checkpoint(cfg.load_from, "cpu")
-    meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
+    content = CheckpointLoader.load_checkpoint(cfg.load_from, "cpu")
+    meta = content.get("meta") if isinstance(content, dict) else None
     seed = meta.get("seed") if isinstance(meta, dict) else None
     if type(seed) is int and 0 <= seed < 2**31:
         if args.seed not in (None, seed):

@@ -66,7 +66,7 @@ def load_config(path: str, options: dict[str, Any] | None = None, trust: bool = 
         check_types(path, config._cfg_dict)
     set_options(config, options or {})
     checkpoint.allow_fetch(options)
-    check_schema(config, *(list(nodes(config._cfg_dict, kind)) for kind in ("MaskDataset", "CheckpointHook")))
+    check_schema(config, nodes)
     for part in PARTS:
         loader = config.get(f"{part}_dataloader") or {}
         if loader.get("persistent_workers") and not loader.get("num_workers"):  # torch refuses to keep none

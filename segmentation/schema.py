@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 from mmengine.config import Config
 from pydantic import Field
 
+from common import limits
 from common.errors import InputError
 from common.schema import OpenSchema, Schema, one_line, parse
 
-MOST_WORKERS = max(32, 4 * (os.cpu_count() or 1))
-Count = Annotated[int, Field(ge=1, le=10**9)]
+Count = Annotated[int, Field(ge=1, le=limits.COUNT)]
 Group = dict[str, Any]
 
 
@@ -21,8 +21,8 @@ class Loader(OpenSchema):
     """A data loader."""
 
     dataset: Group
-    batch_size: Annotated[int, Field(ge=1, le=10**6)] = 1
-    num_workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
+    batch_size: Annotated[int, Field(ge=1, le=limits.BATCH)] = 1
+    num_workers: Annotated[int, Field(ge=0, le=limits.WORKERS)] = 0
     persistent_workers: bool = False
     sampler: Group | None = None
 
@@ -60,10 +60,31 @@ class Environment(Schema):
     resource_limit: Count = 4096
 
 
+class Schedule(OpenSchema):
+    """A schedule of a rate."""
+
+    begin: Annotated[int, Field(ge=0)] = 0
+    end: Annotated[int, Field(ge=1)] = limits.COUNT
+    by_epoch: bool = True
+
+
+class Decision(OpenSchema):
+    """How a model predicts."""
+
+    mode: str = "whole"
+
+
+class Model(OpenSchema):
+    """A model; the rest is for its class to judge."""
+
+    type: Any
+    test_cfg: Decision | None = None
+
+
 class SegmentorConfig(OpenSchema):
     """A config's parts."""
 
-    model: Group
+    model: Model
     train_dataloader: Loader | None = None
     val_dataloader: Loader | None = None
     test_dataloader: Loader | None = None
@@ -71,7 +92,7 @@ class SegmentorConfig(OpenSchema):
     val_cfg: Group | None = None
     test_cfg: Group | None = None
     optim_wrapper: Group | None = None
-    param_scheduler: list[Group] | Group | None = None
+    param_scheduler: list[Schedule] | Group | None = None
     default_hooks: Group | None = None
     custom_hooks: list[Group] | None = None
     val_evaluator: Group | list[Group] | None = None
@@ -114,7 +135,7 @@ class TrainingCheckpoint(OpenSchema):
 class Saving(OpenSchema):
     """mmengine's ``CheckpointHook``."""
 
-    interval: Annotated[int, Field(ge=-1, le=10**9)] = -1
+    interval: Annotated[int, Field(ge=-1, le=limits.COUNT)] = -1
     by_epoch: bool = True
     max_keep_ckpts: Annotated[int, Field(ge=-1, le=10**6)] = -1
     save_last: bool = True
@@ -126,13 +147,15 @@ class Saving(OpenSchema):
     save_best: str | list[str] | None = None
 
 
-def check_schema(config: Config, datasets: list[Any], savings: list[Any]) -> None:
+_ENTRIES: dict[str, type[OpenSchema]] = {"MaskDataset": MaskData, "CheckpointHook": Saving}
+
+
+def check_schema(config: Config, nodes: Callable[[Any, str], Iterable[Any]]) -> None:
     """Refuses a config whose parts are not of the right kind.
 
     Args:
         config: to check.
-        datasets: its ``MaskDataset`` entries.
-        savings: its ``CheckpointHook`` entries.
+        nodes: finds the entries of a type in a config.
 
     Raises:
         InputError: names file and field.
@@ -144,10 +167,9 @@ def check_schema(config: Config, datasets: list[Any], savings: list[Any]) -> Non
         raise InputError(f"{where}: holds itself, or is nested too deeply; write it flatter") from error
     _check_numbers(content, where, ())
     parse(content, SegmentorConfig, where)
-    for entry in datasets:
-        parse(_plain(entry), MaskData, f"{where}, MaskDataset")
-    for entry in savings:
-        parse(_plain(entry), Saving, f"{where}, CheckpointHook")
+    for name, schema in _ENTRIES.items():
+        for entry in nodes(content, name):
+            parse(entry, schema, f"{where}, {name}")
 
 
 def _plain(value: Any) -> Any:

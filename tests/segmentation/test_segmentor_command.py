@@ -151,7 +151,7 @@ def test_weights_that_run_code_are_refused(tmp_path, monkeypatch):
     (["--load-from", "none.pth"], "none.pth: no such file of weights"),
     (["--cfg-options", "model.decode_head"], "--cfg-options model.decode_head: settings are written key=value"),
     (["--cfg-options", "model.decode_head.num_classes=9"], "num_classes is 9, but class table"),
-    (["--repeat", "0"], "--repeat: 0: write a whole number, 1 or more"),
+    (["--repeat", "0"], "--repeat: 0: write a whole number, 1 to"),
     (["--max-iters", "0"], "--max-iters"),
 ])
 def test_bad_options_are_refused(chain, capsys, options, message):

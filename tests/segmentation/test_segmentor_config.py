@@ -1,6 +1,7 @@
 """Configs and options of segmentors: what runs, what is read as data, and what is refused in one line."""
 
 import json
+import os
 import random
 import socket
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 from segmentation.config import load_config
 from tests.conftest import ROOT
 from tests.faults.mutate import ODD_VALUES, command, observe
+
+MUTATIONS = int(os.environ.get("SEGMENTOR_MUTATIONS", 12))  # a short run; one of 1000 takes a quarter of an hour
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def test_what_a_training_writes_beside_its_weights_is_data(path, tmp_path):
     ("__class__.x=3", "a key is written as names"),
     ("a..b=3", "a key is written as names"),
     ("x=" + "[" * 3000, "--cfg-options"),
-    ("work_dir=a\nb", "do not print"),
+    ("work_dir=a\nb", "characters that no name should have"),
 ])
 def test_options_that_cannot_work_are_refused_before_anything_is_written(chain, cli, option, message):
     assert message in refused(cli, chain, "train", "--cfg-options", option)
@@ -234,10 +237,9 @@ def mutated_options(chain, count, seed):
         yield f"{key}={value}"
 
 
-def test_mutated_options_end_in_one_line(chain, request):
-    count, seed = request.config.getoption("--mutations") or 12, request.config.getoption("--seed")
+def test_mutated_options_end_in_one_line(chain):
     endings = []
-    for option in mutated_options(chain, count, seed):  # a thousand take a quarter of an hour
+    for option in mutated_options(chain, MUTATIONS, int(os.environ.get("SEGMENTOR_SEED", 1))):
         ending = observe(command("segmentor", "train", chain.config, "--work-dir", chain.root / "work", "--unchecked",
                                  "--max-iters", 1, "--cfg-options", option), seconds=60)
         endings.append(ending.kind)
