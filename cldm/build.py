@@ -45,11 +45,13 @@ def load_training_config(files: Sequence[str | Path | DictConfig], settings: Seq
     """
     merged = read_configuration(files, settings)
     check_training(merged.values, merged.source)
-    lightning = merged.values.get("lightning") or {}
-    for section in (lightning.get("callbacks") or {}, lightning.get("modelcheckpoint") or {}, lightning):
+    lightning = merged.values["lightning"] = merged.values.get("lightning") or {}
+    data = merged.values["data"]["params"]
+    for section in (lightning.get("callbacks") or {}, lightning.get("modelcheckpoint") or {}, lightning, data):
         for name in [name for name, value in section.items() if value is None]:
             del section[name]  # "callbacks:" with nothing below it
-    merged.values["lightning"] = lightning
+    for section, name in ((lightning, "trainer"), (data["train"], "params"), (data.get("validation", {}), "params")):
+        section[name] = section.get(name) or {}
     return DictConfig(merged.values)
 
 

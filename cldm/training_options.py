@@ -138,7 +138,7 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
     for setting in options.settings:
         name = setting.partition("=")[0]
         wanted, used = OmegaConf.select(given, name), OmegaConf.select(config, name)
-        if wanted != used:
+        if _overruled(wanted, used):
             raise InputError(f"{one_line(setting, 120)}: would not be used, {one_line(used, 40)} would be; give "
                              f"{_DECIDED.get(name, 'the option or value that decides it')} instead")  # fmt: skip
     if options.resume is None and first_process():  # a resumed run's own file holds what was decided for it
@@ -148,6 +148,13 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
                 print(f"{name}: {one_line(wanted, 40)} of the configuration's files is not used, but "
                       f"{one_line(used, 40)}; it comes from {option}")  # fmt: skip
     return config
+
+
+def _overruled(wanted: Any, used: Any) -> bool:
+    """Whether a value that was given is not the one that is used; a mapping that was given may get more fields."""
+    if isinstance(wanted, DictConfig) and isinstance(used, DictConfig):
+        return any(_overruled(value, used.get(key)) for key, value in wanted.items())
+    return bool(wanted != used)
 
 
 def _check_precision(precision: str, accelerator: str) -> None:

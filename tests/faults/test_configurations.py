@@ -173,6 +173,14 @@ def test_a_refusal_names_the_file_that_a_value_comes_from(train, tmp_path):
     assert f"{base}, field lightning.trainer.max_epochs: 1.5" in said and "more fault" not in said
 
 
+def test_sections_with_nothing_below_them_are_as_good_as_none(train):
+    settings = ("lightning.trainer=", "lightning.callbacks=", "lightning.modelcheckpoint=", "data.params.num_workers=",
+                "data.params.validation=", "model.params.cond_stage_config.params.version=")  # fmt: skip
+    assert "dry run: everything is in place" in train(*settings, code=0)
+    assert "dry run: everything is in place" in train("lightning=", code=0)
+    assert "data.params.train: missing" in train("data.params.train=")
+
+
 def test_references_within_a_configuration_are_followed(tmp_path):
     text = SMALL.read_text().replace("in_channels: 48", "in_channels: ${model.params.channels}")
     (tmp_path / "model.yaml").write_text(text)
