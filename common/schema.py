@@ -77,7 +77,7 @@ def parse(
         raise InputError(f"{source}:{value} {reason}{more}{f'; {remedy}' if remedy else ''}") from error
 
 
-_SAID = {"extra_forbidden": "is no field that is known here", "missing": "missing"}
+_SAID = {"extra_forbidden": "is no field that is known here"}
 
 
 def _place(content: Any, fault: Any) -> Place:
