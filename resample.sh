@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Keeps the filtered images that help; arguments go to scripts/resample.py (see --help), 80 % valid pixels as published.
+# Keeps the filtered images that help; arguments go to scripts/resample.py (see --help).
 here=$(cd "$(dirname "$0")" && pwd) || exit 1
 python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python)}
 if [ $# = 0 ]; then
@@ -11,4 +11,4 @@ END
   exit 2
 fi
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
-exec "$python" -m scripts.resample --min-valid 0.8 "$@"
+exec "$python" -m scripts.resample "$@"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # seeds are wanted where no model is
+    import torch
 
 
 def seed_from(*parts: object) -> int:
@@ -24,5 +26,7 @@ def item_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
     Returns:
         float32 tensor (B, *shape) on the CPU.
     """
+    import torch
+
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.randn(tuple(shape), generator=g, dtype=torch.float32) for g in generators])

@@ -69,7 +69,7 @@ def classes_by_score(
 
 def resample_statistics(
     classes: Sequence[str], pixels: np.ndarray, sizes: np.ndarray, reasons: Sequence[str | None],
-    inaccurate: Sequence[int],
+    inaccurate: Sequence[int], counted: Sequence[str] = ("inaccurate class", "valid pixels"),
 ) -> dict[str, Any]:
     """What was kept and why, and class shares before and after.
 
@@ -79,6 +79,7 @@ def resample_statistics(
         sizes: all pixels (images,).
         reasons: see ``keep_reason``, one an image.
         inaccurate: ids of poorly recognised classes.
+        counted: the reasons that there may be.
     """
     kept = np.array([reason is not None for reason in reasons])
 
@@ -90,7 +91,7 @@ def resample_statistics(
     return {
         "images": len(reasons),
         "kept": int(kept.sum()),
-        "reasons": {reason: reasons.count(reason) for reason in ("inaccurate class", "valid pixels")},
+        "reasons": {reason: reasons.count(reason) for reason in counted},
         "valid_share": {
             "before": float(pixels.sum() / max(sizes.sum(), 1)),
             "after": float(pixels[kept].sum() / max(sizes[kept].sum(), 1)),

@@ -14,7 +14,7 @@ BEFORE, AFTER, INACCURATE = "#b0b0b0", "#3b6fb6", "#c0392b"
 
 
 def resample_figure(path: Path, statistics: Mapping[str, Any]) -> None:
-    """Each class's share of pixels and number of images before and after re-sampling.
+    """Each class's share of pixels and number of images before and after re-sampling, and what hard masks keep.
 
     Args:
         path: .svg or .png file.
@@ -22,7 +22,12 @@ def resample_figure(path: Path, statistics: Mapping[str, Any]) -> None:
     """
     per_class = statistics["per_class"]
     rows = np.arange(len(per_class))
-    figure, panels = plt.subplots(1, 2, figsize=(11, 1.8 + 0.4 * len(rows)), sharey=True, layout="constrained")
+    masks = statistics.get("masks", {})
+    panels: list[Any]
+    figure, panels = plt.subplots(1, 3 if masks else 2, figsize=(16 if masks else 11, 1.8 + 0.4 * len(rows)),
+                                  layout="constrained")
+    panels[1].sharey(panels[0])
+    panels[1].tick_params(labelleft=False)
     for axes, key, scale, label in ((panels[0], "share", 100, "share of surviving pixels (%)"),
                                     (panels[1], "images", 1, "images that show the class")):
         for offset, when, color in ((-0.2, "before", BEFORE), (0.2, "after", AFTER)):
@@ -37,7 +42,20 @@ def resample_figure(path: Path, statistics: Mapping[str, Any]) -> None:
         if entry["inaccurate"]:
             tick.set(color=INACCURATE, fontweight="bold")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    if masks:
+        _hardness_panel(panels[2], masks)
     marked = "; bold red: poorly recognised" if any(entry["inaccurate"] for entry in per_class.values()) else ""
     figure.suptitle(f"{statistics['kept']} of {statistics['images']} images kept{marked}")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _hardness_panel(axes: Any, masks: Mapping[str, Mapping[str, Any]]) -> None:
+    """How many images each mask has and keeps, by its hardness."""
+    hardness = [entry["hardness"] for entry in masks.values()]
+    for key, color, size in (("images", BEFORE, 28), ("kept", AFTER, 12)):
+        axes.scatter(hardness, [entry[key] for entry in masks.values()], s=size, color=color, linewidths=0)
+    axes.set(xlabel="hardness of the mask: mean real loss of its pixels' classes (nats)", ylabel="images of the mask")
+    axes.set_ylim(0, 1.1 * max(entry["images"] for entry in masks.values()))
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -21,6 +21,7 @@ from common.images import read_image
 from common.pairing import Checked, Pair
 from common.processes import bounded
 from post_processing import balancing
+from post_processing.choices import Choice
 from post_processing.resample_report import resample_figure
 
 IMAGES, LABELS = "resampled_img", "resampled_label"
@@ -101,18 +102,16 @@ def link(source: Path, target: Path, copy: bool) -> None:
         shutil.copy2(source, path)
 
 
-def resample(pairs: Sequence[Pair], checked: Sequence[Checked], classes: Sequence[str], inaccurate: Sequence[int],
-             min_valid: float, min_pixels: int, put: Callable[[list[Pair], dict[str, tuple[int, int]]], None],
-             out: Path, options: Mapping[str, Any], skipped: Sequence[str]) -> str:
-    """Chooses, places, writes resample_stats.json and resample_stats.svg; returns what was kept, in short.
+def resample(pairs: Sequence[Pair], checked: Sequence[Checked], classes: Sequence[str], choice: Choice,
+             put: Callable[[list[Pair], dict[str, tuple[int, int]]], None], out: Path, options: Mapping[str, Any],
+             skipped: Sequence[str]) -> str:
+    """Places what a rule chose, writes resample_stats.json and resample_stats.svg; returns what was kept, in short.
 
     Args:
         pairs: filtered masks and their images.
         checked: what they show.
         classes: C names.
-        inaccurate: ids of poorly recognised classes.
-        min_valid: see ``balancing.keep_reason``.
-        min_pixels: as there.
+        choice: which are kept, and why.
         put: places pairs, see ``place_all``.
         out: folder.
         options: for the report.
@@ -120,21 +119,18 @@ def resample(pairs: Sequence[Pair], checked: Sequence[Checked], classes: Sequenc
     """
     pixels = np.array([found.pixels for found in checked])
     areas = np.array([found.size[0] * found.size[1] for found in checked])
-    reasons = [balancing.keep_reason(row, int(area), inaccurate, min_valid, min_pixels)
-               for row, area in zip(pixels, areas, strict=True)]
-    kept = [pair for pair, reason in zip(pairs, reasons, strict=True) if reason]
+    kept = [pair for pair, reason in zip(pairs, choice.reasons, strict=True) if reason]
     prepare_folders(out, kept)
     put(kept, {pair.name: found.size for pair, found in zip(pairs, checked, strict=True)
                if found.image_size != found.size})
-    statistics = balancing.resample_statistics(classes, pixels, areas, reasons, inaccurate)
+    statistics = balancing.resample_statistics(classes, pixels, areas, choice.reasons, choice.inaccurate,
+                                               choice.counted)
+    if choice.masks:
+        statistics["masks"] = choice.masks
     images = {pair.name: {"kept": reason, "valid_share": round(float(row.sum() / area), 4)}
-              for pair, reason, row, area in zip(pairs, reasons, pixels, areas, strict=True)}
+              for pair, reason, row, area in zip(pairs, choice.reasons, pixels, areas, strict=True)}
     write_json({"options": dict(options), "skipped": list(skipped), **statistics, "image": images},
                out / "resample_stats.json", indent=None)
     with atomic_path(out / "resample_stats.svg") as path:
         resample_figure(path, statistics)
-    why = statistics["reasons"]
-    names = ", ".join(classes[c] for c in inaccurate) or "none named (--inaccurate or --metrics)"
-    return (f"poorly recognised classes: {names}\n"
-            f"{statistics['kept']} of {len(pairs)} images kept in {out}: {why['inaccurate class']} show a poorly "
-            f"recognised class, {why['valid pixels']} more have over {100 * min_valid:g} % valid pixels")
+    return f"{choice.told[0]}{statistics['kept']} of {len(pairs)} images kept in {out}: {choice.told[1]}"

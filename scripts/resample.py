@@ -1,4 +1,4 @@
-"""Keeps the filtered images that help: those with a poorly recognised class, and those with enough valid pixels."""
+"""Keeps the filtered images that help: those of poorly recognised classes or enough valid pixels, or by hardness."""
 
 from __future__ import annotations
 
@@ -15,19 +15,28 @@ from common.files import check_writable, inside, only_writer, room_for
 from common.images import Labels
 from common.pairing import listed
 from post_processing import balancing
-from post_processing.filter_state import label_of_id
+from post_processing.choices import by_class, by_hardness, filtered_pixels, masks_pixels, read_class_loss
+from post_processing.filter_state import STATS, label_of_id
 from post_processing.metrics_file import read_metrics
 from post_processing.pairs import sound_pairs
 from post_processing.resample_run import place_all, resample
 from scripts import cli
 from scripts.cli import integer, number
 
-DESCRIPTION = """Keeps a filtered image if it shows a poorly recognised class, or if more than --min-valid of its
-pixels survived; writes OUT/resampled_img and OUT/resampled_label for joint training, and a report.
+DESCRIPTION = """Writes OUT/resampled_img and OUT/resampled_label for joint training, and a report. Two rules:
+--rule class     keeps an image if it shows a poorly recognised class, or if over --min-valid of its pixels survived
+--rule hardness  keeps more images of a mask the harder its classes are on real images: of n images of the mask of rank
+                 i of N (1: easiest), min(1 + round(n * i / N), n), drawn at random; each mask has its own n
 
   python -m scripts.resample --filtered-mask-path out/filtered --syn-img-path out/images --out-dir out/resampled \\
       --classes MBRSC --inaccurate "road,vegetation"
 Poorly recognised classes from a segmentor's metrics (scripts/segmentor.py test): --metrics metrics.json --below 0.5"""
+
+# rule -> its options, and their defaults
+RULES: dict[str, dict[str, float | None]] = {
+    "class": {"inaccurate": None, "metrics": None, "below": None, "worst": None, "min_valid": 0.8, "min_pixels": 1},
+    "hardness": {"real_loss": None, "syn_mask_path": None, "seed": 0},
+}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,16 +46,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--syn-img-path", type=Path, required=True, help="synthesised images of the same names")
     parser.add_argument("--out-dir", type=Path, required=True, help="folder for resampled_img, resampled_label, report")
     parser.add_argument("--classes", required=True, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
+    parser.add_argument("--rule", choices=list(RULES), default="class", help="which images are kept")
     parser.add_argument("--inaccurate", help="poorly recognised classes by name, with commas between them")
     parser.add_argument("--metrics", type=Path, help="a segmentor's metrics (JSON), to find them by IoU")
     parser.add_argument("--below", type=number(0, 1), help="with --metrics: classes with an IoU below this, 0..1")
     parser.add_argument("--worst", type=integer(1), help="with --metrics: this many classes with the smallest IoU")
-    parser.add_argument("--min-valid", type=number(0, 1), default=0.8, help="share of pixels that must survive, 0..1")
-    parser.add_argument("--min-pixels", type=integer(1), default=1, help="pixels that make a class count as shown")
+    parser.add_argument("--min-valid", type=number(0, 1),
+                        help="share of pixels that must survive, 0..1 (default: 0.8, as published)")
+    parser.add_argument("--min-pixels", type=integer(1),
+                        help="pixels that make a class count as shown (default: 1)")
+    parser.add_argument("--real-loss", type=Path, help="with --rule hardness: each class's mean loss on real images, a "
+                        f"filter_stats.json or real_loss.json (default: {STATS} in --filtered-mask-path)")
+    parser.add_argument("--syn-mask-path", type=Path, help="with --rule hardness: the masks that the images were made "
+                        f"of (default: their pixels as {STATS} in --filtered-mask-path counts them)")
+    parser.add_argument("--seed", type=integer(0), help="with --rule hardness: of the draws (default: 0)")
     parser.add_argument("--copy", action="store_true", help="copy files, where hard links would share them")
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
     parser.add_argument("--num-workers", type=integer(1, 256), default=len(os.sched_getaffinity(0)), help="readers")
     args = parser.parse_args(argv)
+    for rule, options in RULES.items():
+        for name, default in options.items():
+            if rule != args.rule and getattr(args, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')}: belongs to --rule {rule}, this is --rule {args.rule}; "
+                                 "leave out one of them")
+            if rule == args.rule and getattr(args, name) is None:
+                setattr(args, name, default)
     if args.inaccurate and args.metrics:
         raise InputError("--inaccurate and --metrics: give one of them")
     if args.metrics and (args.below is None) == (args.worst is None):
@@ -75,6 +99,8 @@ def run_resample(args: argparse.Namespace) -> None:
     table = load_class_table(args.classes)
     classes = list(table.names)
     inaccurate = inaccurate_classes(args, classes)
+    mean_loss = read_class_loss(args.real_loss or args.filtered_mask_path / STATS, classes) \
+        if args.rule == "hardness" else None
     of_id = label_of_id(args.filtered_mask_path)
     labels = table.labels if of_id is None else Labels(len(classes), of_id=of_id)
     pairs, checked, skipped = sound_pairs(
@@ -84,8 +110,13 @@ def run_resample(args: argparse.Namespace) -> None:
         print(f"{len(skipped)} files left out: {listed(skipped)}", file=sys.stderr)
     given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     put = partial(place_all, out=args.out_dir, copy=args.copy, workers=args.num_workers)
-    print(resample(pairs, checked, classes, inaccurate, args.min_valid, args.min_pixels, put, args.out_dir, given,
-                   skipped))
+    if mean_loss is None:
+        choice = by_class(checked, classes, inaccurate, args.min_valid, args.min_pixels)
+    else:
+        pixels, mask_of = (masks_pixels(args.syn_mask_path, pairs, labels, args.num_workers) if args.syn_mask_path
+                           else filtered_pixels(args.filtered_mask_path, pairs, classes))
+        choice = by_hardness(pairs, classes, mean_loss, pixels, mask_of, args.seed)
+    print(resample(pairs, checked, classes, choice, put, args.out_dir, given, skipped))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

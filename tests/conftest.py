@@ -26,6 +26,14 @@ MBRSC = SHARED / "data" / "mbrsc"
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the harnesses of ``tests/faults`` run; a short run each by default (docs/reliability.md)."""
+    group = parser.getgroup("faults")
+    group.addoption("--mutations", type=int, default=None, help="mutated inputs of each kind (some 20)")
+    group.addoption("--kills", type=int, default=1, help="kills of each command at random moments (1)")
+    group.addoption("--seed", type=int, default=1, help="of mutations and kills (1)")
+
+
 def _present(path: Path) -> Path:
     if not path.exists():
         pytest.skip(f"{path.name} is not at hand")

@@ -269,11 +269,12 @@ def test_numbers_and_texts_beyond_reason_are_refused(cli, tmp_path, option, valu
     assert option in said and says in said and said.isprintable() and len(said) < 300
 
 
-def test_mutated_configurations_are_refused_in_one_line_or_taken(scenes, tmp_path, monkeypatch):
+def test_mutated_configurations_are_refused_in_one_line_or_taken(scenes, tmp_path, monkeypatch, request):
     """A short run of ``python -m tests.faults.configurations``."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    rng = random.Random(2)
-    for endings, count in ((mutated_models(tmp_path, rng), 60), (mutated_trainings(tmp_path, scenes, rng), 25)):
+    rng, more = random.Random(request.config.getoption("--seed")), request.config.getoption("--mutations")
+    models, trainings = mutated_models(tmp_path, rng), mutated_trainings(tmp_path, scenes, rng)
+    for endings, count in ((models, more or 60), (trainings, more or 25)):
         seen = list(itertools.islice(endings, count))
         assert [f"{what}: {ending}" for what, ending in seen if not ending.fine] == []
         assert {"accepted", "refused"} == {ending.kind for _, ending in seen}

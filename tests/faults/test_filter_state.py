@@ -74,7 +74,7 @@ def mutated(path, rng):
 
 
 def test_mutated_state(finished, request):
-    rng, count = random.Random(request.config.getoption("--seed", 1)), request.config.getoption("--mutations", 24)
+    rng, count = random.Random(request.config.getoption("--seed")), request.config.getoption("--mutations") or 24
     root = finished.root
     for round_ in range(count):
         name = FILES[round_ % len(FILES)]

@@ -93,8 +93,8 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["model", "segmentor", "training", "dvae"])
 def test_mutated_weights(files, kind, request, tmp_path):
     content, commands = files[0][kind], files[1][kind]
-    count = request.config.getoption("--mutations", 16)
-    rng = random.Random(f"{kind} {request.config.getoption('--seed', 1)}")
+    count = request.config.getoption("--mutations") or 16
+    rng = random.Random(f"{kind} {request.config.getoption('--seed')}")
     taken = 0
     for round_ in range(count):
         what, data, sums = mutated(content, rng)

@@ -1,0 +1,63 @@
+"""How many images of a mask join the training set, by how hard the mask is: FreeMask's other choice.
+
+Yang et al., NeurIPS 2023: masks whose classes a segmentor finds hard on real images keep more of their images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+HARDNESS = "hardness"  # why an image is kept, in reports
+
+
+def mask_hardness(pixels: np.ndarray, mean_loss: np.ndarray) -> np.ndarray:
+    """Mean over a mask's pixels of their classes' mean loss on real images.
+
+    Sums are exact, so that no machine orders two masks otherwise.
+
+    Args:
+        pixels: pixels of each class in each mask (M, C).
+        mean_loss: mean loss of each class on real images (C,); NaN: none is known, its pixels do not count.
+
+    Returns:
+        float64 (M,); 0 for a mask without pixels that count.
+    """
+    known = np.flatnonzero(np.isfinite(mean_loss))
+    losses = mean_loss[known].tolist()
+    found = []
+    for row in pixels[:, known].tolist():
+        total = sum(row)
+        found.append(math.fsum(n * loss for n, loss in zip(row, losses, strict=True)) / total if total else 0.0)
+    return np.array(found, dtype=np.float64)
+
+
+def ranks_of(hardness: np.ndarray) -> np.ndarray:
+    """Ranks 1 (easiest) to M (hardest) of masks in the order of their names; equally hard ones follow that order."""
+    ranks = np.empty(len(hardness), dtype=np.int64)
+    ranks[np.argsort(hardness, kind="stable")] = np.arange(1, len(hardness) + 1)
+    return ranks
+
+
+def images_to_keep(rank: int, masks: int, images: int) -> int:
+    """How many of its images a mask keeps: ``min(1 + round(images * rank / masks), images)``, as published.
+
+    Args:
+        rank: 1 (easiest) to ``masks``.
+        masks: how many masks there are.
+        images: how many images this mask has (published: 20 for every mask), 1 or more.
+    """
+    return min(1 + round(images * rank / masks), images)  # Python's round: halves go to the even number
+
+
+def drawn(draws: Sequence[int], count: int) -> set[int]:
+    """Indices of ``count`` of the items, at random without replacement: those of the smallest draws.
+
+    Args:
+        draws: a random number of each item; where it belongs to the item alone, so does the choice: it depends on no
+            order, and a larger ``count`` keeps what a smaller one kept.
+        count: 0 to the number of items.
+    """
+    return set(sorted(range(len(draws)), key=lambda i: draws[i])[:count])
