@@ -140,7 +140,9 @@ def _run_once(model: ControlLDM, with_text: bool, name: str) -> None:
         return _or_refused(lambda: part(latent, None, step, text, features), place)
 
     masks = branch(model.control_model, hint, f"{place}.control_stage_config")
-    references = branch(model.ssl_stage_model, latent, f"{place}.ssl_stage_config")
+    references = None
+    if model.ssl_stage_model is not None:
+        references = branch(model.ssl_stage_model, latent, f"{place}.ssl_stage_config")
     made = _or_refused(lambda: unet(latent, step, text, masks, references), f"{place}.unet_config")
     if made.shape != latent.shape:
         where = f"{place}.unet_config.params.out_channels"

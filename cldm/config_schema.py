@@ -269,10 +269,12 @@ class ControlLdmParams(DiffusionParams):
 
     unet_config: Annotated[dict[str, Any], _FUSED_UNET]
     control_stage_config: Annotated[dict[str, Any], _BRANCH]
-    ssl_stage_config: Annotated[dict[str, Any], _BRANCH]
+    ssl_stage_config: Annotated[dict[str, Any] | None, _BRANCH] = None
     control_key: Name = "hint"
     ssl_control_key: Name = "ssl"
-    trainable: Literal["fusion", "all"] = "fusion"
+    trainable: Literal["fusion", "published", "all"] = "fusion"
+    sd_locked: bool | None = None
+    only_mid_control: bool | None = None
     learning_rate: Annotated[float, Field(ge=0, le=1e36)] = 1e-5
     weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0, le=COUNT)] = 0
@@ -339,7 +341,7 @@ def check_model(content: Any, source: Callable[[Place], str]) -> None:
     place: Place = ("model", "params")
     unet = params.unet_config.get("params") or {}
     for branch in ("control_stage_config", "ssl_stage_config"):
-        own = getattr(params, branch).get("params") or {}
+        own = (getattr(params, branch) or {}).get("params") or {}
         for name in _LIKE_THE_UNET:
             if name in unet and name in own and unet[name] != own[name]:
                 where = (*place, branch, "params", name)

@@ -17,21 +17,25 @@ from ldm.models.diffusion import LatentDiffusion, text_of
 from ldm.modules.ema import EMA
 from ldm.util import instantiate_from_config
 
+TRAINABLE = ("fusion", "published", "all")
+
 
 class TrainingDiverged(RuntimeError):
     """The loss is not a finite number any more."""
 
 
 class ControlLDM(LatentDiffusion):
-    """Latent diffusion with two control branches and joint fusion.
+    """Latent diffusion with two control branches and joint fusion; with the mask branch alone, a plain ControlNet.
 
     Args:
         control_stage_config: the mask branch.
-        ssl_stage_config: the reference branch.
+        ssl_stage_config: the reference branch; None for a plain ControlNet (Zhang et al. 2023), whose U-Net adds the
+            mask branch's features to its middle and its skip connections.
         control_key: batch field of the mask's encoding.
         ssl_control_key: batch field of the reference image.
-        trainable: ``fusion`` (both branches and the new attention, as published) or ``all`` (the whole U-Net too, for
-            models that do not start from Stable Diffusion).
+        trainable: ``fusion`` (both branches and the new attention, as the paper says), ``published`` (what the
+            published code trains of it: not the mask branch, nor the middle block's fusion) or ``all`` (the whole
+            U-Net too, for models that do not start from Stable Diffusion).
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         warmup_steps: steps of linear warm-up.
@@ -41,13 +45,15 @@ class ControlLDM(LatentDiffusion):
         hint_encoding: how masks become hints, see ``ldm.data.hints.HintEncoder``; published weights need ``index``.
         classes: class table that the encoding uses: a built-in name, or the path of a classes.json.
         aug_pipe_config: the reference in training, see ``ldm.data.reference.ReferenceAugmentation``.
+        sd_locked: False trains the U-Net's decoder (output blocks and ``out``), too, as ControlNet's option does.
+        only_mid_control: a plain ControlNet's features join at the middle block alone.
         **latent_diffusion: see ``LatentDiffusion``.
     """
 
     def __init__(
         self,
         control_stage_config: Mapping[str, Any],
-        ssl_stage_config: Mapping[str, Any],
+        ssl_stage_config: Mapping[str, Any] | None = None,
         control_key: str = "hint",
         ssl_control_key: str = "ssl",
         trainable: str = "fusion",
@@ -60,11 +66,24 @@ class ControlLDM(LatentDiffusion):
         hint_encoding: str = "index",
         classes: str | None = None,
         aug_pipe_config: Mapping[str, Any] | None = None,
+        sd_locked: bool | None = None,
+        only_mid_control: bool | None = None,
+        *,
+        unet_config: Mapping[str, Any],
         **latent_diffusion: Any,
     ) -> None:
-        super().__init__(**latent_diffusion)
+        self.fuses = ssl_stage_config is not None
+        if not self.fuses:
+            plain = {"joint_fusion": False, "add_mask_features": True, "only_mid_control": bool(only_mid_control)}
+            unet_config = {**unet_config, "params": {**(unet_config.get("params") or {}), **plain}}
+        elif only_mid_control:
+            raise InputError("model: only_mid_control: true: TISynth's output blocks read the features by attention, "
+                             "and cannot do without; it is for plain ControlNets (no ssl_stage_config)")  # fmt: skip
+        super().__init__(unet_config=unet_config, **latent_diffusion)
         self.control_model: ControlNet = instantiate_from_config(control_stage_config)
-        self.ssl_stage_model: ControlNet = instantiate_from_config(ssl_stage_config)
+        self.ssl_stage_model: ControlNet | None = None
+        if ssl_stage_config is not None:
+            self.ssl_stage_model = instantiate_from_config(ssl_stage_config)
         self.control_key, self.ssl_control_key = control_key, ssl_control_key
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
@@ -73,18 +92,49 @@ class ControlLDM(LatentDiffusion):
         self.hint_encoding, self.classes, self.augmentation = hint_encoding, classes, dict(aug_pipe_config or {})
         if not 0 <= ema_decay < 1:
             raise InputError(f"model: ema_decay: {ema_decay}: must be 0 or more, and below 1")
-        if trainable not in ("fusion", "all"):
-            raise InputError(f"model: trainable: {trainable}: choose fusion or all")
-        self.model.requires_grad_(trainable == "all")
-        for _, parameter in self.new_parameters():
-            parameter.requires_grad_(True)
-        # Blocks without attention read no features: zero convolutions that only they would read cannot learn.
+        if trainable not in TRAINABLE:
+            raise InputError(f"model: trainable: {trainable}: choose {', '.join(TRAINABLE)}")
+        if trainable == "published" and not self.fuses:
+            raise InputError("model: trainable: published: is about TISynth's two branches; take fusion, which trains "
+                             "the mask branch of a plain ControlNet")  # fmt: skip
+        self.trainable = trainable
+        self._choose_what_trains(bool(sd_locked) if sd_locked is not None else True)
+
+    def _choose_what_trains(self, sd_locked: bool) -> None:
         unet = self.model.diffusion_model
+        self.model.requires_grad_(self.trainable == "all")
+        for name, parameter in self.new_parameters():
+            parameter.requires_grad_(self.trainable != "published" or self._published_code_trains(name))
+        if not sd_locked:
+            unet.output_blocks.requires_grad_(True)
+            unet.out.requires_grad_(True)
+        # Blocks without attention read no features: zero convolutions that only they would read cannot learn.
         read = unet.fused_features()
-        for branch in (self.control_model, self.ssl_stage_model):
-            added = unet.add_mask_features and branch is self.control_model
+        for branch in self.branches:
+            added = unet.add_mask_features and not unet.only_mid_control and branch is self.control_model
             for i, conv in enumerate(branch.zero_convs):
-                conv.requires_grad_(added or i in read)
+                if not (added or i in read):
+                    conv.requires_grad_(False)
+
+    def _published_code_trains(self, name: str) -> bool:
+        """Whether the published code's optimizer moves a parameter of TISynth's own.
+
+        Its list of parameters is overwritten after the mask branch was put in; the middle block's fusion runs under
+        ``no_grad``, and with it goes all of the reference branch that only the middle block reads.
+        """
+        module, _, inside = name.partition(".")
+        if module != "ssl_stage_model":
+            return inside.startswith("diffusion_model.output_blocks.")
+        part, _, rest = inside.partition(".")
+        if part in ("input_blocks", "zero_convs"):
+            read = self.model.diffusion_model.fused_features()[:-1]
+            return bool(read) and int(rest.partition(".")[0]) <= max(read)
+        return part not in ("middle_block", "middle_block_out")
+
+    @property
+    def branches(self) -> list[ControlNet]:
+        """The mask branch, and the reference branch if there is one."""
+        return [self.control_model, *([] if self.ssl_stage_model is None else [self.ssl_stage_model])]
 
     @property
     def multiple(self) -> int:
@@ -97,7 +147,7 @@ class ControlLDM(LatentDiffusion):
         Args:
             compile_networks: ``torch.compile``: slow start, quicker steps.
         """
-        networks = (self.control_model, self.ssl_stage_model, self.model.diffusion_model)
+        networks = (*self.branches, self.model.diffusion_model)
         for module in self.modules():
             # 1 x 1 weights are the same in both formats; DDP would find that their gradients' strides differ
             if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
@@ -115,11 +165,11 @@ class ControlLDM(LatentDiffusion):
 
     def prepare(self, cond: Mapping[str, Any]) -> Mapping[str, Any]:
         """Computes both hints' features once; the text's keys and values on first use."""
-        return {
-            **super().prepare(cond),
-            "mask_hint": self.control_model.encode_hint(torch.cat(cond["c_concat"], 1)),
-            "reference_hint": self.ssl_stage_model.encode_hint(torch.cat(cond["c_ssl"], 1)),
-        }
+        mask_hint = self.control_model.encode_hint(torch.cat(cond["c_concat"], 1))
+        prepared = {**super().prepare(cond), "mask_hint": mask_hint}
+        if self.ssl_stage_model is not None:
+            prepared["reference_hint"] = self.ssl_stage_model.encode_hint(torch.cat(cond["c_ssl"], 1))
+        return prepared
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         """The network's prediction.
@@ -128,22 +178,28 @@ class ControlLDM(LatentDiffusion):
             x_noisy: noisy latent (B, C, h, w).
             t: time steps (B,).
             cond: ``{c_concat: [hint (B, C', H, W)], c_crossattn: [text (B, L, D)], c_ssl: [latent (B, C, h, w)]}``,
-                or what ``prepare`` made of it.
+                or what ``prepare`` made of it. A plain ControlNet reads no ``c_ssl``.
 
         Returns:
             (B, C, h, w).
         """
         text = text_of(cond)
         mask = None if "mask_hint" in cond else torch.cat(cond["c_concat"], 1)
-        reference = None if "reference_hint" in cond else torch.cat(cond["c_ssl"], 1)
         mask_features = self.control_model(x_noisy, mask, t, text, cond.get("mask_hint"))
+        if self.ssl_stage_model is None:
+            return self.model.diffusion_model(x_noisy, t, text, mask_features)
+        reference = None if "reference_hint" in cond else torch.cat(cond["c_ssl"], 1)
         reference_features = self.ssl_stage_model(x_noisy, reference, t, text, cond.get("reference_hint"))
+        if self.trainable == "published":  # whose middle block passes no gradient on
+            reference_features[-1] = reference_features[-1].detach()
         return self.model.diffusion_model(x_noisy, t, text, mask_features, reference_features)
 
     # ---- training
 
     def condition(self, batch: Mapping[str, Any]) -> dict[str, list[Tensor]]:
         """A batch's conditions: mask encoding, text, and the reference's latent."""
+        if self.ssl_stage_model is None:
+            return {**super().condition(batch), "c_concat": [batch[self.control_key]]}
         seeds = [seed_from(int(seed), "reference") for seed in batch["seed"]]
         return {
             **super().condition(batch),

@@ -12,8 +12,9 @@ class ControlledUnetModel(UNetModel):
 
     Args:
         ssl_dim: of published YAML files, without effect: features have the channels of the skip they meet.
+        joint_fusion: False in a plain ControlNet, whose published files name this class, too.
         **unet: see ``UNetModel``.
     """
 
-    def __init__(self, ssl_dim: int | None = None, **unet: Any) -> None:
-        super().__init__(joint_fusion=True, **unet)
+    def __init__(self, ssl_dim: int | None = None, joint_fusion: bool = True, **unet: Any) -> None:
+        super().__init__(joint_fusion=joint_fusion, **unet)

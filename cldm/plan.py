@@ -21,11 +21,12 @@ MOST_IMAGES = 10_000_000  # of one command: a longer list is a slip of the hand,
 LONGEST_NAME = 255 - len("..12345678.tmp.jpg")  # bytes, so that the temporary file has a name, too
 # Fields of the model's configuration that change its training, not its pictures, or that records say by themselves.
 TRAINING_ONLY = ("learning_rate", "weight_decay", "warmup_steps", "decay_steps", "use_ema", "ema_decay", "trainable",
-                 "aug_pipe_config", "hint_encoding", "classes")  # fmt: skip
+                 "sd_locked", "aug_pipe_config", "hint_encoding", "classes")  # fmt: skip
 # What makes a picture, in the order in which differences are named.
 MAKES = ("checkpoint_hash", "use_ema", "config_hash", "precision", "sampler", "steps", "spacing", "scale", "eta",
          "format", "quality", "height", "width", "hint_encoding", "mask_hash", "reference_hash", "reference_fit",
-         "prompt", "prompt_read", "seed")  # fmt: skip
+         "reference_latent", "prompt", "prompt_read", "seed")  # fmt: skip
+REFERENCE_LATENTS = ("mode", "sample")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Job:
 
 @dataclass(frozen=True)
 class SynthesisOptions:
-    """How images are made and written; the defaults are the published ones."""
+    """How images are made and written; the defaults are the published ones, but for ``reference_latent``."""
 
     outdir: Path
     steps: int = 50
@@ -51,6 +52,7 @@ class SynthesisOptions:
     quality: int = 95
     split_guidance: bool = False
     spacing: str = "auto"
+    reference_latent: str = "mode"
 
 
 def file_hash(path: Path) -> str:
@@ -97,15 +99,17 @@ class Recipe:
             "format": options.image_format,
             "quality": options.quality if options.image_format == "jpg" else None,
             "reference_fit": dataset.reference_fit,
+            "reference_latent": options.reference_latent,
             "hint_encoding": dataset.hint_fingerprint,
         }
 
-    def sample(self, name: str, seed: int, prompt: str, mask: str, mask_hash: str, reference: str,
-               reference_hash: str, height: int, width: int) -> Sample:  # fmt: skip
+    def sample(self, name: str, seed: int, prompt: str, mask: str, mask_hash: str, reference: str | None,
+               reference_hash: str | None, height: int, width: int) -> Sample:  # fmt: skip
         """The record of one image."""
         return Sample(
             name=name, seed=seed, prompt=prompt, prompt_read=self.reading(prompt).read,
-            mask=_printable(mask), mask_hash=mask_hash, reference=_printable(reference), reference_hash=reference_hash,
+            mask=_printable(mask), mask_hash=mask_hash, reference_hash=reference_hash,
+            reference=None if reference is None else _printable(reference),
             height=height, width=width, **self._common,
         )  # fmt: skip
 
@@ -152,8 +156,10 @@ def look(dataset: PairedImages, recipe: Recipe, outdir: Path, seeds: Sequence[in
     for item, seed in there:
         name = f"{item.name}_seed_{seed}"
         height, width = recipe.size or item.size or (0, 0)
+        reference = item.reference
         now = recipe.sample(
-            name, seed, item.prompt, str(item.mask), hashes[item.mask], str(item.reference), hashes[item.reference],
+            name, seed, item.prompt, str(item.mask), hashes[item.mask],
+            None if reference is None else str(reference), None if reference is None else hashes[reference],
             height, width,
         )  # fmt: skip
         files = present[name]
@@ -168,7 +174,7 @@ def look(dataset: PairedImages, recipe: Recipe, outdir: Path, seeds: Sequence[in
     return fine, others
 
 
-def _hashes(paths: Iterable[Path]) -> dict[Path | None, str]:
+def _hashes(paths: Iterable[Path]) -> dict[Path, str]:
     distinct = list(dict.fromkeys(paths))
     with ThreadPoolExecutor() as pool:
         return dict(zip(distinct, pool.map(file_hash, distinct), strict=True))

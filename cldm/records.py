@@ -40,6 +40,7 @@ class Sample(Record):
     reference: str | None = None
     reference_hash: str | None = None
     reference_fit: str | None = None
+    reference_latent: str = "mode"  # records of before this option say nothing
     hint_encoding: str | None = None
     height: int | None = None
     width: int | None = None

@@ -72,8 +72,11 @@ class JobDataset(Dataset[dict[str, Any]]):
         """The item of job ``index``, with the job's seed and name, and what its files hold."""
         job = self.jobs[index]
         item = self.items[job.item]
-        hashes = {f"{kind}_hash": file_hash(Path(item[f"{kind}_path"])) for kind in ("mask", "reference")}
-        return {**item, **hashes, "job_seed": job.seed, "job_name": job.name}
+        made_of: dict[str, Any] = {}
+        for kind in ("mask", "reference"):
+            path = item.get(f"{kind}_path")
+            made_of |= {f"{kind}_path": path, f"{kind}_hash": None if path is None else file_hash(Path(path))}
+        return {**item, **made_of, "job_seed": job.seed, "job_name": job.name}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -163,13 +166,12 @@ class Synthesiser(pl.LightningModule):
         model, options = self.model, self.options
         dtype = next(model.control_model.parameters()).dtype
         hint = batch["hint"].to(dtype)
-        cond = {
-            "c_concat": [hint],
-            "c_crossattn": [model.get_learned_conditioning(batch["txt"])],
-            "c_ssl": [model.image_latent(batch["ssl"].to(dtype))],
-        }
-        uncond = {**cond, "c_crossattn": [model.get_learned_conditioning([""] * len(batch["txt"]))]}
         seeds = [seed_from(seed, name) for seed, name in zip(batch["job_seed"], batch["name"], strict=True)]
+        draws = [seed_from(seed, "reference") for seed in seeds] if options.reference_latent == "sample" else None
+        cond = {"c_concat": [hint], "c_crossattn": [model.get_learned_conditioning(batch["txt"])]}
+        if "ssl" in batch:
+            cond["c_ssl"] = [model.image_latent(batch["ssl"].to(dtype), draws)]
+        uncond = {**cond, "c_crossattn": [model.get_learned_conditioning([""] * len(batch["txt"]))]}
         shape = (model.channels, *(side // model.factor for side in hint.shape[-2:]))
         x_T = item_noise(seeds, shape).to(hint)
         latents = sample(

@@ -52,14 +52,18 @@ def run_folder(options: TrainingOptions) -> Path:
         return folder
     if options.name is None and options.nodes > 1:
         raise InputError("-n: give the run a name; machines that start at different times would not agree on one")
-    # Lightning starts this command again for each further GPU, which must find the first one's name
-    now = os.environ.setdefault("TISYNTH_RUN", datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
-    folder = options.logdir / (options.name or now)
+    folder = options.logdir / (options.name or run_time())
     if not folder.resolve().is_relative_to(options.logdir.resolve()) or folder.resolve() == options.logdir.resolve():
         raise InputError(f"-n {one_line(options.name, 80)}: write a name; --logdir says where")
     _refuse_a_run(folder, options)
     check_writable(next(path for path in (folder, *folder.absolute().parents) if path.exists()), "--logdir")
     return folder
+
+
+def run_time() -> str:
+    """The time at which this command started, as a name."""
+    # Lightning starts this command again for each further GPU, which must find the first one's name
+    return os.environ.setdefault("TISYNTH_RUN", datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
 
 
 def _refuse_a_run(folder: Path, options: TrainingOptions) -> None:

@@ -69,7 +69,8 @@ def parse_devices(gpus: str) -> dict[str, Any]:
     if not indices or len(set(indices)) < len(indices):
         raise InputError(f"--gpus {one_line(gpus, 60)}: write auto, cpu, or indices such as 0 or 0,1,2")
     if absent := [index for index in indices if not 0 <= index < present]:
-        raise InputError(f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or another index")
+        raise InputError(f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or "
+                         "other indices (0,1 are two GPUs)")
     return {"accelerator": "gpu", "devices": indices}
 
 
@@ -125,9 +126,9 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         _check_precision(str(trainer.precision), trainer.accelerator)
     if options.save_every is not None:
         config.lightning.save_every = options.save_every
-    frozen = model.get("trainable", "fusion") == "fusion"
+    frozen = model.get("trainable", "fusion") != "all"
     if frozen and options.pretrain_path is None and options.resume is None and "all" not in options.allow:
-        raise InputError("--pretrain_path is needed: what does not train (model.params.trainable: fusion) would stay "
+        raise InputError("--pretrain_path is needed: what does not train (model.params.trainable) would stay "
                          "random; give start weights, or --allow_mismatch all")  # fmt: skip
     rate = config.base_learning_rate
     if options.scale_lr is not None:

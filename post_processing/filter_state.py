@@ -122,14 +122,29 @@ def label_of_id(folder: Path) -> tuple[int, ...] | None:
     Raises:
         InputError: the statistics are damaged.
     """
+    found, remedy = _stats(folder), _REMEDY
+    if found is None or found.labels is None:
+        return None
+    where = f"{folder / STATS}, field labels"
+    return tuple(parse(unsealed(found.labels, where, remedy), LabelTable, where, remedy).of_id)
+
+
+def classes_of(folder: Path) -> list[str] | None:
+    """Names of the classes that a folder's masks were filtered with; None where the filter said nothing there.
+
+    Raises:
+        InputError: the statistics are damaged.
+    """
+    found = _stats(folder)
+    return None if found is None else list(found.per_class)
+
+
+_REMEDY = f"start filter.sh again, it makes {STATS} again"
+
+
+def _stats(folder: Path) -> FilterStats | None:
     path = folder / STATS
-    if not path.is_file():
-        return None
-    remedy = f"start filter.sh again, it makes {STATS} again"
-    labels, where = read_json(path, FilterStats, remedy).labels, f"{path}, field labels"
-    if labels is None:
-        return None
-    return tuple(parse(unsealed(labels, where, remedy), LabelTable, where, remedy).of_id)
+    return read_json(path, FilterStats, _REMEDY) if path.is_file() else None
 
 
 class State:

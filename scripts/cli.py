@@ -166,8 +166,9 @@ def add_trust(options: argparse.ArgumentParser) -> None:
 
 
 def flag(word: str) -> bool:
-    """``true``/``false`` in the usual spellings, for options such as ``-t true``."""
-    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(word.lower())
+    """``true``/``false`` in the usual and the published spellings, for options such as ``-t true``."""
+    spellings = (("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0"))
+    value = next((not no for no, words in enumerate(spellings) if word.lower() in words), None)
     if value is None:
         raise argparse.ArgumentTypeError(f"{one_line(word, 60)}: write true or false")
     return value

@@ -21,13 +21,24 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.build import create_model, load_config
-from cldm.plan import Job, Recipe, SynthesisOptions, check_names, config_hash, look, plan, refuse_mixture
+from cldm.plan import (
+    REFERENCE_LATENTS,
+    Job,
+    Recipe,
+    SynthesisOptions,
+    check_names,
+    config_hash,
+    look,
+    plan,
+    refuse_mixture,
+)
 from cldm.prompts import cut_lines, read_long_prompts, reading
 from cldm.records import working_in
 from cldm.synthesis import JobDataset, check_model, collate, few_steps, synthesise
 from cldm.training_options import parse_devices
 from common.errors import InputError
 from common.files import check_writable
+from common.schema import one_line
 from ldm.checkpoint import file_hash
 from ldm.data.pairs import REFERENCE_FITS, PairedImages
 from ldm.models.schedule import SAMPLERS, SPACINGS
@@ -37,6 +48,8 @@ from scripts.cli import add_trust, batch_size, integer, number, parser, pixels, 
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "model" / "tisynth_v15.yaml"  # published
 LAUNCHED = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by torchrun, Lightning for its children, SLURM
 PRECISIONS = ("32", "bf16", "16", "bf16-mixed", "16-mixed")
+PUBLISHED_PRECISIONS = ("full", "autocast")
+DATASETS = ("GID26K", "COCO", "ADE20K")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -61,11 +74,14 @@ def arguments() -> argparse.ArgumentParser:
     add("--size", type=pixels, nargs="+", metavar="PX", help="side, or height and width; each mask's by default")
     add("--reference_fit", choices=REFERENCE_FITS, default="crop", help="a reference of another shape than its mask: "
         "keep its middle, or stretch it (published)")
+    add("--reference_latent", choices=REFERENCE_LATENTS, default="mode", help="what the model reads of a reference: "
+        "the mode of its latent's distribution, or a sample (published; drawn by image's name and seed)")
     add("--long_prompts", action="store_true", help="read prompts beyond 75 tokens in windows of 75; not cut")
     add("--classes", metavar="TABLE", help="class table to check masks by: FUSU, GID, LoveDA, MBRSC or a classes.json")
     add("--batch_size", type=batch_size, default=8, help="images at once on a device")
     add("--num_workers", type=workers, default=2, help="processes that read items, a device")
-    add("--precision", choices=PRECISIONS, default="32", help="of the weights, or mixed: weights in 32 bit")
+    add("--precision", choices=(*PRECISIONS, *PUBLISHED_PRECISIONS), default="32", help="of the "
+        "weights, or mixed: weights in 32 bit; published: full is 32, autocast 16-mixed on a GPU, 32 on the CPU")
     add("--gpus", default="auto", help="auto, cpu, or indices: 0 or 0,1,2,3")
     add("--num_nodes", type=integer(1), default=1, help="machines; start the same command on each by SLURM or torchrun")
     add("--format", choices=("jpg", "png"), default="jpg", help="of the images")
@@ -76,6 +92,14 @@ def arguments() -> argparse.ArgumentParser:
     add("--remake", action="store_true", help="make images again that were made otherwise than this command would")
     add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
     add("--follow_links", action="store_true", help="take files outside --data_root that links below it lead to")
+    published = options.add_argument_group("published options, checked or without effect")
+    published.add_argument("--dataset", choices=DATASETS, help="GID26K; the two others were never implemented")
+    for side in ("--H", "--W"):
+        published.add_argument(side, type=pixels, metavar="PX", help="of all masks; nothing is resized by it")
+    published.add_argument("--C", type=integer(1), help="channels of the latent, as the model has them")
+    published.add_argument("--f", type=integer(1), help="image pixels a latent pixel, as the model has them")
+    published.add_argument("--fixed_code", action="store_true", help="without effect, as published")
+    published.add_argument("--err_log", metavar="FILE", help="without effect: faults are named before work")
     add_trust(options)
     add("--dry_run", action="store_true", help="check everything, print the plan, and stop")
     return options
@@ -89,11 +113,51 @@ def check_together(args: argparse.Namespace) -> None:
         raise InputError("--size: write one number, or height and width")
 
 
+def published_options(args: argparse.Namespace) -> list[str]:
+    """What published options mean here, in a line each.
+
+    Raises:
+        InputError: a data set that never was implemented.
+    """
+    lines = []
+    if args.dataset not in (None, "GID26K"):
+        raise InputError(f"--dataset {args.dataset}: was never implemented; leave it out, the list says which files")
+    if args.precision in PUBLISHED_PRECISIONS:
+        gpu = parse_devices(args.gpus)["accelerator"] == "gpu"
+        given, args.precision = args.precision, "16-mixed" if args.precision == "autocast" and gpu else "32"
+        lines.append(f"--precision {given}: taken as --precision {args.precision}")
+    if args.fixed_code:
+        lines.append("--fixed_code: without effect, as published; an image's noise follows from --seed and its name")
+    if args.err_log:
+        lines.append("--err_log: without effect; faulty items are named before work starts, --skip_invalid leaves "
+                     "them out")
+    return lines
+
+
+def check_shape(args: argparse.Namespace, model: Any, dataset: PairedImages) -> None:
+    """Refuses a published option that says another shape than model and masks have.
+
+    Raises:
+        InputError: names the option and what is there.
+    """
+    for option, given, has in (("--C", args.C, model.channels), ("--f", args.f, model.factor)):
+        if given not in (None, has):
+            raise InputError(f"{option} {given}: the model of {args.config} has {has}; leave the option out")
+    for item in dataset.items:
+        sides = dataset.size or item.size or (0, 0)
+        for option, given, side in zip(("--H", "--W"), (args.H, args.W), sides, strict=True):
+            if given not in (None, side):
+                raise InputError(f"{option} {given}: line {item.line} of the list, field source: "
+                                 f"{one_line(item.name, 80)} would be {sides[1]} x {sides[0]} px (width x height); "
+                                 f"{option} resizes nothing: leave it out, or resize by --size")  # fmt: skip
+
+
 def main() -> None:
     """Checks, plans, and makes what is missing."""
     args = arguments().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_together(args)
+    lines = published_options(args)
     trust(args.trust)
     devices = parse_devices(args.gpus)
     model = create_model(args.config, args.ckpt, args.allow_mismatch, use_ema=args.use_ema)
@@ -106,17 +170,19 @@ def main() -> None:
         skip_invalid=args.skip_invalid,
         follow_links=args.follow_links,
         use_reference=True,
+        masks_only=not model.fuses,
         multiple_of=model.multiple,
         reference_fit=args.reference_fit,
     )
     check_model(model, dataset)
+    check_shape(args, model, dataset)
     first = getattr(rank_zero_only, "rank", 0) == 0
     if dataset.faults:
         print(f"{len(dataset.faults)} faulty items are left out")
     outdir = args.outdir
     options = SynthesisOptions(
         outdir, args.steps, args.sampler, args.scale, args.ddim_eta, args.format, args.quality, args.split_guidance,
-        args.spacing,
+        args.spacing, args.reference_latent,
     )  # fmt: skip
     seeds = range(args.seed, args.seed + args.num_samples)
     check_names(dataset, seeds)
@@ -131,7 +197,7 @@ def main() -> None:
     if args.long_prompts:
         read_long_prompts(model)
     remedy = "shorten it" if args.long_prompts else "--long_prompts reads more, in windows of 75 tokens"
-    for line in [*cut_lines(model, dataset, remedy), *few_steps(model, options)] if first else []:
+    for line in [*lines, *cut_lines(model, dataset, remedy), *few_steps(model, options)] if first else []:
         print(line)
     recipe = Recipe(dataset, options, about, partial(reading, model))
     fine, others = (set(), {}) if args.only else look(dataset, recipe, outdir, seeds)

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from common.classes import load_class_table
+from common.classes import load_class_table, plain_name
 from common.errors import InputError
 from common.files import check_writable, inside, only_writer, room_for
 from common.images import Labels
 from common.pairing import listed
+from common.schema import one_line
 from post_processing import balancing
 from post_processing.choices import by_class, by_hardness, filtered_pixels, masks_pixels, read_class_loss
-from post_processing.filter_state import STATS, label_of_id
+from post_processing.filter_state import STATS, classes_of, label_of_id
 from post_processing.metrics_file import read_metrics
 from post_processing.pairs import sound_pairs
 from post_processing.resample_run import place_all, resample
@@ -37,6 +38,8 @@ RULES: dict[str, dict[str, float | None]] = {
     "class": {"inaccurate": None, "metrics": None, "below": None, "worst": None, "min_valid": 0.8, "min_pixels": 1},
     "hardness": {"real_loss": None, "syn_mask_path": None, "seed": 0},
 }
+PUBLISHED_CLASSES = "FUSU"
+PUBLISHED_POOR = ("agriculture construction", "special", "public construction", "commercial land", "grass")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,9 +48,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--filtered-mask-path", type=Path, required=True, help="masks that scripts/filter.py wrote")
     parser.add_argument("--syn-img-path", type=Path, required=True, help="synthesised images of the same names")
     parser.add_argument("--out-dir", type=Path, required=True, help="folder for resampled_img, resampled_label, report")
-    parser.add_argument("--classes", required=True, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
     parser.add_argument("--rule", choices=list(RULES), default="class", help="which images are kept")
-    parser.add_argument("--inaccurate", help="poorly recognised classes by name, with commas between them")
+    parser.add_argument("--classes", help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json (default: FUSU, as "
+                        "published)")
+    parser.add_argument("--inaccurate", help="poorly recognised classes by name, with commas between them (default: "
+                        "none; without --classes, as published, " + ", ".join(PUBLISHED_POOR) + ")")
     parser.add_argument("--metrics", type=Path, help="a segmentor's metrics (JSON), to find them by IoU")
     parser.add_argument("--below", type=number(0, 1), help="with --metrics: classes with an IoU below this, 0..1")
     parser.add_argument("--worst", type=integer(1), help="with --metrics: this many classes with the smallest IoU")
@@ -77,10 +82,30 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError("--metrics: say which classes count, with --below or --worst")
     if not args.metrics and (args.below is not None or args.worst is not None):
         raise InputError("--below and --worst need --metrics FILE")
+    if args.classes is None:
+        poor = None if args.inaccurate or args.metrics or args.rule != "class" else ",".join(PUBLISHED_POOR)
+        check_published(args.filtered_mask_path)
+        args.classes, args.inaccurate = PUBLISHED_CLASSES, args.inaccurate or poor
+        named = f", poorly recognised {', '.join(PUBLISHED_POOR)}" if poor else ""
+        print(f"classes of {PUBLISHED_CLASSES}{named}: the published defaults; see --classes, --inaccurate")
     for folder in (args.filtered_mask_path, args.syn_img_path):
         if inside(args.out_dir, folder):
             raise InputError(f"--out-dir {args.out_dir}: lies inside {folder}; name another folder")
     return args
+
+
+def check_published(filtered: Path) -> None:
+    """Refuses the published default where the filter worked with other classes.
+
+    Raises:
+        InputError: it did; names the first.
+    """
+    found = classes_of(filtered)
+    table = load_class_table(PUBLISHED_CLASSES)
+    known = {plain_name(name) for name in table.names}
+    if other := [name for name in found or () if plain_name(name) not in known]:
+        raise InputError(f"--classes: not given, and {filtered} was filtered with a class {one_line(other[0], 60)} "
+                         f"that is none of {PUBLISHED_CLASSES}'s; name its class table")
 
 
 def inaccurate_classes(args: argparse.Namespace, classes: Sequence[str]) -> list[int]:

@@ -4,8 +4,9 @@ r"""Trains TISynth: paints images from masks, references and texts.
       --data_root DATA --train_txt_file DATA/train_set_items.json --val_txt_file DATA/test_set_items.json \
       --pretrain_path controlnet1.5.ckpt --gpus 0,1,2,3
 
-Any value of the configuration can be set by key=value:
-  data.params.batch_size=4 lightning.trainer.max_steps=50000 lightning.trainer.precision=bf16-mixed
+Any value of the configuration can be set by key=value, or as an option:
+  data.params.batch_size=4 lightning.trainer.max_steps=50000 --data.params.num_workers 2
+Options of Lightning's trainer may be written by their names alone, as published: --max_steps 50000 --accelerator gpu
 
 Exit codes: 0 trained, 1 the loss is not a number, 2 bad input, 143 saved and stopped by SIGTERM, 130 by Ctrl-C.
 """
@@ -14,16 +15,22 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cldm.build import load_training_config
 from cldm.control_ldm import TrainingDiverged
+from cldm.published import gpus_of, read_line
 from cldm.resume import resume_checkpoint
-from cldm.training import CONFIG_NAME, train
+from cldm.training import CONFIG_NAME, run_time, train
 from cldm.training_options import SEED, TrainingOptions
 from common.errors import InputError
+from common.schema import one_line
 from ldm.util import trust
-from scripts.cli import add_trust, flag, integer, name, parser, random_seed, run
+from scripts.cli import add_trust, file_path, flag, integer, name, parser, random_seed, run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASE, MODEL = CONFIGS / "train" / "tisynth.yaml", CONFIGS / "model" / "tisynth_v15.yaml"  # published
@@ -36,7 +43,8 @@ def arguments() -> argparse.ArgumentParser:
     add("-b", "--base", type=Path, nargs="*", metavar="YAML",
         help="training settings: data, rate, trainer; configs/train/tisynth.yaml by default, the run's own to --resume")
     add("--config_model", type=Path, metavar="YAML", help="model settings; configs/model/tisynth_v15.yaml by default")
-    add("-n", "--name", type=name, help="name of the run's folder below --logdir; the time by default")
+    add("-n", "--name", type=or_none(name), nargs="?", help="name of the run's folder below --logdir; "
+        "the time by default")
     add("-l", "--logdir", type=Path, default=Path("logs"), help="folder of all runs")
     add("--data_root", metavar="DIR", help="folder that the lists' paths are relative to")
     add("--train_txt_file", metavar="FILE", help="training items as JSON lines")
@@ -49,9 +57,20 @@ def arguments() -> argparse.ArgumentParser:
     add("-s", "--seed", type=random_seed,
         help=f"of order, time steps, noise, references, weights; the configuration's by default, or {SEED}")
     add("-t", "--train", type=flag, nargs="?", const=True, default=True, help="train; false is --dry_run")
-    add("-r", "--resume", type=Path, metavar="RUN", help="go on with a run: its folder, or one of its checkpoints")
+    add("-r", "--resume", type=or_none(file_path), nargs="?", metavar="RUN", help="go on with a run: "
+        "its folder, or one of its checkpoints; without either, as published, a new run")
     add("--scale_lr", type=flag, nargs="?", const=True,
         help="rate x batch size x GPUs x accumulation; true by default, the run's own to --resume")
+    add("-f", "--postfix", default="", help="put behind the run's name")
+    add("--sd_locked", type=flag, nargs="?", const=True, help="false: Stable Diffusion's decoder trains, too; the "
+        "configuration's by default, or true")
+    add("--only_mid_control", type=flag, nargs="?", const=True, help="true: features join at the middle block alone, "
+        "for plain ControlNets; the configuration's by default, or false")
+    add("--actual_resume", type=or_none(file_path), nargs="?", metavar="CKPT", help="as --pretrain_path")
+    add("-p", "--project", nargs="?", help="published, without effect: --logdir and -n say where the run lies")
+    add("-d", "--debug", type=flag, nargs="?", const=True, default=False, help="published, without effect: "
+        "python -m pdb -m scripts.train debugs")
+    add("--no-test", type=flag, nargs="?", const=True, default=False, help="published, without effect: no test follows")
     add("--save_every", type=integer(1), metavar="STEPS",
         help="write last.ckpt every so many steps, too, not at the end of epochs and of training alone")
     add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
@@ -62,9 +81,54 @@ def arguments() -> argparse.ArgumentParser:
     return options
 
 
+def or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type: a text that may be empty, which is the published way to give no value."""
+    return lambda word: convert(word) if word else None
+
+
+def command_line(words: Sequence[str]) -> argparse.Namespace:
+    """The options, ours and the published ones; what has no effect is said in a line each.
+
+    Raises:
+        InputError: an option that is not known, or two that contradict each other.
+    """
+    options = arguments()
+    line = read_line(words, options._option_string_actions)
+    args = options.parse_intermixed_args(line.others)
+    args.overrides += line.settings
+    notes = line.notes
+    without_effect = {"--project": args.project is not None, "--debug": args.debug, "--no-test": args.no_test}
+    notes += [f"{option}: without effect (see --help)" for option, given in without_effect.items() if given]
+    if args.actual_resume is not None:
+        if args.pretrain_path is not None:
+            raise InputError("--actual_resume and --pretrain_path: both name start weights; give one of them")
+        notes.append("--actual_resume: taken as --pretrain_path, weights to start from; --resume goes on with a run")
+        args.pretrain_path = args.actual_resume
+    if resume := line.taken.get("resume_from_checkpoint"):
+        if args.resume is not None:
+            raise InputError("--resume and --resume_from_checkpoint: give one of them")
+        notes.append("--resume_from_checkpoint: taken as --resume")
+        args.resume = file_path(resume)
+    if {"accelerator", "devices"} & set(line.taken):
+        gpus = gpus_of(line.taken.get("accelerator"), line.taken.get("devices"))
+        if args.gpus != "auto" and (args.gpus.startswith("cpu") != (gpus == "cpu") or "devices" in line.taken):
+            raise InputError(f"--gpus {one_line(args.gpus, 40)}: --accelerator and --devices say something else; give "
+                             "--gpus alone")  # fmt: skip
+        args.gpus = gpus if args.gpus == "auto" else args.gpus
+    for option in ("sd_locked", "only_mid_control"):
+        if (value := getattr(args, option)) is not None:
+            args.overrides.append(f"model.params.{option}={str(value).lower()}")
+    if args.postfix:
+        args.name = name(f"{args.name or run_time()}{args.postfix}")
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        for note in notes:
+            print(note)
+    return args
+
+
 def main() -> int:
     """Merges the configuration and trains."""
-    args = arguments().parse_intermixed_args()
+    args = command_line(sys.argv[1:])
     for taken in (args.allow_mismatch, args.base or []):  # options of several words take settings that follow them, too
         settings = [text for text in taken if "=" in str(text) and not Path(text).exists()]
         args.overrides += map(str, settings)

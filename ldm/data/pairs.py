@@ -40,7 +40,7 @@ class PairedImages(Dataset[dict[str, Any]]):
     * ``jpg``: (3, H, W) float32 in [-1, 1], the image; absent with ``use_reference``;
     * ``ssl``: (3, H, W) float32 in [-1, 1], the augmented image, or the item's reference with ``use_reference``;
     * ``txt``: prompt; ``name``: stem of the mask's file; ``seed``: 63-bit int, for time step and noise;
-    * ``mask_path``, ``reference_path``: with ``use_reference`` only.
+    * ``mask_path``, ``reference_path``: with ``use_reference`` only, the first with ``masks_only``, too.
 
     Args:
         data_root: folder that the list's paths are relative to.
@@ -58,6 +58,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         interpolation: of images: nearest, bilinear, bicubic or lanczos. Masks are always nearest.
         multiple_of: height and width must be multiples of this many pixels.
         follow_links: links below the data root may lead to files outside it.
+        masks_only: neither image nor reference is read: for synthesis by a model without a reference branch.
         reference_fit: how a reference of another shape than its mask's gets that shape: ``crop`` keeps the middle,
             ``stretch`` everything, distorted (as published).
 
@@ -83,6 +84,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         multiple_of: int = 64,
         follow_links: bool = False,
         reference_fit: str = "crop",
+        masks_only: bool = False,
     ) -> None:
         if reference_fit not in REFERENCE_FITS:
             raise InputError(f"reference_fit {reference_fit}: must be one of {', '.join(REFERENCE_FITS)}")
@@ -96,7 +98,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         self.flip_p = flip_p
         self.empty_prompt_p = empty_prompt_p
         self.seed = seed
-        self.use_reference = use_reference
+        self.use_reference, self.masks_only = use_reference and not masks_only, masks_only
         self.class_table = None if classes is None else load_class_table(classes, hint_encoding == "table")
         self._encode = HintEncoder(hint_encoding, self.class_table)
         self.hint_channels, self.hint_fingerprint = self._encode.channels, self._encode.fingerprint
@@ -108,8 +110,8 @@ class PairedImages(Dataset[dict[str, Any]]):
             txt_file,
             data_root,
             classes=self.class_table,
-            need_image=not use_reference,
-            need_reference=use_reference,
+            need_image=not (use_reference or masks_only),
+            need_reference=self.use_reference,
             skip_invalid=skip_invalid,
             size=self.size,
             multiple_of=multiple_of,
@@ -132,6 +134,8 @@ class PairedImages(Dataset[dict[str, Any]]):
         mask = _load(read_mask if self.class_table is None else self.class_table.labels.read, item, "mask")
         mask = _resize(mask, self.size, Image.Resampling.NEAREST)
         sample: dict[str, Any] = {"txt": "" if empty else item.prompt, "name": item.name, "seed": seed}
+        if self.masks_only:
+            return {"hint": self._encode(mask), "mask_path": str(item.mask), **sample}
         if self.use_reference:
             reference = _load(read_image, item, "reference")
             box = middle(reference.shape[:2], mask.shape) if self.reference_fit == "crop" else None

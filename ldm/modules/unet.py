@@ -173,7 +173,9 @@ class UNetModel(DenoiserEncoder):
         channel_mult: channels of each level, as multiples of ``model_channels``.
         add_mask_features: also add the mask branch's features to the skip connections, as ControlNet does (Zhang et al.
             2023, equation 2). Not in published TISynth; a model that trains from scratch learns much sooner to follow
-            the mask by it, since attention must first learn what lies where.
+            the mask by it, since attention must first learn what lies where. Without ``joint_fusion`` they are added to
+            the middle block's output, too: a plain ControlNet.
+        only_mid_control: of a plain ControlNet: add the middle block's features alone.
         **encoder: see ``DenoiserEncoder``.
     """
 
@@ -184,6 +186,7 @@ class UNetModel(DenoiserEncoder):
         attention_resolutions: Sequence[int],
         channel_mult: Sequence[int],
         add_mask_features: bool = False,
+        only_mid_control: bool = False,
         **encoder: object,
     ) -> None:
         super().__init__(
@@ -192,7 +195,7 @@ class UNetModel(DenoiserEncoder):
             channel_mult=channel_mult,
             **encoder,  # type: ignore[arg-type]
         )
-        self.add_mask_features = add_mask_features
+        self.add_mask_features, self.only_mid_control = add_mask_features, only_mid_control
         channels, factor = self.middle_channels, self.max_factor
         skip_channels = list(self.feature_channels)
         blocks = []
@@ -217,6 +220,8 @@ class UNetModel(DenoiserEncoder):
 
     def fused_features(self) -> list[int]:
         """Indices of the branches' feature maps that attention reads; blocks without attention read none."""
+        if not self.joint_fusion:
+            return []
         last = len(self.output_blocks)
         fuses = [any(isinstance(m, SpatialTransformer) for m in block.children()) for block in self.output_blocks]
         return [*(last - 1 - i for i in reversed(range(last)) if fuses[i]), last]
@@ -242,14 +247,22 @@ class UNetModel(DenoiserEncoder):
             prediction (B or k*B, C, h, w).
         """
         emb = self.embed_time(timesteps, x.dtype)
-        # (None, None) where there is no fusion; the middle block's pair comes last
-        pairs = list(zip(mask_features or [], reference_features or [], strict=True))
+        # the middle block's maps come last
+        masks, references = list(mask_features or []), list(reference_features or [])
         skips = list(self.encode(x, emb, context))
-        h = self.middle_block(skips[-1], emb, context, *(pairs.pop() if pairs else ()))
+
+        def fused(mask: Tensor | None) -> tuple[Tensor, ...]:
+            return (mask, references.pop()) if self.joint_fusion and mask is not None else ()
+
+        middle = masks.pop() if masks else None
+        h = self.middle_block(skips[-1], emb, context, *fused(middle))
+        if middle is not None and not self.joint_fusion:
+            h = h + middle
         for block in self.output_blocks:
-            skip, features = skips.pop(), pairs.pop() if pairs else ()
-            if self.add_mask_features and features:
-                skip = skip + features[0]
+            skip, mask = skips.pop(), masks.pop() if masks else None
+            features = fused(mask)
+            if self.add_mask_features and mask is not None and not self.only_mid_control:
+                skip = skip + mask
             h = torch.cat([h, match_batch(skip, h.shape[0])], dim=1)
             h = block(h, emb, context, *features)
         return self.out(h)

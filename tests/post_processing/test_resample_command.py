@@ -188,3 +188,21 @@ def test_more_than_the_share_is_needed():
     assert keep_reason(np.array([80]), 100, [], 0.8) is None
     assert keep_reason(np.array([81]), 100, [], 0.8) == "valid pixels"
     assert keep_reason(np.array([0]), 100, [0], 0.0) is None
+
+
+def test_the_published_line_with_its_three_paths(data, capsys):
+    """FUSU's classes, and the five that the published script has built in: 4, 10, 11, 12 and 16."""
+    for name, id_ in {"grass": 16, "special": 12, "storage": 14}.items():
+        ids = np.full((10, 10), 255, np.uint8)
+        ids[0, 0] = id_
+        Image.fromarray(ids).save(data / "masks" / f"{name}_seed_1.png")
+        Image.fromarray(np.zeros((10, 10, 3), np.uint8)).save(data / "images" / f"{name}_seed_1.jpg")
+    line = ["--filtered-mask-path", data / "masks", "--syn-img-path", data / "images", "--out-dir", data / "out"]
+    assert run(*line) == 0
+    assert kept(data) == {"full", "over", "both", "grass", "special"}
+    out = capsys.readouterr().out
+    assert "classes of FUSU, poorly recognised agriculture construction, special, public construction" in out
+    # another filter's classes are not taken for FUSU's
+    (data / "masks" / "filter_stats.json").write_text(json.dumps({"per_class": {"sea": {}}}))
+    assert run(*line[:-1], data / "other") == 2
+    assert "was filtered with a class sea that is none of FUSU's" in capsys.readouterr().err

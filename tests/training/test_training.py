@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from cldm.build import create_model
+from cldm.build import create_model, load_config, outline
 from tests.conftest import ROOT, SMALL
 
 
@@ -318,3 +318,32 @@ def test_faulty_items_are_listed_or_left_out(cli, scenes, tmp_path):
     assert "items.json: 2 faults; line 5" in out and "; line 6" in out and "Traceback" not in out
     out = cli("train", *changed, "--skip_invalid", "lightning.trainer.max_steps=1")
     assert "4 items, 2 left out" in out
+
+
+def test_published_code_trains_less(golden, golden_model, recipe):
+    """``trainable: published``: what the published optimizer's list and its no_grad leave, and nothing else."""
+    def learns(**params):
+        config = OmegaConf.load(golden / "tisynth_small.yaml")
+        config.model.params.update(params)
+        return {name for name, p in outline(load_config(config)).named_parameters() if p.requires_grad}
+
+    trains = learns(trainable="published")
+    assert not any(name.startswith("control_model.") for name in trains)
+    assert not any("middle_block" in name for name in trains)
+    model = copy.deepcopy(golden_model)
+    model.trainable = "published"
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trains)
+    noise = {k: torch.from_numpy(recipe.noise(k, (1, 4, 8, 8))) for k in ("x", "ref", "eps")}
+    cond = {
+        "c_concat": [torch.rand(1, 3, 64, 64)],
+        "c_crossattn": [torch.from_numpy(recipe.noise("text", (1, 77, 48)))],
+        "c_ssl": [noise["ref"]],
+    }
+    model.p_losses(noise["x"], cond, torch.tensor([500]), noise["eps"]).mean().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()} == trains
+    # what the middle block alone reads moves nothing: the gradient stops there, as under no_grad
+    gone = learns() - trains
+    assert {name.split(".")[0] for name in gone} == {"control_model", "ssl_stage_model", "model"}
+    more = learns(sd_locked=False) - learns()
+    assert {name.split(".")[2] for name in more} == {"output_blocks", "out"}
