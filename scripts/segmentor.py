@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from segmentation.files import LOADERS, check_files
 from segmentation.rehearsal import rehearse
 from segmentation.runner import SegmentorRunner, TestRunner, join_processes, nothing_left
 from segmentation.saving import last_weights
+from segmentation.validation import METRICS, chosen_on_test, log_to_tensorboard, set_validation
 
 __all__ = ["LOADERS", "check_files", "main", "metrics_report", "parse_args", "resolve"]
 
@@ -57,6 +59,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--synthesised", default=None, help="folder with resampled_img and resampled_label to add")
     parser.add_argument("--repeat", type=integer(1), default=None, help="how often real training pairs count")
     parser.add_argument("--split", default=None, help="test on img_<split>, label_<split> (default: the config's)")
+    parser.add_argument("--head-classes", type=integer(2, 255),
+                        help="outputs of the heads (default: one a class; published FUSU: 18 for its 17 names)")
+    parser.add_argument("--val-split", help="validate while training on img_<split>, label_<split>, or none (default: "
+                                            "the config's; the best weights are kept beside the last)")
+    parser.add_argument("--val-interval", type=integer(1, 10**9), help="iterations between two validations (default: "
+                                                                       "the config's, else as often as it saves)")
+    parser.add_argument("--best", choices=tuple(METRICS), help="score that the best weights are chosen by (default: "
+                                                               "the config's, else mIoU)")
+    parser.add_argument("--tensorboard", action="store_true", help="write losses and scores for TensorBoard, too")
     parser.add_argument("--crop-size", type=cli.pixels, help="side of training crops (default: the config's)")
     parser.add_argument("--max-iters", type=integer(1), help="training iterations (default: the config's)")
     parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=None,
@@ -65,12 +76,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help="test: metrics as JSON (default: <work-dir>/metrics.json)")
     parser.add_argument("--unchecked", action="store_true", help="do not open every image and mask before the work")
     config.add_cfg_options(parser)
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how jobs start")
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default=None,
+                        help="how jobs start (default: pytorch if torchrun started this command, else none)")
     parser.add_argument("--local-rank", type=integer(0), default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    for task, option in (("train", "resume"), ("test", "split"), ("test", "out")):
+    for task, option in (("train", "resume"), ("train", "val_split"), ("train", "val_interval"), ("train", "best"),
+                         ("test", "split"), ("test", "out")):
         if args.task != task and getattr(args, option):
-            parser.error(f"--{option}: is for {task} only")
+            parser.error(f"--{option.replace('_', '-')}: is for {task} only")
     return args
 
 
@@ -78,11 +91,14 @@ def resolve(args: argparse.Namespace) -> Config:
     """The config with everything that the command line sets; refused before work starts where it cannot run."""
     cfg = config.load_config(args.config, args.cfg_options, args.trust_config)
     config.set_data(cfg, args.data_root, args.classes, args.synthesised, args.repeat, args.split)
-    config.check_classes(cfg)
+    config.check_classes(cfg, args.head_classes)
     if args.crop_size:
         config.set_crop_size(cfg, args.crop_size)
     if args.max_iters:
         config.set_max_iters(cfg, args.max_iters)
+    set_validation(cfg, args.val_split, args.val_interval, args.best)
+    if args.tensorboard:
+        log_to_tensorboard(cfg)
     if args.pretrained or args.task == "test":
         config.set_pretrained(cfg, None if args.task == "test" or args.pretrained == "none" else args.pretrained)
     checkpoint.allow_fetch(args.load_from)
@@ -90,10 +106,11 @@ def resolve(args: argparse.Namespace) -> Config:
     cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}")
     cfg.load_from = args.load_from
     cfg.resume = args.resume
-    cfg.launcher = args.launcher
+    args.launcher = args.launcher or ("pytorch" if os.environ.get("TORCHELASTIC_RUN_ID") else "none")
+    cfg.launcher = args.launcher  # a config's own launcher says how its author started it
     config.set_seed(cfg, args.seed)
     config.save_between_updates(cfg)
-    for evaluator in config.nodes(cfg.get("test_evaluator"), "IoUMetric"):
+    for evaluator in config.nodes([cfg.get("val_evaluator"), cfg.get("test_evaluator")], "IoUMetric"):
         evaluator.type = "ClassIoUMetric"  # the same scores, by class and not rounded
     return cfg
 
@@ -137,18 +154,23 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         raise InputError(f"{cfg.filename}: nothing to train with: needs train_dataloader, train_cfg and optim_wrapper")
     if args.resume:
         set_resumed(cfg, args)
+    first = args.launcher == "none" or int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+    if first and (told := chosen_on_test(cfg)):
+        print(told, file=sys.stderr)
     rehearse(cfg, "train")
     folder = check_writable(cfg.work_dir, "--work-dir")
-    first = args.launcher == "none" or int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
     with only_writer(folder, "--work-dir") if first else contextlib.nullcontext(), room_for("--work-dir", folder):
         if args.resume:  # a training may have ended meanwhile
             set_resumed(cfg, args)
         join_processes(args.launcher)
         with nothing_left(), stage(cfg, f"training (see the log in {folder})"):
-            SegmentorRunner.from_cfg(cfg).train()
+            runner = SegmentorRunner.from_cfg(cfg)
+            runner.train()
         last = Path(cfg.work_dir, "last_checkpoint")
         if is_main_process() and last.is_file():
             print(f"weights: {last.read_text().strip()}")
+            if best := runner.message_hub.runtime_info.get("best_ckpt"):
+                print(f"best on the validation images ({runner.message_hub.get_info('best_score'):.4f}): {best}")
 
 
 def test(cfg: Config, out: Path) -> dict[str, Any]:

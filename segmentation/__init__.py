@@ -8,6 +8,6 @@ import warnings
 for message in ("Fail to import", "Default ``avg_non_ignore``"):  # operators that nothing here needs; mmseg's default
     warnings.filterwarnings("ignore", message=message)
 
-from segmentation import checkpoint, dataset, loading, metric, saving  # noqa: E402
+from segmentation import checkpoint, dataset, loading, metric, published, saving  # noqa: E402
 
-__all__ = ["checkpoint", "dataset", "loading", "metric", "saving"]
+__all__ = ["checkpoint", "dataset", "loading", "metric", "published", "saving"]

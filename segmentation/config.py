@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,16 +175,25 @@ def set_data(
             dataset.ann_file = ""
 
 
-def check_classes(config: Config) -> None:
+def check_classes(config: Config, outputs: int | None = None) -> None:
     """Refuses a config whose heads and class table disagree, before any data is read.
 
+    Args:
+        config: to check; its heads get ``outputs``.
+        outputs: the heads' number of outputs, of which some may belong to no class (published FUSU: 18 for 17 names).
+
     Raises:
-        InputError: a head's ``num_classes`` is not the table's.
+        InputError: a head's ``num_classes`` is not the table's, or ``outputs`` are too few.
     """
+    for head in heads(config) if outputs else ():
+        head.num_classes = outputs
     loaders = [config.get(f"{part}_dataloader") or {} for part in PARTS]
     for dataset in nodes(loaders, "MaskDataset"):
         count = len(class_table(dataset.classes)["classes"])
-        for head in heads(config):
+        if outputs and outputs < count:
+            raise InputError(f"--head-classes {outputs}: class table {dataset.classes} has {count} classes; at least "
+                             "one output each")
+        for head in heads(config) if not outputs else ():
             if head.get("num_classes") != count:
                 raise InputError(
                     f"{config.filename}: {head.get('type')}: num_classes is {head.get('num_classes')}, but class table "
@@ -192,25 +203,52 @@ def check_classes(config: Config) -> None:
 def set_max_iters(config: Config, max_iters: int) -> None:
     """Trains for another number of iterations; schedules that ended with the training still do.
 
-    A short training saves its state at least 5 times, so that a stopped one loses little.
+    A short training saves its state at least 5 times, so that a stopped one loses little, and validates as often.
+    Schedules whose fixed parts, such as a warm-up, are longer than the training are scaled with it, which is said.
 
     Raises:
-        InputError: a schedule's fixed part is longer than the training.
+        InputError: the config trains by epochs.
     """
     old = (config.get("train_cfg") or {}).get("max_iters")
     if old is None:
         raise InputError(f"{config.filename}: --max-iters: this config trains by epochs; set them with --cfg-options "
                          "train_cfg.max_epochs=N")
     config.train_cfg.max_iters = max_iters
+    often = max(1, max_iters // 5)
+    if "val_interval" in config.train_cfg:
+        config.train_cfg.val_interval = min(config.train_cfg.val_interval, often)
     for hook in nodes(config.get("default_hooks"), "CheckpointHook"):
-        hook.interval = max(1, min(hook.get("interval", max_iters), max_iters // 5))
-    schedulers = config.get("param_scheduler") or []
-    for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
-        if scheduler.get("end") == old:
-            scheduler["end"] = max_iters
-        elif scheduler.get("end", 0) > max_iters or scheduler.get("begin", 0) >= max_iters:
-            raise InputError(f"param_scheduler: {scheduler.get('type')} from {scheduler.get('begin', 0)} to "
-                             f"{scheduler.get('end')} does not fit into {max_iters} iterations")
+        hook.interval = max(1, min(hook.get("interval", max_iters), often))
+    given = config.get("param_scheduler") or []
+    schedulers: list[Any] = [given] if isinstance(given, dict) else list(given)
+    counted = [scheduler for scheduler in schedulers if not scheduler.get("by_epoch")]
+    beyond = [scheduler for scheduler in counted if scheduler.get("begin", 0) >= max_iters
+              or (scheduler.get("end") not in (None, old) and scheduler["end"] > max_iters)]
+    if not beyond or len(counted) < len(schedulers):
+        for scheduler in counted:
+            if scheduler.get("end") == old:
+                scheduler["end"] = max_iters
+        return
+    config.param_scheduler = _scaled(schedulers, old, max_iters)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"--max-iters {max_iters}: shorter than a part of the schedule, which is scaled: {_spans(schedulers)} "
+              f"becomes {_spans(config.param_scheduler) or 'a constant rate'}", file=sys.stderr)
+
+
+def _scaled(schedulers: list[Any], old: int, new: int) -> list[Any]:
+    """Schedules for ``new`` iterations in place of ``old``; parts of less than two iterations fall away."""
+    scaled = []
+    for scheduler in schedulers:
+        begin, end = (min(new, round(place * new / old)) for place in (scheduler.get("begin", 0),
+                                                                       scheduler.get("end") or old))
+        if end - begin >= 2:
+            scaled.append({**scheduler, "begin": begin, "end": end})
+    return scaled
+
+
+def _spans(schedulers: list[Any]) -> str:
+    return ", ".join(f"{scheduler['type']} {scheduler.get('begin', 0)}..{scheduler.get('end', 'end')}"
+                     for scheduler in schedulers)
 
 
 def set_crop_size(config: Config, size: int) -> None:

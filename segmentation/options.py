@@ -17,7 +17,7 @@ TOP = frozenset((
     "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "val_cfg", "test_cfg", "val_evaluator",
     "test_evaluator", "auto_scale_lr", "optim_wrapper", "param_scheduler", "default_hooks", "custom_hooks", "env_cfg",
     "randomness", "experiment_name", "find_unused_parameters", "sync_bn", "compile", "model_wrapper_cfg",
-    "activation_checkpointing", "efficient_conv_bn_eval", "test_pipeline",
+    "activation_checkpointing", "efficient_conv_bn_eval", "test_pipeline", "tta_model", "tta_pipeline",
 ))  # fmt: skip
 """What is read of a config; any other name in it is a variable, which only its own lines read."""
 

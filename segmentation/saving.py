@@ -32,6 +32,13 @@ class SafeCheckpointHook(CheckpointHook):
         if is_main_process() and Path(self.out_dir).is_dir():
             for path in Path(self.out_dir).glob(f"{UNFINISHED}*"):
                 path.unlink(missing_ok=True)
+        progress = runner.epoch if self.by_epoch else runner.iter
+        loop: Any = runner.train_loop
+        if (self.save_best and progress and runner.val_loop is not None and getattr(runner, "_resume", False)
+                and progress >= loop.val_begin and progress % loop.val_interval == 0):
+            # The file was written before the validation of its iteration, which a stop may have prevented.
+            runner.val_loop.run()
+            runner.model.train()
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         outdated = []
