@@ -6,6 +6,7 @@ mmengine reads weights in many places: ``load_from``, ``resume``, ``init_cfg``, 
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import re
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from common.schema import one_line
 from common.weights import read_checkpoint, refuse_not_finite, tensors_of
 
 _ADDRESS = re.compile(r"[\w.+:-]+://")
+_DVAE = re.compile(r"d_vae\.encoder\.")
 _given: set[str] = set()
 
 
@@ -175,6 +177,40 @@ def _resolve(address: str) -> str:
 
 
 # ---- loading
+
+
+def _with_dvae(part: Mapping[str, Any]) -> bool:
+    return "palette" in part or "d_vae" in part  # a head of GSS
+
+
+def with_its_dvae(model: Any, path: str | None) -> Any:
+    """A model's config whose dVAE, a part of GSS heads, comes from the checkpoint that the model is to start from.
+
+    A checkpoint of GSS holds its dVAE: no second file is needed, whatever the config names.
+
+    Args:
+        model: a model's config; left as it is.
+        path: the checkpoint; None leaves the dVAE to the config.
+
+    Raises:
+        InputError: neither the checkpoint nor the config has a dVAE.
+    """
+    if not any(_with_dvae(part) for part in _parts(model)):
+        return model
+    held = False
+    if path is not None:
+        path = str(_fetch(path) if _ADDRESS.match(path) else path)
+        held = any(_DVAE.search(str(key)) for key in tensors_of(read_checkpoint(path), path))
+    model = copy.deepcopy(model)
+    for part in filter(_with_dvae, _parts(model)):
+        d_vae = part.get("d_vae") or {}
+        if held:
+            part["d_vae"] = {**d_vae, "weights": path}
+        elif not d_vae.get("weights"):
+            raise InputError(f"{part.get('type')}: no dVAE: the config names none"
+                             f"{f', and {path} holds none (d_vae.encoder ...)' if path else ''}; set d_vae.weights of "
+                             "the head, or load a whole GSS checkpoint (--load-from)")
+    return model
 
 
 def differences(expected: Mapping[str, Any], weights: Mapping[str, Any], optional: tuple[str, ...]) -> list[str]:

@@ -25,7 +25,7 @@ from common.files import digest
 from common.images import read_mask
 from common.processes import bounded, end_with_parent
 from common.schema import one_line
-from segmentation.checkpoint import load_weights
+from segmentation.checkpoint import load_weights, with_its_dvae
 from segmentation.labels import LabelRule, label_rule, loads_masks, pipeline
 
 
@@ -98,7 +98,9 @@ def load_segmentor(config: Config, checkpoint: str, device: str) -> Segmentor:
     if str((model_config.get("backbone") or {}).get("type")).endswith("TIMMBackbone"):
         model_config.backbone.pretrained = False
     try:
-        model = MODELS.build(model_config)
+        model = MODELS.build(with_its_dvae(model_config._cfg_dict, checkpoint))
+    except InputError:
+        raise
     except Exception as error:  # a model's constructor may raise anything
         raise InputError(f"{config.filename}: model {model_config.type} cannot be built: {one_line(error)}") from error
     if not isinstance(model, BaseSegmentor):

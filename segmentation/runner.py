@@ -25,7 +25,7 @@ from common.errors import InputError
 from common.files import atomic_path
 from common.schema import one_line, parse
 from common.weights import tensors_of
-from segmentation.checkpoint import differences, some
+from segmentation.checkpoint import differences, some, with_its_dvae
 from segmentation.reproducible import TrainingHook, number_draws
 from segmentation.saving import check_finite, replaced_at_the_end, sync
 from segmentation.schema import TrainingCheckpoint
@@ -37,6 +37,10 @@ class SegmentorRunner(Runner):
     """Trains; see the module."""
 
     testing = False
+
+    def build_model(self, model: Any) -> nn.Module:
+        """The config's model; a dVAE in it comes from the checkpoint that is loaded, if that holds one."""
+        return super().build_model(with_its_dvae(model, self._load_from) if isinstance(model, dict) else model)
 
     def build_train_loop(self, loop: Any) -> Any:
         """The config's loop, with draws that can be taken up anywhere."""

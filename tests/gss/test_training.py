@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.errors import InputError
 from gss.weights import read_state_dict
 from scripts import segmentor
 
@@ -31,11 +32,12 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_ff_then_ftw_then_test(data, tiny_weights):
-    def run(task, name, *options, iterations=2):
+def test_ff_then_ftw_then_test(data, tiny_weights, cli):
+    def run(task, name, *options, iterations=2, **more):
+        """A dVAE is named for the first training alone: later ones have it in the checkpoint."""
         work = data / name
         values = {
-            "model.decode_head.d_vae.weights": tiny_weights,
+            **more,
             "train_dataloader.batch_size": 2,
             "test_dataloader.dataset.pipeline.1.scale": "(64,64)",
             "train_dataloader.dataset.pipeline.2.scale": "(64,64)",
@@ -51,7 +53,11 @@ def test_ff_then_ftw_then_test(data, tiny_weights):
         ])  # fmt: skip
         return work
 
-    ff = run("train", "ff") / "iter_2.pth"
+    with pytest.raises(InputError, match=r"dvae_mbrsc\.safetensors: no such file; .* start from a GSS checkpoint"):
+        run("train", "ff")
+    with pytest.raises(InputError, match=r"no dVAE: the config names none; set d_vae.weights"):
+        run("train", "ff", **{"model.decode_head.d_vae.weights": None})
+    ff = run("train", "ff", **{"model.decode_head.d_vae.weights": tiny_weights}) / "iter_2.pth"
     ftw = run("train", "ft-w", "--load-from", ff) / "iter_2.pth"
     start, end = read_state_dict(ff), read_state_dict(ftw)
     kept = [key for key in end if key in start]
@@ -61,3 +67,13 @@ def test_ff_then_ftw_then_test(data, tiny_weights):
     run("test", "ft-w", "--load-from", ftw, "--out", data / "metrics.json")
     report = json.loads((data / "metrics.json").read_text())
     assert 0 <= report["mIoU"] <= 1 and report["images"] == 3
+
+    bare = {"state_dict": {key: value for key, value in end.items() if "d_vae" not in key}}
+    torch.save(bare, data / "bare.pth")
+    with pytest.raises(InputError, match=r"the config names none, and .*bare\.pth holds none"):
+        run("test", "ft-w", "--load-from", data / "bare.pth", **{"model.decode_head.d_vae.weights": None})
+
+    cli("filter", CONFIGS / "ft-w_tiny_mbrsc.py", ftw, "--real-img-path", data / "img_train", "--real-mask-path",
+        data / "label_train", "--syn-img-path", data / "img_test", "--syn-mask-path", data / "label_test",
+        "--filtered-mask-path", data / "filtered", "--device", "cpu", "--num-workers", 0)
+    assert len(list((data / "filtered").glob("*.png"))) == 3

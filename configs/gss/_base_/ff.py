@@ -25,7 +25,8 @@ model = dict(
         align_corners=False,
         num_classes=19,
         palette="published_cityscapes",
-        # DALL-E's weights, converted by scripts/convert_dvae.py; a published checkpoint contains them and can be named
+        # DALL-E's weights, converted by scripts/convert_dvae.py: to train from scratch. A GSS checkpoint holds its
+        # dVAE, which is taken wherever one is loaded (--load-from)
         d_vae=dict(
             weights="checkpoints/dalle_dvae.safetensors",
             encoder=dict(n_hid=256, n_blk_per_group=2, vocab_size=8192),
