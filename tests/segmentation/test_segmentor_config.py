@@ -1,7 +1,6 @@
 """Configs and options of segmentors: what runs, what is read as data, and what is refused in one line."""
 
 import json
-import os
 import random
 import socket
 from pathlib import Path
@@ -15,8 +14,6 @@ from PIL import Image
 from segmentation.config import load_config
 from tests.conftest import ROOT
 from tests.faults.mutate import ODD_VALUES, command, observe
-
-MUTATIONS = int(os.environ.get("SEGMENTOR_MUTATIONS", 12))  # a short run; one of 1000 takes a quarter of an hour
 
 
 @pytest.fixture
@@ -237,9 +234,10 @@ def mutated_options(chain, count, seed):
         yield f"{key}={value}"
 
 
-def test_mutated_options_end_in_one_line(chain):
+def test_mutated_options_end_in_one_line(chain, request):
+    count, seed = request.config.getoption("--mutations") or 12, request.config.getoption("--seed")
     endings = []
-    for option in mutated_options(chain, MUTATIONS, int(os.environ.get("SEGMENTOR_SEED", 1))):
+    for option in mutated_options(chain, count, seed):  # a thousand take a quarter of an hour
         ending = observe(command("segmentor", "train", chain.config, "--work-dir", chain.root / "work", "--unchecked",
                                  "--max-iters", 1, "--cfg-options", option), seconds=60)
         endings.append(ending.kind)
