@@ -1,0 +1,91 @@
+"""What the pages tell to type exists: options of each command, files, tests; and the script that prepares data runs."""
+
+import json
+import re
+import shlex
+import sys
+
+import pytest
+
+from cldm.published import TRAINER, WITHOUT_EFFECT
+from tests.conftest import ROOT, SMALL
+
+PAGES = ["docs/from_published.md", "docs/audit.md", "README.md", "configs/gss/README.md"]
+FOLDERS = "cldm|common|configs|demo|docs|gss|ldm|post_processing|scripts|segmentation|tests"
+MADE = ("demo/output", "configs/train/my")  # by commands, or by the reader
+COMMAND = re.compile(r"(?:^|\s)(?:bash ([a-z]+)\.sh|(?:python|torchrun .*) -m scripts\.(\w+))(?=\s|$)")
+OPTION = re.compile(r"--[A-Za-z][\w-]*")
+LIGHTNING = {f"--{name}" for name in (*TRAINER, *WITHOUT_EFFECT, "accelerator", "devices", "resume_from_checkpoint")}
+
+
+def blocks(text):
+    """Lines of code blocks without a language, continued ones joined."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M):
+        if language in ("", "bash"):
+            yield from block.replace("\\\n", " ").splitlines()
+
+
+def inline(text):
+    """Code within sentences; not in a table's first column, which says what others call a thing."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.M)
+    return [re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", text)]
+
+
+@pytest.fixture(scope="module")
+def options():
+    """Options of each command, as --help shows them: filled by the test."""
+    return {}
+
+
+def options_of(command, known, cli):
+    if command not in known:
+        assert (ROOT / "scripts" / f"{command}.py").is_file(), command
+        known[command] = set(OPTION.findall(cli(command, "--help")))
+        known[command] |= {option.replace("-", "_").replace("__", "--", 1) for option in known[command]}
+        known[command] |= LIGHTNING if command == "train" else set()
+    return known[command]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_exist(page, cli, options):
+    text = (ROOT / page).read_text()
+    for line in [*blocks(text), *inline(text)]:
+        match = COMMAND.search(line)
+        if match is None or "$tools" in line:
+            continue
+        known = options_of(match[1] or match[2], options, cli)
+        for word in shlex.split(line[match.end():], comments=True):
+            name = word.partition("=")[0]
+            assert not OPTION.fullmatch(name) or name in known, f"{page}: {line.strip()}: {name}"
+    everywhere = set().union(LIGHTNING, *(options_of(path.stem, options, cli) for path in ROOT.glob("scripts/*.py")
+                                          if '__name__ == "__main__"' in path.read_text()))
+    for code in inline(text):
+        if code.startswith("--"):
+            assert OPTION.match(code)[0] in everywhere, f"{page}: {code}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_tests_exist(page):
+    text = (ROOT / page).read_text()
+    for name in re.findall(rf"(?<![\w/.-])(?:{FOLDERS})/[\w./-]*\w", "\n".join([*blocks(text), *inline(text)])):
+        assert name.startswith(MADE) or (ROOT / name).exists(), f"{page}: {name}"
+    for name, test in re.findall(r"`(tests/[\w/]+\.py): (test_\w+)", text):
+        assert f"def {test}(" in (ROOT / name).read_text(), f"{page}: {name}: {test}"
+
+
+def test_the_script_that_prepares_data(scenes, tmp_path, cli, monkeypatch):
+    (script,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/from_published.md").read_text(), re.S | re.M)
+    for split in ("train", "test"):
+        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, (
+            scenes / f"img_{split}", scenes / f"label_{split}", tmp_path, split, scenes / "classes.json",
+            scenes / "ref_img"))])
+        exec(compile(script.replace("SIDE = 512", "SIDE = 16"), "prepare.py", "exec"), {"__name__": "__main__"})
+    first = json.loads((tmp_path / "inference_train_items.json").read_text().splitlines()[0])
+    assert first["prompt"].startswith("a satellite image of ") and (tmp_path / first["ref_image"]).is_file()
+    assert len(list((tmp_path / "label_train").iterdir())) == 4 * 8
+    out = cli("train", "--base", SMALL, "--config_model", SMALL, "-l", tmp_path / "logs", "--data_root", tmp_path,
+              "--train_txt_file", tmp_path / "train_set_items.json", "--val_txt_file", tmp_path / "test_set_items.json",
+              f"--model.params.classes={scenes / 'classes.json'}", "--gpus", "cpu", "--dry_run",
+              "data.params.train.params.size=16", "data.params.validation.params.size=16")
+    assert "dry run" in out
