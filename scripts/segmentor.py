@@ -1,4 +1,4 @@
-"""Trains or tests a segmentor: mmengine's Runner on an mmseg config."""
+"""Trains or tests a segmentor: mmengine's Runner on an mmseg config; or predicts with one (``scripts.predict``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmengine.runner import CheckpointLoader
 
 from common.errors import InputError
 from common.files import check_writable, only_writer, room_for, write_json
-from scripts import cli
+from scripts import cli, predict
 from scripts.cli import integer
 from segmentation import checkpoint, config
 from segmentation.config import stage
@@ -34,6 +34,7 @@ DESCRIPTION = """Trains or tests a segmentor with mmengine's Runner.
   python -m scripts.segmentor train configs/mmseg/tiny.py --data-root data/mbrsc --classes MBRSC
   python -m scripts.segmentor test configs/mmseg/tiny.py --data-root data/mbrsc --classes MBRSC \\
       --load-from work_dirs/tiny/iter_1000.pth
+Masks for images that have none: python -m scripts.segmentor predict --help
 Joint training: add --synthesised DIR (the --out-dir of resample.sh) --repeat 10. Several processes, with GPUs or none:
   torchrun --nproc-per-node 4 -m scripts.segmentor train CONFIG --launcher pytorch
 A stopped training goes on with --resume and gives the weights of an unbroken one: to the bit on a CPU, and on a GPU
@@ -44,7 +45,7 @@ with loops, hooks or models of other packages that keep a state beside their wei
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = cli.parser(DESCRIPTION)
-    parser.add_argument("task", choices=("train", "test"), help="what to do")
+    parser.add_argument("task", choices=("train", "test", "predict"), help="what to do")
     parser.add_argument("config", help="mmseg config, e.g. configs/mmseg/pspnet_r50.py; it is Python, and runs")
     parser.add_argument("--work-dir", type=Path, default=None,
                         help="folder for weights and logs (default: work_dirs/<config>)")
@@ -205,6 +206,10 @@ def test(cfg: Config, out: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "predict":
+        predict.main(argv[1:])
+        return
     args = parse_args(argv)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback

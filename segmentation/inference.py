@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mmcv import imresize
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.model import BaseModel
 from mmengine.runner.amp import autocast
 from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS, TRANSFORMS
@@ -26,7 +27,8 @@ from common.images import read_mask
 from common.processes import bounded, end_with_parent
 from common.schema import one_line
 from segmentation.checkpoint import load_weights, with_its_dvae
-from segmentation.labels import LabelRule, label_rule, loads_masks, pipeline
+from segmentation.labels import IGNORED, LabelRule, label_rule, loads_masks, pipeline
+from segmentation.views import MeanOfViews, view_steps, without_masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +40,14 @@ class Segmentor:
         config: the whole config.
         class_names: C names: the test set's, else the weights', else ids.
         rule: what the ids in masks mean.
+        views: how several views of an image are prepared (test-time augmentation); none for the image as it is.
     """
 
-    model: BaseSegmentor
+    model: BaseModel
     config: Config
     class_names: list[str]
     rule: LabelRule
+    views: tuple[dict[str, Any], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -52,7 +56,7 @@ class Segmentor:
 
     def settings(self) -> str:
         """A digest of all in the config that changes what is predicted or counted; weights aside."""
-        return digest(self.config.model.to_dict(), test_steps(self.config), self._half_precision(),
+        return digest(self.config.model.to_dict(), list(self.views) or test_steps(self.config), self._half_precision(),
                       self.rule.targets().tolist(), self.rule.ignored, self.class_names)
 
     def batch_size(self) -> int:
@@ -75,7 +79,7 @@ class Prediction:
 
     Attributes:
         index: of the item.
-        ids: the mask as its file has it, uint8 (H, W).
+        ids: the mask as its file has it, uint8 (H, W); 255 everywhere for an image without one.
         found: class ids that the segmentor decided for, uint8 (H, W).
         logits: of each class, float (C, H, W) on the segmentor's device, C at least 2.
     """
@@ -118,6 +122,12 @@ def load_segmentor(config: Config, checkpoint: str, device: str) -> Segmentor:
     return Segmentor(model.to(device).eval(), config, names, rule)
 
 
+def from_views(segmentor: Segmentor) -> Segmentor:
+    """A segmentor that predicts from several views of each image, see ``segmentation.views``."""
+    model = MeanOfViews(module=segmentor.model).eval()
+    return replace(segmentor, model=model, views=tuple(without_masks(view_steps(segmentor.config))))
+
+
 def _class_names(config: Config, rule: LabelRule, checkpoint: str, meta: Any) -> list[str]:
     stored = meta.get("dataset_meta") if isinstance(meta, dict) else None
     stored = stored.get("classes") if isinstance(stored, dict) else None
@@ -138,6 +148,8 @@ class MatchMask(BaseTransform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Replaces ``img`` (H, W) or (H, W, bands) and the shapes that name its size."""
+        if "mask_size" not in results:
+            return results
         height, width = results["mask_size"]
         image = results["img"]
         if image.shape[:2] != (height, width):
@@ -160,13 +172,13 @@ def test_steps(config: Config) -> list[dict[str, Any]]:
     return [step for step in steps if not loads_masks(step)]
 
 
-def test_pipeline(config: Config) -> Compose:
-    """The same as a function, from images at their masks' size.
+def test_pipeline(config: Config, views: Sequence[dict[str, Any]] = ()) -> Compose:
+    """The same as a function, from images at their masks' size; of several views, if given.
 
     Raises:
         InputError: a step cannot be built.
     """
-    load, *others = test_steps(config)
+    load, *others = views or test_steps(config)
     try:
         return Compose([load, {"type": "MatchMask"}, *others])
     except Exception as error:  # a step's constructor may raise anything
@@ -174,7 +186,7 @@ def test_pipeline(config: Config) -> Compose:
 
 
 class _Images(Dataset):
-    def __init__(self, items: Sequence[tuple[Path, Path]], prepare: Compose) -> None:
+    def __init__(self, items: Sequence[tuple[Path, Path | None]], prepare: Compose) -> None:
         self.items, self.prepare = items, prepare
 
     def __len__(self) -> int:
@@ -183,8 +195,12 @@ class _Images(Dataset):
     def __getitem__(self, index: int) -> tuple[int, dict[str, Any], np.ndarray] | str:
         image, mask_file = self.items[index]
         try:
-            mask = read_mask(mask_file)
-            prepared = self.prepare({"img_path": str(image), "mask_size": mask.shape})
+            if mask_file is None:
+                prepared = self.prepare({"img_path": str(image)})
+                mask = np.full(_first(prepared["data_samples"]).ori_shape, IGNORED, np.uint8)
+            else:
+                mask = read_mask(mask_file)
+                prepared = self.prepare({"img_path": str(image), "mask_size": mask.shape})
         except InputError as error:
             return str(error)
         except Exception as error:  # the steps are the config's; one line, also from a worker
@@ -192,7 +208,12 @@ class _Images(Dataset):
         return index, prepared, mask
 
 
-def segment(segmentor: Segmentor, items: Sequence[tuple[Path, Path]], batches: Sequence[Sequence[int]],
+def _first(value: Any) -> Any:
+    """The first view's part of a prepared image."""
+    return value[0] if isinstance(value, list) else value
+
+
+def segment(segmentor: Segmentor, items: Sequence[tuple[Path, Path | None]], batches: Sequence[Sequence[int]],
             num_workers: int = 4) -> Iterator[Prediction]:
     """Runs the segmentor over images of any sizes; an image is first brought to its mask's size.
 
@@ -200,7 +221,7 @@ def segment(segmentor: Segmentor, items: Sequence[tuple[Path, Path]], batches: S
 
     Args:
         segmentor: see ``load_segmentor``.
-        items: image and mask files.
+        items: image and mask files; None for an image that has no mask, and is taken at its own size.
         batches: indices of the items of each batch; its images of one size that follow one another go together.
         num_workers: processes that read images.
 
@@ -208,14 +229,17 @@ def segment(segmentor: Segmentor, items: Sequence[tuple[Path, Path]], batches: S
         InputError: a file cannot be read or prepared; the segmentor cannot take it, or answers with no numbers.
     """
     config = segmentor.config
-    loader = DataLoader(_Images(items, test_pipeline(config)), batch_sampler=[list(batch) for batch in batches],
+    images = _Images(items, test_pipeline(config, segmentor.views))
+    loader = DataLoader(images, batch_sampler=[list(batch) for batch in batches],
                         num_workers=bounded(num_workers, len(batches)), collate_fn=list, worker_init_fn=_start_worker)
     torch.backends.cudnn.benchmark = False  # which would choose by speed, differently in every run
     for batch in loader:
         if wrong := next((item for item in batch if isinstance(item, str)), None):
             raise InputError(wrong)
-        for group in (list(same) for _, same in groupby(batch, key=lambda item: item[1]["inputs"].shape)):
+        for group in (list(same) for _, same in groupby(batch, key=lambda item: _first(item[1]["inputs"]).shape)):
             data = {key: [item[1][key] for item in group] for key in ("inputs", "data_samples")}
+            if segmentor.views:  # a list of views of a list of images
+                data = {key: list(map(list, zip(*values, strict=True))) for key, values in data.items()}
             try:
                 samples = segmentor.test_step(data)
             except RuntimeError as error:

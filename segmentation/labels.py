@@ -47,6 +47,14 @@ class LabelRule:
         counts = (self.table >= 0) & (self.table < self.num_classes) & (self.table != self.ignored)
         return np.where(counts, self.table, IGNORED).astype(np.uint8)
 
+    def ids(self) -> np.ndarray:
+        """(256,) uint8: the id in mask files of each label, the smallest of several; other labels stay as they are."""
+        ids = np.arange(256, dtype=np.uint8)
+        for label in range(self.num_classes):
+            if len(found := np.flatnonzero(self.table == label)):
+                ids[label] = found[0]
+        return ids
+
     def labels(self) -> Labels:
         """How mask files are read for the losses, and which ids they may hold."""
         targets = self.targets().astype(int)

@@ -1,0 +1,192 @@
+"""Prediction for images without masks, written whole, so that a stopped run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from common.classes import far_apart_colors
+from common.errors import InputError
+from common.files import atomic_path, write_json
+from common.images import IGNORE, read_image
+from common.journal import Journal, Record
+from common.pairing import listed
+from common.ranks import Ranks
+from common.schema import Schema, read_json
+from segmentation.classes import class_table
+from segmentation.inference import Prediction, Segmentor, segment
+from segmentation.labels import test_dataset
+
+STAMP = "prediction.json"
+
+
+class Stamp(Schema):
+    """``prediction.json``: what a folder of predictions was made from, by name of the option that decides it."""
+
+    made_from: dict[str, str]
+
+
+class Predicted(Record):
+    """An image that is done: the size and time of its file."""
+
+    state: list[int]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written for each image, beside its mask.
+
+    Attributes:
+        folder: with ``masks``, ``overlays`` and ``probabilities``.
+        overlay: the image with the classes' colours over it (PNG).
+        probabilities: float16 (C, H, W), ``.npy``.
+    """
+
+    folder: Path
+    overlay: bool = False
+    probabilities: bool = False
+
+    def paths(self, name: str) -> dict[str, Path]:
+        """The files of an image."""
+        paths = {"masks": self.folder / "masks" / f"{name}.png"}
+        if self.overlay:
+            paths["overlays"] = self.folder / "overlays" / f"{name}.png"
+        if self.probabilities:
+            paths["probabilities"] = self.folder / "probabilities" / f"{name}.npy"
+        return paths
+
+
+def open_folder(folder: Path, made_from: dict[str, str]) -> None:
+    """Says in a new folder what its predictions are made from.
+
+    Raises:
+        InputError: it holds those of other weights or settings.
+    """
+    path = folder / STAMP
+    if not path.exists():
+        write_json({"made_from": made_from}, path)
+        return
+    before = read_json(path, Stamp, "remove the folder, or name another").made_from
+    if other := [name for name in {**before, **made_from} if before.get(name) != made_from.get(name)]:
+        raise InputError(f"--out {folder}: holds predictions of another {' and '.join(sorted(other))}; name another "
+                         "folder")
+
+
+def palette(segmentor: Segmentor) -> np.ndarray:
+    """Colours of the classes, (C, 3) uint8 RGB: the test set's, else far-apart ones."""
+    dataset = test_dataset(segmentor.config)
+    colors = class_table(dataset["classes"])["palette"] if dataset and "classes" in dataset else []
+    if len(colors) != segmentor.num_classes:
+        return far_apart_colors(segmentor.num_classes)
+    return np.array(colors, dtype=np.uint8)
+
+
+def predict(segmentor: Segmentor, images: dict[str, Path], outputs: Outputs, ranks: Ranks, batch_size: int = 1,
+            num_workers: int = 4) -> int:
+    """Predicts each image that is not done.
+
+    Args:
+        segmentor: see ``inference.load_segmentor``.
+        images: files by name.
+        outputs: what to write.
+        ranks: the processes that share the work.
+        batch_size: images a batch.
+        num_workers: processes that read images.
+
+    Returns:
+        Number of images that this process predicted.
+    """
+    journal = Journal(outputs.folder, "predicted", Predicted)
+    done = journal.read()
+    todo = [(name, path) for name, path in images.items()
+            if name not in done or done[name].state != _state(path)
+            or not all(file.is_file() for file in outputs.paths(name).values())]
+    if len(todo) < len(images) and ranks.rank == 0:
+        print(f"{len(images) - len(todo)} of {len(images)} images are done", flush=True)
+    ranks.once(lambda: check_images([path for _, path in todo]))
+    todo = ranks.share(todo)
+    items: list[tuple[Path, Path | None]] = [(path, None) for _, path in todo]
+    batches = [range(start, min(start + batch_size, len(todo))) for start in range(0, len(todo), batch_size)]
+    ids, colors = segmentor.rule.ids(), palette(segmentor)
+    found = segment(segmentor, items, batches, num_workers)
+    for one in tqdm(found, "predict", len(todo), unit="image", disable=ranks.rank > 0):
+        name, path = todo[one.index]
+        _write(outputs.paths(name), one, path, ids, colors)
+        journal.append(Predicted(name=name, state=_state(path)), str(ranks.rank) if ranks.size > 1 else "")
+    ranks.wait()
+    if ranks.rank == 0:
+        journal.merge()
+    return len(todo)
+
+
+def check_images(paths: Sequence[Path]) -> None:
+    """Opens every image once, before the work.
+
+    Raises:
+        InputError: names the first ones that cannot be used.
+    """
+    def fault(path: Path) -> str:
+        try:
+            read_image(path)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        faults = [line for line in tqdm(pool.map(fault, paths), "checking files", len(paths), unit="image",
+                                        leave=False) if line]
+    if faults:
+        raise InputError(listed(faults))
+
+
+def _state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _write(paths: dict[str, Path], found: Prediction, image: Path, ids: np.ndarray, colors: np.ndarray) -> None:
+    writers: dict[str, Callable[[Path], Any]] = {
+        "masks": lambda path: Image.fromarray(ids[found.found]).save(path),
+        "overlays": lambda path: Image.fromarray(painted(read_image(image), found.found, colors)).save(path),
+        "probabilities": lambda path: np.save(path, _probabilities(found.logits)),
+    }
+    for kind, path in paths.items():
+        with atomic_path(path) as temporary:
+            writers[kind](temporary)
+
+
+def _probabilities(logits: torch.Tensor) -> np.ndarray:
+    return logits.float().softmax(0).cpu().numpy().astype(np.float16)
+
+
+def painted(image: np.ndarray, found: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) under its classes' colours, half and half, and the borders of classes in full.
+
+    Args:
+        image: uint8 RGB.
+        found: class ids, uint8 (H, W); 255 is left as it is.
+        colors: (C, 3) uint8.
+    """
+    known = found < len(colors)
+    paint = colors[np.where(known, found, 0)].astype(np.uint16)
+    mixed = ((image.astype(np.uint16) + paint) // 2).astype(np.uint8)
+    border = np.zeros(found.shape, bool)
+    border[:, 1:] |= found[:, 1:] != found[:, :-1]
+    border[1:] |= found[1:] != found[:-1]
+    mixed[border] = paint[border].astype(np.uint8)
+    return np.where(known[..., None], mixed, image)
+
+
+def write_table(segmentor: Segmentor, folder: Path) -> None:
+    """``classes.json``: names and colours of what the masks hold, for other commands' ``--classes``."""
+    if (segmentor.rule.ids()[: segmentor.num_classes] == np.arange(segmentor.num_classes)).all():
+        table = {"classes": segmentor.class_names, "palette": palette(segmentor).tolist(), "ignore_index": IGNORE}
+        write_json(table, folder / "classes.json", indent=None)

@@ -1,0 +1,98 @@
+"""Masks for images that have none."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.images import read_mask
+
+TTA = """
+tta_pipeline = [dict(type="LoadImageFromFile"), dict(type="TestTimeAug", transforms=[
+    [dict(type="RandomFlip", prob=prob, direction="horizontal") for prob in (0.0, 1.0)],
+    [dict(type="LoadAnnotations")], [dict(type="PackSegInputs")]])]
+"""
+
+
+@pytest.fixture
+def chain(make_chain):
+    chain = make_chain()
+    (chain.root / "mine").mkdir()
+    chain.config = chain.config.rename(chain.root / "mine/config.py")
+    return chain
+
+
+def logits(chain, image):
+    x = (np.array(Image.open(image), dtype=float) - [120, 110, 100]) / [60, 55, 50]
+    return x @ chain.weight.astype(float).T + chain.bias
+
+
+def options(chain, out="out", images="img_test"):
+    return ["predict", chain.config, "--load-from", chain.weights, "--images", chain.root / images, "--out",
+            chain.root / out, "--num-workers", 0]
+
+
+def test_masks_overlays_and_probabilities(chain, cli):
+    out = chain.root / "out"
+    said = cli("segmentor", *options(chain), "--overlay", "--probabilities", "--batch-size", 2)
+    assert "3 masks in" in said
+    for image in sorted((chain.root / "img_test").iterdir()):
+        expected = logits(chain, image)
+        found = read_mask(out / "masks" / image.name)
+        assert (found == expected.argmax(-1)).mean() > 0.999
+        probabilities = np.load(out / "probabilities" / f"{image.stem}.npy")
+        exact = np.exp(expected) / np.exp(expected).sum(-1, keepdims=True)
+        assert probabilities.dtype == np.float16 and np.abs(probabilities.transpose(1, 2, 0) - exact).max() < 2e-3
+        assert Image.open(out / "overlays" / image.name).size == Image.open(image).size
+    assert json.loads((out / "classes.json").read_text())["classes"][2] == "name 2"
+    times = {path: path.stat().st_mtime_ns for path in (out / "masks").iterdir()}
+    (out / "masks/r0.png").unlink()
+    image = chain.root / "img_test/r1.png"
+    Image.fromarray(np.array(Image.open(image))[::-1]).save(image)
+    assert "1 of 3 images are done" in cli("segmentor", *options(chain), "--overlay", "--probabilities")
+    changed = {path.name for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"r0.png", "r1.png"}
+    assert (read_mask(out / "masks/r1.png") == logits(chain, image).argmax(-1)).mean() > 0.999
+    weights = torch.load(chain.weights)
+    torch.save({"state_dict": {key: value + 1 for key, value in weights["state_dict"].items()}}, chain.weights)
+    assert "another checkpoint" in cli.refused("segmentor", *options(chain))
+
+
+def test_views_and_windows_of_a_pointwise_segmentor_change_nothing(chain, cli):
+    cli("segmentor", *options(chain), "--probabilities")
+    cli("segmentor", *options(chain, "slid"), "--probabilities", "--slide", 16, 10)
+    chain.config.write_text(chain.config.read_text() + TTA)
+    cli("segmentor", *options(chain, "views"), "--probabilities", "--tta", "--batch-size", 2)
+    for plain in (chain.root / "out/probabilities").iterdir():
+        for other in ("slid", "views"):
+            assert np.abs(np.load(plain) - np.load(chain.root / other / "probabilities" / plain.name)).max() < 2e-3
+
+
+def test_built_in_views(chain, cli):
+    image = chain.root / "flat.png"
+    Image.fromarray(np.full((20, 30, 3), (10, 200, 90), np.uint8)).save(image)
+    cli("segmentor", *options(chain, images="flat.png"), "--tta")
+    assert (read_mask(chain.root / "out/masks/flat.png") == logits(chain, image).argmax(-1)).all()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (["--images", "nowhere"], "no such folder"),
+    (["--images", "classes.json"], "is none of"),
+    (["--out", "img_test/x"], "lies inside"),
+    (["--slide", "8", "9"], "leaves gaps"),
+    (["--load-from", "none.pth"], "no such file"),
+    (["--device", "tpu"], "--device tpu"),
+])
+def test_refusals(chain, cli, monkeypatch, change, message):
+    monkeypatch.chdir(chain.root)
+    assert message in cli.refused("segmentor", *options(chain), *change)
+    assert not (chain.root / "out").exists()
+
+
+def test_a_damaged_image_is_named_before_the_work(chain, cli):
+    image = chain.root / "img_test/r1.png"
+    image.write_bytes(image.read_bytes()[:60])
+    assert "r1.png: cannot be read" in cli.refused("segmentor", *options(chain))
+    assert not (chain.root / "out/masks").exists()
