@@ -6,6 +6,6 @@ from common.errors import InputError
 
 warnings.filterwarnings("ignore", message="Fail to import")  # compiled operators that nothing here needs
 
-from gss import heads, segmentors  # noqa: E402
+from gss import heads, mseg, segmentors  # noqa: E402
 
-__all__ = ["InputError", "heads", "segmentors"]
+__all__ = ["InputError", "heads", "mseg", "segmentors"]

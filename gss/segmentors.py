@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from common.errors import InputError
 from gss.dvae import DVAE
 from gss.maskige import Maskige, load_palette
+from gss.mseg import class_map, domain_classes, read_taxonomy
 from gss.roundtrip import round_trip
 
 
@@ -47,32 +47,6 @@ class GenerativeEncoderDecoder(EncoderDecoder):
             return super().extract_feat(inputs)
 
 
-def read_taxonomy(path: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Reads a taxonomy: tab-separated, a row a universal class, the columns ``universal`` and one a test set.
-
-    A cell names the test set's class that the universal class belongs to; an empty cell, none. The table of MSeg
-    (``MSeg_master.tsv``) is such a file; its other columns do no harm.
-
-    Returns:
-        The universal names in order, ``unlabeled`` left out; and, by column, the cells in the same order.
-
-    Raises:
-        InputError: no such file, or no column ``universal``.
-    """
-    try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except OSError as error:
-        raise InputError(f"taxonomy {path}: {error.strerror}") from error
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"taxonomy {path}: no tab-separated text in UTF-8 ({error})") from error
-    if not rows or "universal" not in rows[0]:
-        raise InputError(f"taxonomy {path}: needs tab-separated columns, one of them 'universal'")
-    rows = [row for row in rows if (row["universal"] or "").strip() not in ("", "unlabeled")]
-    columns = {name: [(row[name] or "").strip() for row in rows] for name in rows[0] if name}
-    return columns["universal"], columns
-
-
 @MODELS.register_module()
 class MultiDomainEncoderDecoder(GenerativeEncoderDecoder):
     """A segmentor of universal classes, tested on data sets with classes of their own (MSeg).
@@ -81,7 +55,8 @@ class MultiDomainEncoderDecoder(GenerativeEncoderDecoder):
 
     Args:
         taxonomy: file, see ``read_taxonomy``; without it results are universal classes.
-        domains: class names, in order, of each test set by its column in the taxonomy.
+        domains: class names, in order, of each test set by its column in the taxonomy; or the columns alone, whose
+            classes the mseg-api lists beside the taxonomy (see ``gss.mseg``).
         domain: the test set of samples whose meta information has no field ``domain``; None for universal classes.
         **kwargs: ``GenerativeEncoderDecoder`` arguments.
 
@@ -93,7 +68,7 @@ class MultiDomainEncoderDecoder(GenerativeEncoderDecoder):
         self,
         *,
         taxonomy: str | None = None,
-        domains: dict[str, list[str]] | None = None,
+        domains: dict[str, list[str]] | Sequence[str] | None = None,
         domain: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -107,8 +82,9 @@ class MultiDomainEncoderDecoder(GenerativeEncoderDecoder):
         universal, columns = read_taxonomy(taxonomy)
         if len(universal) != self.num_classes:
             raise InputError(f"taxonomy {taxonomy}: {len(universal)} universal classes, num_classes={self.num_classes}")
-        for name, classes in (domains or {}).items():
-            self.maps[name] = _class_map(columns, name, list(classes), taxonomy)
+        for name, classes in domain_classes(taxonomy, domains or {}).items():
+            whole = not isinstance(domains, dict)
+            self.maps[name] = class_map(columns, name, classes, taxonomy, whole)
 
     @property
     def predicted_classes(self) -> int:
@@ -130,25 +106,6 @@ class MultiDomainEncoderDecoder(GenerativeEncoderDecoder):
             self.decode_head.probabilities(scores) if hasattr(self.decode_head, "probabilities") else scores.softmax(1)
         )
         return torch.einsum("bnhw,nm->bmhw", probabilities, self.maps[name].to(probabilities))
-
-
-def _class_map(columns: dict[str, list[str]], name: str, classes: list[str], path: str) -> Tensor:
-    """0/1 matrix (universal classes, classes of a test set)."""
-    if name not in columns:
-        raise InputError(f"taxonomy {path}: no column {name}; it has {', '.join(columns)}")
-    matrix = torch.zeros(len(columns[name]), len(classes))
-    for row, cell in enumerate(columns[name]):
-        if cell in classes:
-            matrix[row, classes.index(cell)] = 1
-        elif cell.startswith("{"):
-            raise InputError(
-                f"taxonomy {path}: column {name}: {cell} stands for universal class {columns['universal'][row]!r}; "
-                "a test set's column names one class a row"
-            )
-    lost = [label for label, count in zip(classes, matrix.sum(0), strict=True) if count == 0]
-    if lost:
-        raise InputError(f"taxonomy {path}: column {name}: no universal class belongs to {', '.join(lost)}")
-    return matrix
 
 
 @MODELS.register_module()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -137,8 +138,16 @@ def set_resumed(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def metrics_report(scores: dict[str, Any], **facts: Any) -> dict[str, Any]:
-    """Scores in 0..1: OA, mIoU, mAcc, and IoU and Acc by class name; nan becomes None."""
+    """Scores in 0..1: OA, mIoU, mAcc, and IoU and Acc by class name; nan becomes None.
+
+    Of several test sets, each with classes of its own, the same for each and the harmonic mean of their mIoU.
+    """
     scores = {key: None if value != value else float(value) for key, value in scores.items()}
+    if sets := [key.removesuffix("/mIoU") for key in scores if key.endswith("/mIoU")]:
+        parts = {name: {key.removeprefix(f"{name}/"): math.nan if value is None else value
+                        for key, value in scores.items() if key.startswith(f"{name}/")} for name in sets}
+        reports = {name: metrics_report(part) for name, part in parts.items()}
+        return {"h_mean": scores["h_mean"], "sets": reports, **facts}
     names = [key.removeprefix("IoU/") for key in scores if key.startswith("IoU/")]
     return {
         "OA": scores.get("aAcc"),
@@ -198,8 +207,9 @@ def test(cfg: Config, out: Path) -> dict[str, Any]:
                             config=str(cfg.filename))
     if is_main_process():
         write_json(report, out)
-        shown = (f"{name} {'none' if report[name] is None else format(report[name], '.4f')}"
-                 for name in ("OA", "mIoU", "mAcc"))
+        values = {name: part["mIoU"] for name, part in report.get("sets", {}).items()}
+        values |= {name: report[name] for name in ("OA", "mIoU", "mAcc", "h_mean") if name in report}
+        shown = (f"{name} {'none' if value is None else format(value, '.4f')}" for name, value in values.items())
         print("  ".join(shown) + f"  ({out})")
     return report
 

@@ -16,11 +16,12 @@ from common.pairing import Pair, check_pairs, listed
 from common.schema import one_line
 from segmentation.config import nodes, stage
 
+CHECKED = ("MaskDataset", "MSegDataset")  # have ``labels``
 LOADERS = {"train": ("train_dataloader", "val_dataloader"), "test": ("test_dataloader",)}
 
 
 def check_files(cfg: Config, loaders: Sequence[str]) -> None:
-    """Opens every image and mask of the ``MaskDataset`` entries once: not in the middle of a training.
+    """Opens every image and mask of the data sets that say which ids there are, once: not in the middle of a training.
 
     Raises:
         InputError: files that are damaged, ids that are no classes, images and masks of other sizes; the first ones by
@@ -28,7 +29,7 @@ def check_files(cfg: Config, loaders: Sequence[str]) -> None:
     """
     quiet = int(os.environ.get("RANK", 0)) > 0
     for name in loaders:
-        for entry in nodes(cfg.get(name) or {}, "MaskDataset"):
+        for entry in (entry for kind in CHECKED for entry in nodes(cfg.get(name) or {}, kind)):
             with stage(cfg, name):
                 dataset = DATASETS.build({**entry, "lazy_init": True})
             files = dict.fromkeys((item["img_path"], item["seg_map_path"]) for item in dataset.load_data_list())

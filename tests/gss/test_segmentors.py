@@ -10,8 +10,8 @@ from mmseg.structures import SegDataSample
 
 from gss import InputError
 from gss.maskige import Maskige, load_palette
+from gss.mseg import read_taxonomy
 from gss.roundtrip import class_iou, confusion, round_trip
-from gss.segmentors import read_taxonomy
 
 TAXONOMY = (
     "Parent\tstreet\thome\tuniversal\nx\troad\t\tlane\nx\troad\tfloor\tground\nx\tcar\ttoy\tcar\n\t\t\tunlabeled\n"

@@ -5,6 +5,8 @@ _base_ = ["../_base_/ff_hrnet-w48.py", "../_base_/data_mseg.py"]
 
 model = dict(
     type="MultiDomainEncoderDecoder",
+    taxonomy="data/mseg_dataset/mseg-api/mseg/class_remapping_files/MSeg_master.tsv",
+    domains=["camvid-11", "kitti-19", "pascal-context-60", "scannet-20", "voc2012", "wilddash-19"],
     data_preprocessor=dict(size=(512, 512)),
     decode_head=dict(type="GenerativeSegHeadFFSingleFusion", num_classes=194, palette="published_mseg"),
 )
