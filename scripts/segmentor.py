@@ -22,11 +22,13 @@ from scripts import cli, predict
 from scripts.cli import integer
 from segmentation import checkpoint, config
 from segmentation.config import stage
+from segmentation.confusion import write_confusion
 from segmentation.files import LOADERS, check_files
 from segmentation.rehearsal import rehearse
 from segmentation.runner import SegmentorRunner, TestRunner, join_processes, nothing_left
 from segmentation.saving import last_weights
 from segmentation.validation import METRICS, chosen_on_test, log_to_tensorboard, set_validation
+from segmentation.views import test_from_views
 
 __all__ = ["LOADERS", "check_files", "main", "metrics_report", "parse_args", "resolve"]
 
@@ -76,6 +78,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help="seed of weights, order and augmentation (default: the config's, else 0)")
     parser.add_argument("--out", type=Path, default=None,
                         help="test: metrics as JSON (default: <work-dir>/metrics.json)")
+    parser.add_argument("--confusion", action="store_true",
+                        help="test: which class is taken for which, as <out>_confusion.svg and .json")
+    parser.add_argument("--tta", action="store_true", help="test: the mean over scaled, mirrored views of each image")
     parser.add_argument("--unchecked", action="store_true", help="do not open every image and mask before the work")
     config.add_cfg_options(parser)
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default=None,
@@ -83,7 +88,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--local-rank", type=integer(0), default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     for task, option in (("train", "resume"), ("train", "val_split"), ("train", "val_interval"), ("train", "best"),
-                         ("test", "split"), ("test", "out")):
+                         ("test", "split"), ("test", "out"), ("test", "confusion"), ("test", "tta")):
         if args.task != task and getattr(args, option):
             parser.error(f"--{option.replace('_', '-')}: is for {task} only")
     return args
@@ -114,6 +119,13 @@ def resolve(args: argparse.Namespace) -> Config:
     config.save_between_updates(cfg)
     for evaluator in config.nodes([cfg.get("val_evaluator"), cfg.get("test_evaluator")], "IoUMetric"):
         evaluator.type = "ClassIoUMetric"  # the same scores, by class and not rounded
+    if args.confusion:
+        scores = list(config.nodes(cfg.get("test_evaluator"), "ClassIoUMetric"))
+        if len(scores) != 1:
+            raise InputError(f"{cfg.filename}: --confusion: its test_evaluator is no single IoUMetric")
+        scores[0].confusion = True
+    if args.tta:
+        test_from_views(cfg)
     return cfg
 
 
@@ -211,6 +223,11 @@ def test(cfg: Config, out: Path) -> dict[str, Any]:
         values |= {name: report[name] for name in ("OA", "mIoU", "mAcc", "h_mean") if name in report}
         shown = (f"{name} {'none' if value is None else format(value, '.4f')}" for name, value in values.items())
         print("  ".join(shown) + f"  ({out})")
+        for metric in runner.test_evaluator.metrics:
+            if (matrix := getattr(metric, "matrix", None)) is not None:
+                files = write_confusion(matrix, list(metric.dataset_meta["classes"]), out.with_suffix("").with_name(
+                    f"{out.stem}_confusion"))
+                print(f"confusion of classes: {files[1]}, {files[0]}")
     return report
 
 

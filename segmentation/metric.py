@@ -15,7 +15,32 @@ class ClassIoUMetric(IoUMetric):
     """``IoUMetric`` that also returns ``IoU/<class>`` and ``Acc/<class>``, all in 0..1 and summed in float64.
 
     A class that neither the masks nor the predictions show has no IoU: it is nan and left out of the mean.
+
+    Args:
+        confusion: also counts which class is taken for which, see ``matrix``.
+        **kwargs: see ``IoUMetric``.
+
+    Attributes:
+        matrix: pixels of each true class (rows) by predicted class, int64 (C, C); once computed, in the first process.
     """
+
+    def __init__(self, confusion: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.confusion = confusion
+        self.matrix: np.ndarray | None = None
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        """Adds the images' areas, and their confusion."""
+        start = len(self.results)
+        super().process(data_batch, data_samples)
+        if self.confusion and not self.format_only:
+            count = len(self.dataset_meta["classes"])
+            for place, sample in enumerate(data_samples, start):
+                found, truth = (sample[key]["data"].squeeze().cpu().numpy().astype(np.int64)
+                                for key in ("pred_sem_seg", "gt_sem_seg"))
+                known = (truth != self.ignore_index) & (truth < count) & (found < count)
+                pixels = np.bincount(truth[known] * count + found[known], minlength=count**2)
+                self.results[place] = (*self.results[place], pixels)
 
     def compute_metrics(self, results: list[tuple[Any, ...]]) -> dict[str, float]:
         """Scores of all results.
@@ -28,6 +53,10 @@ class ClassIoUMetric(IoUMetric):
         """
         if self.format_only:
             return {}
+        if self.confusion:
+            count = len(self.dataset_meta["classes"])
+            self.matrix = np.sum([result[4] for result in results], axis=0).reshape(count, count)
+            results = [result[:4] for result in results]
         totals = [sum(area.double() for area in areas) for areas in zip(*results, strict=True)]
         scores = self.total_area_to_metrics(*totals, self.metrics, self.nan_to_num, self.beta)
         metrics = {"aAcc": float(scores.pop("aAcc"))}

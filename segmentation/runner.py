@@ -15,7 +15,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.visualization import Visualizer
@@ -31,6 +31,13 @@ from segmentation.saving import check_finite, replaced_at_the_end, sync
 from segmentation.schema import TrainingCheckpoint
 
 _PROGRESS = ("optimizer", "param_name", "last_step", "verbose")  # of a schedule's arguments, those not from the config
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """A model without what spreads it over processes, or has it look at several views: the one that has the weights."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module  # type: ignore[assignment]
+    return model
 
 
 class SegmentorRunner(Runner):
@@ -73,7 +80,7 @@ class SegmentorRunner(Runner):
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """As mmengine's; the file is whole or not there, and holds numbers."""
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = bare(self.model)
         check_finite(model.state_dict(), f"--work-dir {self.work_dir}")
         with replaced_at_the_end(str(out_dir), filename) as name:
             super().save_checkpoint(out_dir, name, *args, **kwargs)
@@ -92,7 +99,7 @@ class SegmentorRunner(Runner):
             parse(checkpoint, TrainingCheckpoint, filename, "no training can go on from it; to take its weights alone, "
                   "use --load-from without --resume")
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = bare(self.model)
         state = tensors_of(checkpoint, filename)
         for pattern, replacement in revise_keys:
             state = {re.sub(pattern, replacement, key): value for key, value in state.items()}

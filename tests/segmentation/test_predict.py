@@ -96,3 +96,22 @@ def test_a_damaged_image_is_named_before_the_work(chain, cli):
     image.write_bytes(image.read_bytes()[:60])
     assert "r1.png: cannot be read" in cli.refused("segmentor", *options(chain))
     assert not (chain.root / "out/masks").exists()
+
+
+def test_views_and_confusion_in_tests(chain, cli):
+    chain.config.write_text(chain.config.read_text() + TTA)
+    given = ["test", chain.config, "--load-from", chain.weights, "--work-dir", chain.root / "work"]
+    cli("segmentor", *given, "--confusion")
+    plain = json.loads((chain.root / "work/metrics.json").read_text())
+    cli("segmentor", *given, "--tta", "--out", chain.root / "work/views.json")
+    assert json.loads((chain.root / "work/views.json").read_text()) == plain
+    table = json.loads((chain.root / "work/metrics_confusion.json").read_text())
+    matrix = np.zeros((5, 5), int)
+    for path in (chain.root / "label_test").iterdir():
+        truth = np.array(Image.open(path))
+        found = logits(chain, chain.root / "img_test" / path.name).argmax(-1)
+        np.add.at(matrix, (truth[truth != 255], found[truth != 255]), 1)
+    assert np.abs(np.array(table["pixels"]) - matrix).sum() <= 4  # a tie of two classes
+    assert plain["OA"] == pytest.approx(np.trace(table["pixels"]) / matrix.sum())
+    picture = (chain.root / "work/metrics_confusion.svg").read_text()
+    assert "predicted class" in picture or "<path" in picture
