@@ -15,6 +15,7 @@ from common.schema import OpenSchema, Schema, one_line, parse
 
 Count = Annotated[int, Field(ge=1, le=limits.COUNT)]
 Group = dict[str, Any]
+LARGEST = 10**7  # whole number in a model: channels, layers, pixels to keep
 
 
 class Loader(OpenSchema):
@@ -181,5 +182,8 @@ def _plain(value: Any) -> Any:
 def _check_numbers(value: Any, where: str, path: tuple[Any, ...]) -> None:
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         _check_numbers(inner, where, (*path, key))
+    field = one_line(".".join(map(str, path)), 80)
     if isinstance(value, float) and math.isnan(value):
-        raise InputError(f"{where}, field {one_line('.'.join(map(str, path)), 80)}: is not a number (nan)")
+        raise InputError(f"{where}, field {field}: is not a number (nan)")
+    if type(value) is int and abs(value) > LARGEST and path[0] == "model":  # layers of that number would never be built
+        raise InputError(f"{where}, field {field}: {value} is beyond {LARGEST}, more than a model needs")

@@ -81,7 +81,7 @@ def test_files_that_changed_under_the_same_names_are_noticed(joint_chain, cli, q
         elif path.suffix == ".py":
             path.write_text(path.read_text().replace("lr=0.1", "lr=0.3"))
         else:
-            torch.save({"state_dict": {}}, path)
+            torch.save({"state_dict": {"x": torch.zeros(1)}}, path)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if copied there with its old time
         error = cli.refused("compare", *options)
         assert "holds runs with " + words in error
