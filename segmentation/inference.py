@@ -26,7 +26,7 @@ from common.files import digest
 from common.images import read_mask
 from common.processes import bounded, end_with_parent
 from common.schema import one_line
-from segmentation.checkpoint import load_weights, with_its_dvae
+from segmentation.checkpoint import allow_fetch, load_weights, with_its_dvae
 from segmentation.labels import IGNORED, LabelRule, label_rule, loads_masks, pipeline
 from segmentation.views import MeanOfViews, view_steps, without_masks
 
@@ -96,6 +96,7 @@ def load_segmentor(config: Config, checkpoint: str, device: str) -> Segmentor:
     Raises:
         InputError: the config's model is no segmentor, its test cannot be followed, or the weights are another model's.
     """
+    allow_fetch(checkpoint)
     model_config = Config(config.model.to_dict())
     for part, key in ((model_config, "pretrained"), (model_config.get("backbone") or {}, "init_cfg")):
         part.pop(key, None)  # the checkpoint replaces them: nothing to download
