@@ -41,7 +41,8 @@ class PairedImagesParams(Schema):
     seed: Seed = 0
     skip_invalid: bool = False
     follow_links: bool = False
-    use_reference: Literal[False] = False  # training has no other images than its own
+    use_reference: Literal[False] = False  # training has its own images, and no others
+    masks_only: Literal[False] = False
     validate_: Annotated[bool, Field(alias="validate")] = True
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     multiple_of: Side = 64
