@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
-from common.images import Labels
+from common.images import IGNORE, Colors, Labels
 from common.schema import load_json, one_line
 
 _FOLDER = Path(__file__).parent / "class_tables"
-_FIELDS = ("classes", "palette", "ignore_index")
+_FIELDS = ("classes", "palette", "ignore_index", "mask_values", "mask_ignore", "mask_colors", "mask_ignore_colors",
+           "ignore_color")
+VARIANTS = ("ids", "from1")  # behind a table's name: what its files hold, whatever the table says
 MAX_BYTES = 1 << 20
 _MAX_NAME = 200  # letters of a class name
 
@@ -30,19 +32,16 @@ class ClassTable:
         palette: (N, 3) uint8 colours for pictures, RGB.
         ignore_index: id of pixels to ignore in mask files, 0..255; a class of that id is ignored. Once read, pixels to
             ignore are 255 (see ``labels``).
+        labels: how mask files of this table are read and written.
     """
 
     names: tuple[str, ...]
     palette: np.ndarray
-    ignore_index: int = 255
+    ignore_index: int
+    labels: Labels
 
     def __len__(self) -> int:
         return len(self.names)
-
-    @property
-    def labels(self) -> Labels:
-        """How mask files of this table are read and written."""
-        return Labels(len(self.names), self.ignore_index)
 
 
 def far_apart_colors(n: int) -> np.ndarray:
@@ -79,10 +78,15 @@ def load_class_table(name_or_path: str, distinct_colors: bool = False) -> ClassT
     """Loads a built-in table (FUSU, GID, LoveDA, MBRSC; upper or lower case) or a ``classes.json``.
 
     The file holds ``{"classes": [names], "palette": [[r, g, b], ...], "ignore_index": 255}``; without ``palette`` the
-    classes get far-apart colours, without ``ignore_index`` it is 255.
+    classes get far-apart colours, without ``ignore_index`` it is 255. It may say what mask files hold:
+
+    * ``mask_values``: the files' id of each class, where it is not 0..N-1; ``mask_ignore``: ids to ignore beside
+      ``ignore_index``. LoveDA's table has 1..7 and 0, as the data set is published.
+    * ``mask_colors``: the colour of each class, in files that are pictures; ``mask_ignore_colors``: those to ignore.
 
     Args:
-        name_or_path: the table.
+        name_or_path: the table; ``TABLE:ids`` where files hold 0..N-1, ``TABLE:from1`` where they hold 1..N, and 0 for
+            no data, whatever the table says.
         distinct_colors: refuses two classes of one colour, and one of black, the colour of ignored pixels: for uses
             that tell classes by their colours.
 
@@ -91,7 +95,8 @@ def load_class_table(name_or_path: str, distinct_colors: bool = False) -> ClassT
     """
     built_in = built_in_tables()
     by_lower = {name.lower(): path for name, path in built_in.items()}
-    path = by_lower.get(str(name_or_path).lower(), Path(name_or_path))
+    table_name, variant = _variant(str(name_or_path))
+    path = by_lower.get(table_name.lower(), Path(table_name))
     shown = one_line(path, 1000)
     try:
         found, size = path.is_file(), path.stat().st_size if path.is_file() else 0
@@ -109,7 +114,9 @@ def load_class_table(name_or_path: str, distinct_colors: bool = False) -> ClassT
         if meant := get_close_matches(key.lower(), _FIELDS, 1, 0.75):
             raise InputError(f"{shown}: unknown field {one_line(key, 60)}; write {meant[0]}, or name a note otherwise")
     names = _names(shown, content.get("classes"))
-    table = ClassTable(names, _palette(shown, content.get("palette"), len(names)), _ignore_index(shown, content, names))
+    ignore_index = _ignore_index(shown, content, names)
+    labels = labels_of(shown, content, len(names), ignore_index, table_name, variant)
+    table = ClassTable(names, _palette(shown, content.get("palette"), len(names)), ignore_index, labels)
     if distinct_colors:
         _check_distinct(shown, table)
     return table
@@ -152,17 +159,94 @@ def _check_distinct(path: str, table: ClassTable) -> None:
 
 
 def _palette(path: str, value: Any, n: int) -> np.ndarray:
-    if value is None:
-        return far_apart_colors(n)
-    if not isinstance(value, list) or len(value) != n:
+    return far_apart_colors(n) if value is None else np.array(_colors(path, "palette", value, n), dtype=np.uint8)
+
+
+def _colors(path: str, field: str, value: Any, n: int | None) -> list[list[int]]:
+    if not isinstance(value, list) or n not in (None, len(value)):
         has = len(value) if isinstance(value, list) else "none"
-        raise InputError(f"{path}, field palette: must be a list of {n} colours, one a class; has {has}")
+        count = "colours" if n is None else f"{n} colours, one a class"
+        raise InputError(f"{path}, field {field}: must be a list of {count}; has {has}")
     for i, color in enumerate(value):
         fine = isinstance(color, list) and len(color) == 3
         if not fine or not all(type(level) is int and 0 <= level <= 255 for level in color):
-            raise InputError(f"{path}, field palette: colour {i} is {one_line(repr(color), 60)}; must be [r, g, b] of "
+            raise InputError(f"{path}, field {field}: colour {i} is {one_line(repr(color), 60)}; must be [r, g, b] of "
                              "integers in 0..255")
-    return np.array(value, dtype=np.uint8)
+    return value
+
+
+def _variant(name: str) -> tuple[str, str]:
+    """A table's name or path, and what stands behind it: ``LoveDA:ids`` -> ``LoveDA``, ``ids``."""
+    table, _, variant = name.rpartition(":")
+    return (table, variant) if table and variant in VARIANTS else (name, "")
+
+
+def labels_of(path: str, content: dict[str, Any], n: int, ignore_index: int, name: str, variant: str = "") -> Labels:
+    """How mask files are read: which id, and which colour, is which class.
+
+    Args:
+        path: of the table, for messages.
+        content: the table; see ``load_class_table`` for its fields.
+        n: number of classes.
+        ignore_index: id to ignore in files.
+        name: of the table, for messages.
+        variant: one of ``VARIANTS``, or nothing.
+
+    Raises:
+        InputError: ids or colours that cannot be, or that stand for two classes.
+    """
+    values = _ids(path, "mask_values", content["mask_values"], n) if "mask_values" in content else list(range(n))
+    ignored = _ids(path, "mask_ignore", content.get("mask_ignore", []), None)
+    if "mask_values" not in content and ignored:
+        raise InputError(f"{path}, field mask_ignore: goes with mask_values; give both")
+    if twice := sorted({value for value in [*values, *ignored] if [*values, *ignored].count(value) > 1}):
+        raise InputError(f"{path}, field mask_values: {twice[0]} stands for two classes, or is in mask_ignore as well")
+    from_one = values == list(range(1, n + 1)) and 0 in ignored
+    if variant == "ids":
+        values, ignored = list(range(n)), []
+    elif variant == "from1":
+        values, ignored = list(range(1, n + 1)), [0]
+    if max(values) > 255:
+        raise InputError(f"{path}, field classes: {n} classes from 1 on; a mask of 8 bits holds at most 254 and ignore")
+    of_id, about = None, ""
+    if values != list(range(n)) or ignored:
+        table = np.full(256, -1)
+        table[values] = range(n)
+        table[[*ignored, ignore_index]] = IGNORE
+        of_id = tuple(table.tolist())
+        shown = f"{values[0]}..{values[-1]}" if values == list(range(values[0], values[0] + n)) else "mask_values"
+        zero = f", {', '.join(map(str, ignored))} no data" if ignored else ""
+        about = (f"classes {one_line(name, 80)}: {shown} in masks are its {n} classes{zero}; write "
+                 f"{one_line(name, 80)}:ids if masks hold 0..{n - 1}")
+    colors = _mask_colors(path, content, n, values, ignored, ignore_index)
+    guarded = n if from_one and not variant else None
+    return Labels(n, ignore_index, of_id=of_id, colors=colors, name=one_line(name, 80), about=about, guarded=guarded)
+
+
+def _mask_colors(path: str, content: dict[str, Any], n: int, values: list[int], ignored: list[int], ignore_index: int
+                 ) -> Colors:
+    if "mask_colors" not in content:
+        if "mask_ignore_colors" in content:
+            raise InputError(f"{path}, field mask_ignore_colors: goes with mask_colors; give both")
+        return ()
+    colors = _colors(path, "mask_colors", content["mask_colors"], n)
+    others = _colors(path, "mask_ignore_colors", content.get("mask_ignore_colors", []), None)
+    every = [tuple(color) for color in [*colors, *others]]
+    if len(set(every)) < len(every):
+        twice = next(color for color in every if every.count(color) > 1)
+        raise InputError(f"{path}, field mask_colors: {list(twice)} stands for two classes, or is in "
+                         "mask_ignore_colors as well")
+    nothing = ignored[0] if ignored else ignore_index
+    ids = [*values, *[nothing] * len(others)]
+    return tuple((red, green, blue, id_) for (red, green, blue), id_ in zip([*colors, *others], ids, strict=True))
+
+
+def _ids(path: str, field: str, value: Any, n: int | None) -> list[int]:
+    fine = isinstance(value, list) and n in (None, len(value))
+    if not fine or not all(type(id_) is int and 0 <= id_ <= 255 for id_ in value):
+        count = "ids" if n is None else f"{n} ids, one a class,"
+        raise InputError(f"{path}, field {field}: must be a list of {count} in 0..255")
+    return value
 
 
 def _ignore_index(path: str, content: dict[str, Any], names: tuple[str, ...]) -> int:

@@ -13,6 +13,8 @@ import io
 import logging
 import os
 import stat
+import sys
+import threading
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -108,6 +110,9 @@ def image_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int
         raise ImageError.of(path, f"cannot be made RGB ({reason}); write it again as PNG") from error
 
 
+Colors = tuple[tuple[int, int, int, int], ...]  # red, green, blue, and the id that they stand for in files
+
+
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """The ids in a mask file: grey of 1 to 32 bits, a palette's indices, or three equal channels.
 
@@ -120,8 +125,14 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     return mask_and_orientation(path)[0]
 
 
-def mask_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
-    """As ``read_mask``, and the value of the EXIF orientation, which is not applied (1 where there is none)."""
+def mask_and_orientation(path: str | os.PathLike[str], labels: Labels | None = None) -> tuple[np.ndarray, int]:
+    """As ``read_mask``, and the value of the EXIF orientation, which is not applied (1 where there is none).
+
+    Args:
+        path: the file.
+        labels: may say which id a colour stands for; a file of three channels is then read by its colours, if these
+            are not ids as well.
+    """
     picture = _decode(path)
     image = picture.image
     if image.format in ("JPEG", "MPO"):
@@ -137,6 +148,8 @@ def mask_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]
         if picture.bits > 8:
             raise ImageError.of(path, f"has colours of {picture.bits} bits; a mask needs one channel of class ids")
         values = _opaque(path, values) if image.mode == "RGBA" else values
+        if labels is not None and labels.colors:
+            return _ids_of_colors(path, values[..., :3], labels), picture.orientation
         if not (values[..., :3] == values[..., :1]).all():
             raise ImageError.of(path, "has three channels that differ; a mask needs one channel of class ids")
         values = values[..., 0]
@@ -150,6 +163,40 @@ def mask_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]
     return values.astype(np.uint8), picture.orientation
 
 
+def _ids_of_colors(path: str | os.PathLike[str], pixels: np.ndarray, labels: Labels) -> np.ndarray:
+    """Ids (H, W) uint8 of a file of three channels (H, W, 3): by its colours, or as ids where no colour is one."""
+    packed = (pixels.astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(axis=-1, dtype=np.int32)
+    found = np.unique(packed)
+    known = {red << 16 | green << 8 | blue: id_ for red, green, blue, id_ in labels.colors}
+    grey = (pixels == pixels[..., :1]).all()
+    as_ids = grey and bool((labels.table[found & 255] >= 0).all())
+    if other := [value for value in found.tolist() if value not in known]:
+        if as_ids:
+            return pixels[..., 0]
+        shown = ", ".join(f"({v >> 16}, {v >> 8 & 255}, {v & 255})" for v in other[:3])
+        raise ImageError.of(path, f"has colours that the class table {labels.name} does not have: {shown}"
+                                  f"{', ...' if len(other) > 3 else ''}; write one channel of class ids")
+    if as_ids and any(labels.table[known[v]] != labels.table[v & 255] for v in found.tolist()):
+        raise ImageError.of(path, f"has three equal channels, whose values are ids and colours of {labels.name} alike; "
+                                  "write one channel of class ids")
+    say_once(f"masks in colours are read by those that the class table {labels.name} has")
+    return np.array([known[value] for value in found.tolist()], np.uint8)[np.searchsorted(found, packed)]
+
+
+_said: set[str] = set()
+_saying = threading.Lock()
+
+
+def say_once(line: str) -> None:
+    """A line on stderr, by the first process of a run, the first time it is said."""
+    with _saying:
+        if line in _said:
+            return
+        _said.add(line)
+    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK")):
+        print(line, file=sys.stderr)
+
+
 @dataclass(frozen=True)
 class Labels:
     """How the ids in mask files belong to the class ids of this program, 0..N-1 and 255 (ignore).
@@ -159,12 +206,21 @@ class Labels:
         ignore_index: the files' id of pixels to ignore, 0..255, as the class table says.
         reduce_zero: id 0 in the files is to be ignored, too, and id k is class k - 1 (mmseg's ``reduce_zero_label``).
         of_id: in place of the two: class id of each of the files' ids 0..255, 255 to ignore, -1 where it may not be.
+        colors: colours of masks that are written in colours, and the files' ids that they stand for.
+        name: the class table, for messages.
+        about: what to say once when masks are read: the files' ids are not class ids.
+        guarded: the id of the last class, if 0 in the files would be the first class by the usual count, and is to be
+            ignored by this table; see ``common.pairing.refuse_doubt``.
     """
 
     num_classes: int
     ignore_index: int = IGNORE
     reduce_zero: bool = False
     of_id: tuple[int, ...] | None = None
+    colors: Colors = ()
+    name: str = ""
+    about: str = ""
+    guarded: int | None = None
 
     @cached_property
     def table(self) -> np.ndarray:
@@ -189,10 +245,24 @@ class Labels:
 
     def read_with_orientation(self, path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
         """As ``read``, and the value of the EXIF orientation, which is not applied."""
-        mask, orientation = mask_and_orientation(path)
+        mask, orientation = self.file_ids_and_orientation(path)
         if wrong := self.wrong(mask):
             raise ImageError.of(path, wrong)
         return self.table[mask].astype(np.uint8), orientation
+
+    def file_ids(self, path: str | os.PathLike[str]) -> np.ndarray:
+        """The ids in a mask file (H, W) uint8, not yet class ids: ``table`` has those; colours as ids of files.
+
+        Raises:
+            ImageError: see ``read_mask``; or colours that the class table does not have.
+        """
+        return self.file_ids_and_orientation(path)[0]
+
+    def file_ids_and_orientation(self, path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+        """As ``file_ids``, and the value of the EXIF orientation, which is not applied."""
+        if self.about:
+            say_once(self.about)
+        return mask_and_orientation(path, self)
 
     def wrong(self, mask: np.ndarray) -> str:
         """What is wrong with a file's ids (H, W) uint8, in words; empty where all are fine."""
@@ -204,7 +274,9 @@ class Labels:
         if not len(wrong):
             return ""
         classes, ignored = (self.table >= 0) & (self.table != IGNORE), self.table == IGNORE
-        return f"class ids {_some(wrong)} are not in {_ranges(classes)} or {_ranges(ignored)} (ignore)"
+        from_one = self.name and self.of_id is None and wrong.tolist() == [self.num_classes]
+        hint = f"; if they are 1..{self.num_classes} with 0 for no data, write {self.name}:from1" if from_one else ""
+        return f"class ids {_some(wrong)} are not in {_ranges(classes)} or {_ranges(ignored)} (ignore){hint}"
 
     def pixels_of_classes(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels of each class, int64 (N,), of the pixels that each of a file's ids has (256,)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import InputError
-from common.images import ImageError, Labels, image_and_orientation, mask_and_orientation, pixels_of_ids
+from common.images import ImageError, Labels, image_and_orientation, pixels_of_ids
 from common.schema import one_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # in small or capital letters
@@ -184,7 +184,7 @@ def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked
     """
     pixels: np.ndarray = np.zeros(labels.num_classes, dtype=np.int64)
     try:
-        mask, mask_turn = mask_and_orientation(pair.mask)
+        mask, mask_turn = labels.file_ids_and_orientation(pair.mask)
         ids = pixels_of_ids(mask)
         if wrong := labels.wrong_ids(ids):
             raise ImageError.of(pair.mask, wrong)
@@ -206,6 +206,32 @@ def check_pair(pair: Pair, num_classes: int, ignore_index: int = 255, same_size:
     return inspect_pair(pair, Labels(num_classes, ignore_index), same_size).fault
 
 
+def refuse_doubt(labels: Labels, masks: Iterable[Path], where: str) -> None:
+    """Refuses masks that may be counted from 0, by a table that counts from 1: a 0 in them, and never the last class.
+
+    Reads no more masks than it needs to find the last class. Faulty masks are for others to refuse.
+
+    Raises:
+        InputError: both are possible; says how to decide.
+    """
+    if labels.guarded is None:
+        return
+    zero = None
+    for mask in masks:
+        try:
+            ids = pixels_of_ids(labels.file_ids(mask))
+        except InputError:
+            continue
+        if ids[labels.guarded]:
+            return
+        if zero is None and ids[0]:
+            zero = mask
+    if zero is not None:
+        name, n = labels.name, labels.guarded
+        raise InputError(f"{where}: {one_line(zero, 1000)} and others hold 0, and none holds {n}: are they 1..{n} with "
+                         f"0 for no data, or 0..{n - 1}? Write {name}:from1, or {name}:ids, as the class table")
+
+
 def check_pairs(pairs: Sequence[Pair], labels: Labels, title: str, threads: int | None = None, same_size: bool = False,
                 quiet: bool = False) -> list[Checked]:
     """``inspect_pair`` of each pair, in threads, with a progress bar; says once how many files have an EXIF turn.
@@ -213,6 +239,7 @@ def check_pairs(pairs: Sequence[Pair], labels: Labels, title: str, threads: int 
     Raises:
         InputError: no mask that is fine shows a class; pairs that are not fine are for the caller to refuse.
     """
+    refuse_doubt(labels, [pair.mask for pair in pairs], title)
     with ThreadPoolExecutor(threads) as pool:
         checks = pool.map(lambda pair: inspect_pair(pair, labels, same_size), pairs)
         found = list(tqdm(checks, title, len(pairs), unit="image", leave=False, disable=quiet))

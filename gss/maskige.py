@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.classes import MAX_BYTES
+from common.classes import MAX_BYTES, built_in_tables, labels_of, load_class_table
 from common.errors import InputError
 from common.images import IGNORE, Labels
 from common.schema import load_json, one_line
@@ -95,15 +95,22 @@ def read_palette_file(path: Path) -> dict[str, Any]:
 
 
 def palette_labels(source: str, num_classes: int) -> Labels:
-    """How masks are read for a palette: its file may name the id of pixels to ignore, as a class table does.
+    """How masks are read for a palette: as its file says, in a class table's fields, or the class table of its name.
 
     Raises:
         InputError: see ``read_palette_file``; or ``ignore_index`` is no id.
     """
-    ignore = read_palette_file(_palette_path(source)).get("ignore_index", IGNORE)
+    path = _palette_path(source)
+    content = read_palette_file(path)
+    ignore = content.get("ignore_index", IGNORE)
     if type(ignore) is not int or not 0 <= ignore <= 255:
         found = one_line(repr(ignore), 60)
         raise InputError(f"palette {source}: ignore_index is {found}; must be an integer in 0..255")
+    tables = {name.lower(): name for name in built_in_tables()}
+    if "mask_values" in content or "mask_colors" in content:
+        return labels_of(str(path), content, num_classes, ignore, source)
+    if source.lower() in tables and len(table := load_class_table(tables[source.lower()])) == num_classes:
+        return table.labels
     return Labels(num_classes, ignore)
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from common.classes import plain_name
 from common.errors import InputError
-from common.images import ImageError, Labels, pixels_of_ids, read_mask
+from common.images import ImageError, Labels, pixels_of_ids
 from common.journal import unsealed
 from common.pairing import MASK_SUFFIXES, Checked, Pair, list_files, listed, mask_name
 from common.rng import seed_from
@@ -187,7 +187,7 @@ def masks_pixels(folder: Path, pairs: Sequence[Pair], labels: Labels, workers: i
 
     def pixels(name: str) -> np.ndarray | InputError:
         try:
-            ids = pixels_of_ids(read_mask(files[name]))
+            ids = pixels_of_ids(labels.file_ids(files[name]))
             if wrong := labels.wrong_ids(ids):
                 raise ImageError.of(files[name], wrong)
         except InputError as error:

@@ -12,7 +12,7 @@ from PIL import Image
 from common.classes import ClassTable
 from common.errors import InputError
 from common.files import atomic_path, write_json
-from common.images import IGNORE, read_image, read_mask
+from common.images import IGNORE, read_image
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, mask_name
 from post_processing.comparison import SCORES, check_runs, check_spread, compare
 from post_processing.comparison_figures import classes_figure, seeds_figure
@@ -50,8 +50,8 @@ def gallery_of(
         InputError: no images, or a damaged one.
     """
     def ids(path: Path) -> np.ndarray:
-        mask = read_mask(path)
-        return np.where(mask == table.ignore_index, IGNORE, mask).astype(np.uint8)
+        found = table.labels.table[table.labels.file_ids(path)]
+        return np.where(found < 0, IGNORE, found).astype(np.uint8)
 
     found = list_files(images, IMAGE_SUFFIXES, "--syn-img-path")
     known = list_files(masks, MASK_SUFFIXES, "--mask-path")

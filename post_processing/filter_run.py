@@ -16,7 +16,7 @@ from tqdm import tqdm
 from common.arrays import read_array, write_array
 from common.errors import InputError
 from common.files import atomic_path, write_json
-from common.images import Labels, read_mask
+from common.images import Labels
 from common.journal import sealed
 from common.pairing import Pair
 from common.ranks import Ranks
@@ -103,7 +103,8 @@ def measure_real(source: Source, pairs: Sequence[Pair], state: State, ranks: Ran
     means = filtering.mean_loss([record.sums for record in records], pixels)
     return RealLoss(classes=list(source.classes), mean_loss=[None if np.isnan(m) else m for m in means.tolist()],
                     pixels=pixels.sum(axis=0).tolist(), histogram=_histogram(records, count).tolist(),
-                    label_of_id=source.label_of_id())
+                    label_of_id=source.label_of_id(),
+                    mask_colors=[list(color) for color in source.labels.colors] or None)
 
 
 def filter_synthesised(source: Source, pairs: Sequence[Pair], real: RealLoss, rule: Rule, state: State, ranks: Ranks
@@ -192,11 +193,12 @@ def saved_source(folder: Path) -> tuple[Source, RealLoss]:
         InputError: the folder has no whole ``real_loss.json``.
     """
     real = read_real_loss(folder)
-    labels = Labels(len(real.classes), of_id=None if real.label_of_id is None else tuple(real.label_of_id))
+    labels = Labels(len(real.classes), of_id=None if real.label_of_id is None else tuple(real.label_of_id),
+                    colors=tuple((r, g, b, id_) for r, g, b, id_ in real.mask_colors or ()), name="of the losses")
 
     def losses(pairs: Sequence[Pair], batches: Sequence[Sequence[int]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         for index in (index for batch in batches for index in batch):
-            mask = read_mask(pairs[index].mask)
+            mask = labels.file_ids(pairs[index].mask)
             yield index, read_losses(pairs[index], mask, real), mask
 
     return Source(real.classes, labels, losses), real
@@ -221,7 +223,7 @@ def read_losses(pair: Pair, mask: np.ndarray, real: RealLoss) -> np.ndarray:
 def saved_fault(pair: Pair, labels: Labels, real: RealLoss) -> str | None:
     """What is wrong with a file of losses or its mask; None where both are fine."""
     try:
-        mask = read_mask(pair.mask)
+        mask = labels.file_ids(pair.mask)
         if wrong := labels.wrong(mask):
             return f"{pair.mask}: {wrong}"
         read_losses(pair, mask, real)

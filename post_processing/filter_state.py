@@ -23,6 +23,7 @@ Counts = list[Count]
 Number = Annotated[float, Field(ge=0)]
 Histogram = list[Annotated[Counts, Field(min_length=BINS, max_length=BINS)]]
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]
+Level = Annotated[int, Field(ge=0, le=255)]
 Label = Annotated[int, Field(ge=-1, le=255)]
 LabelOfId = Annotated[list[Label], Field(min_length=256, max_length=256)]
 
@@ -66,6 +67,7 @@ class RealLoss(Schema):
     """``real_loss.json`` in the folder of ``--save-loss``: what the real images showed.
 
     ``label_of_id``: see ``LabelTable``; none where ids are class ids.
+    ``mask_colors``: red, green, blue and id, where mask files may be in colours.
     ``checksums``: of the losses of each image.
     """
 
@@ -74,6 +76,7 @@ class RealLoss(Schema):
     pixels: Counts
     histogram: Histogram
     label_of_id: LabelOfId | None = None
+    mask_colors: list[Annotated[list[Level], Field(min_length=4, max_length=4)]] | None = None
     checksums: dict[str, Checksum] | None = None
 
     @model_validator(mode="after")

@@ -101,13 +101,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def class_names(args: argparse.Namespace) -> tuple[list[str], int]:
-    """Names of the N classes, from the data set, the class table, or their numbers; the masks' id to ignore.
+def class_names(args: argparse.Namespace) -> tuple[list[str], Labels]:
+    """Names of the N classes, from the data set, the class table, or their numbers; how masks are read.
 
     Raises:
         InputError: N is unknown, contradicts the names, or is not in 2..255.
     """
-    names, ignore = None, IGNORE
+    names, labels = None, None
     if args.dataset:
         published = PALETTE_FOLDER / f"published_{args.dataset}.json"
         if not published.is_file():
@@ -118,7 +118,7 @@ def class_names(args: argparse.Namespace) -> tuple[list[str], int]:
         names = read_palette_file(published)["classes"]
     elif args.classes:
         table = load_class_table(args.classes)
-        names, ignore = list(table.names), table.ignore_index
+        names, labels = list(table.names), table.labels
     if names is None and args.num_classes is None:
         raise InputError("--num-classes: give it, or --dataset, or --classes")
     names = names or [str(i) for i in range(args.num_classes)]
@@ -126,7 +126,7 @@ def class_names(args: argparse.Namespace) -> tuple[list[str], int]:
         raise InputError(f"--num-classes {args.num_classes}: {args.dataset or args.classes} has {len(names)} classes")
     if not 2 <= len(names) <= 255:
         raise InputError(f"--num-classes {len(names)}: must be in 2..255, the ids that a mask can hold beside ignore")
-    return [str(name) for name in names], ignore
+    return [str(name) for name in names], labels or Labels(len(names))
 
 
 def read_masks(folder: str, count: int, labels: Labels) -> list[torch.Tensor]:
@@ -152,7 +152,16 @@ def command_line(args: argparse.Namespace) -> str:
     return shlex.join(["python", "-m", "scripts.posterior_learning", *words])
 
 
-def learn(args: argparse.Namespace, names: list[str], ignore: int, trip: RoundTrip) -> None:
+def mask_fields(labels: Labels) -> dict[str, list[int]]:
+    """What a class table says of mask files whose ids are not class ids."""
+    if labels.of_id is None:
+        return {}
+    ignored = np.flatnonzero(labels.table == IGNORE).tolist()
+    return {"mask_values": [labels.of_id.index(i) for i in range(labels.num_classes)],
+            "mask_ignore": [id_ for id_ in ignored if id_ != labels.ignore_index]}
+
+
+def learn(args: argparse.Namespace, names: list[str], labels: Labels, trip: RoundTrip) -> None:
     """Searches, reports, and writes what was asked for."""
     if args.method == "grid":
         colours = grid_palette(len(names), args.seed, args.dataset)
@@ -178,7 +187,8 @@ def learn(args: argparse.Namespace, names: list[str], ignore: int, trip: RoundTr
         table = {
             "classes": names,
             "palette": palette[:-1].tolist(),
-            "ignore_index": ignore,
+            "ignore_index": labels.ignore_index,
+            **mask_fields(labels),
             "ignore_color": palette[-1].tolist(),
             "method": args.method,
             "seed": args.seed,
@@ -194,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = parse_args(argv)
     args.device = pick_device(args.device)
-    names, ignore = class_names(args)
+    names, labels = class_names(args)
     outputs = [(option, Path(path)) for option, path in (("--out", args.out), ("--picture", args.picture)) if path]
     if args.picture and Path(args.picture).suffix not in PICTURES:
         raise InputError(f"--picture {args.picture}: name a file with one of {', '.join(PICTURES)}")
@@ -202,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if path.is_dir():
             raise InputError(f"{option} {path}: is a folder; name a file")
     masks = (
-        read_masks(args.masks, args.max_masks, Labels(len(names), ignore))
+        read_masks(args.masks, args.max_masks, labels)
         if args.masks
         else voronoi_masks(len(names), args.max_masks, 128, args.seed)
     )
@@ -212,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_writable(path.parent, option)
             stack.enter_context(only_writer_of(path, option))
             stack.enter_context(room_for(option, path.parent))
-        learn(args, names, ignore, RoundTrip(masks, dvae, args.scale, args.device))
+        learn(args, names, labels, RoundTrip(masks, dvae, args.scale, args.device))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from mmseg.registry import DATASETS
 from common.classes import load_class_table
 from common.errors import InputError
 from common.lists import locate, parse_line, read_lines
-from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, pair_files
+from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, pair_files, refuse_doubt
 from common.schema import one_line
 from segmentation.classes import class_table
 from segmentation.loading import use_own_readers
@@ -66,6 +66,7 @@ class MaskDataset(BaseSegDataset):
         if self.synthesised:
             folder = Path(self.synthesised)
             pairs += _folder_pairs(folder / "resampled_img", folder / "resampled_label", "--synthesised")
+        refuse_doubt(self.labels, [mask for _, mask in real], f"data_root {self.data_root or '.'}")
         return [
             {"img_path": str(image), "seg_map_path": str(mask), "label_map": self.label_map, "labels": self.labels,
              "reduce_zero_label": self.reduce_zero_label, "seg_fields": []}

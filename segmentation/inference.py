@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 from common.files import digest
-from common.images import read_mask
+from common.images import Labels
 from common.processes import bounded, end_with_parent
 from common.schema import one_line
 from segmentation.checkpoint import allow_fetch, load_weights, with_its_dvae
@@ -187,8 +187,8 @@ def test_pipeline(config: Config, views: Sequence[dict[str, Any]] = ()) -> Compo
 
 
 class _Images(Dataset):
-    def __init__(self, items: Sequence[tuple[Path, Path | None]], prepare: Compose) -> None:
-        self.items, self.prepare = items, prepare
+    def __init__(self, items: Sequence[tuple[Path, Path | None]], prepare: Compose, labels: Labels) -> None:
+        self.items, self.prepare, self.labels = items, prepare, labels
 
     def __len__(self) -> int:
         return len(self.items)
@@ -200,7 +200,7 @@ class _Images(Dataset):
                 prepared = self.prepare({"img_path": str(image)})
                 mask = np.full(_first(prepared["data_samples"]).ori_shape, IGNORED, np.uint8)
             else:
-                mask = read_mask(mask_file)
+                mask = self.labels.file_ids(mask_file)
                 prepared = self.prepare({"img_path": str(image), "mask_size": mask.shape})
         except InputError as error:
             return str(error)
@@ -230,7 +230,7 @@ def segment(segmentor: Segmentor, items: Sequence[tuple[Path, Path | None]], bat
         InputError: a file cannot be read or prepared; the segmentor cannot take it, or answers with no numbers.
     """
     config = segmentor.config
-    images = _Images(items, test_pipeline(config, segmentor.views))
+    images = _Images(items, test_pipeline(config, segmentor.views), segmentor.rule.labels())
     loader = DataLoader(images, batch_sampler=[list(batch) for batch in batches],
                         num_workers=bounded(num_workers, len(batches)), collate_fn=list, worker_init_fn=_start_worker)
     torch.backends.cudnn.benchmark = False  # which would choose by speed, differently in every run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class LabelRule:
         ignored: the label that the head's losses leave out, beside 255.
         unscored: the label that the test's scores leave out.
         class_names: of the test set, none where the config has no test set.
+        files: how its class table reads mask files, if it has one.
     """
 
     table: np.ndarray
@@ -41,6 +42,7 @@ class LabelRule:
     ignored: int = IGNORED
     unscored: int = IGNORED
     class_names: tuple[str, ...] = ()
+    files: Labels | None = None
 
     def targets(self) -> np.ndarray:
         """(256,) uint8: the label of each id where losses count it, else 255."""
@@ -58,7 +60,8 @@ class LabelRule:
     def labels(self) -> Labels:
         """How mask files are read for the losses, and which ids they may hold."""
         targets = self.targets().astype(int)
-        return Labels(self.num_classes, of_id=tuple(np.where(self.table < 0, -1, targets).tolist()))
+        of_id = tuple(np.where(self.table < 0, -1, targets).tolist())
+        return replace(self.files or Labels(self.num_classes), num_classes=self.num_classes, of_id=of_id)
 
 
 def label_rule(config: Config, num_classes: int, head: nn.Module | None = None) -> LabelRule:
@@ -75,14 +78,15 @@ def label_rule(config: Config, num_classes: int, head: nn.Module | None = None) 
     dataset = test_dataset(config)
     try:
         names: tuple[str, ...] = ()
+        files = Labels(num_classes)
         if dataset and "classes" in dataset:  # a MaskDataset, whose class table says all
             classes = load_class_table(dataset["classes"])
-            reads = Labels(len(classes), classes.ignore_index, bool(dataset.get("reduce_zero_label")))
+            reads = replace(classes.labels, reduce_zero=bool(dataset.get("reduce_zero_label")))
             steps = _annotation_steps(config)
             if any(step.get("reduce_zero_label") not in (None, reads.reduce_zero) for step in steps):
                 raise InputError(f"{config.filename}: reduce_zero_label is {reads.reduce_zero} in the test set, not in "
                                  "the step that loads masks; say the same in both")
-            names, table = classes.names, reads.table
+            names, table, files = classes.names, reads.table, reads
         else:
             reduce_zero_label, label_map, names = _facts(dataset) if dataset else (False, None, ())
             table = _label_of_each_id(_annotation_steps(config), reduce_zero_label, label_map)
@@ -96,7 +100,7 @@ def label_rule(config: Config, num_classes: int, head: nn.Module | None = None) 
     ignored = getattr(head, "ignore_index", IGNORED)
     unscored = metrics[0].get("ignore_index", IGNORED) if metrics else IGNORED
     known = (table < num_classes) | np.isin(table, [ignored, unscored, IGNORED])
-    return LabelRule(np.where(known, table, -1), num_classes, ignored, unscored, tuple(map(str, names)))
+    return LabelRule(np.where(known, table, -1), num_classes, ignored, unscored, tuple(map(str, names)), files)
 
 
 def test_dataset(config: Config) -> Any:

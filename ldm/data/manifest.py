@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from common.classes import ClassTable
 from common.errors import InputError
-from common.images import IGNORE, ImageError, image_and_orientation, mask_and_orientation
+from common.images import IGNORE, ImageError, image_and_orientation, mask_and_orientation, pixels_of_ids
 from common.lists import locate, parse_line, read_lines, text_fault
+from common.pairing import refuse_doubt
 from common.schema import one_line
 
 _SHOWN = 10  # faults that a message lists
@@ -126,6 +127,8 @@ def read_manifest(
         raise InputError(f"{path}: no items; write one JSON object a line")
     _find_duplicates(lines, need_image=need_image)
     if check_files:
+        if classes is not None:
+            refuse_doubt(classes.labels, [line.paths["source"] for line in lines if "source" in line.paths], str(path))
         multiple = multiple_of if size is None else 1
         _open_all(lines, classes, multiple, num_workers or os.cpu_count() or 1, progress)
 
@@ -219,14 +222,20 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int) -> None:
     shapes: dict[str, tuple[int, int]] = {}
     for name, path in line.paths.items():
         try:
-            pixels, turn = mask_and_orientation(path) if name == "source" else image_and_orientation(path)
+            if name == "source":
+                read = mask_and_orientation if classes is None else classes.labels.file_ids_and_orientation
+                pixels, turn = read(path)
+            else:
+                pixels, turn = image_and_orientation(path)
         except ImageError as error:
             line.faults.append((name, f"{line.names[name]}: {error.reason}"))
             continue
         line.turned |= turn != 1
         shapes[name] = (pixels.shape[0], pixels.shape[1])
         if name == "source":
-            line.pixels = int((pixels != (IGNORE if classes is None else classes.ignore_index)).sum())
+            counts = pixels_of_ids(pixels)
+            line.pixels = int(pixels.size - counts[IGNORE]) if classes is None else int(
+                counts[classes.labels.table != IGNORE].sum())
         if name == "source" and classes is not None and (wrong := classes.labels.wrong(pixels)):
             line.faults.append((name, f"{line.names[name]}: {wrong}"))
     if "source" not in shapes:

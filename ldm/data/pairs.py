@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from common.classes import load_class_table
 from common.errors import InputError
+from common.files import digest
 from common.images import IGNORE, ImageError, read_image, read_mask
 from common.rng import seed_from
 from ldm.data.hints import HintEncoder
@@ -104,6 +105,8 @@ class PairedImages(Dataset[dict[str, Any]]):
         self.hint_channels, self.hint_fingerprint = self._encode.channels, self._encode.fingerprint
         if self.class_table is not None and self.class_table.ignore_index != IGNORE:
             self.hint_fingerprint += f", ignoring {self.class_table.ignore_index}"
+        if self.class_table is not None and (of_id := self.class_table.labels.of_id) is not None:
+            self.hint_fingerprint += f", of ids {digest(list(of_id))[:8]}"
         self._augment = ReferenceAugmentation(**(augmentation or {}))
         self._resample = _INTERPOLATION[interpolation]
         self.items, self.faults = read_manifest(
