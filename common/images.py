@@ -7,74 +7,20 @@ not applied, to masks and images alike: a pair always agrees.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import io
-import logging
 import os
-import stat
 import sys
 import threading
-import warnings
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 
-from common.errors import InputError
+from common.decoding import ImageError, decode
 from common.schema import one_line
 
-MAX_PIXELS = 200_000_000
-MAX_BYTES = 8 * MAX_PIXELS  # no file of so many pixels needs more
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # others can run programs (EPS) or cut pixels to 8 bits unseen
 IGNORE = 255  # in this program; a class table may name another id for its files
-_MAX_OVERVIEWS = 40  # of a GeoTIFF: each has half of the size of the one before
-_MAX_SCANS = 500  # of a JPEG; usual are 1 to 20, and each costs as much as a whole decoding
-_TURN_BACK = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # what is used without this reader keeps to the limit, too
-warnings.filterwarnings("ignore", module=r"PIL\.")  # odd tags and the like: this reader says what matters
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-
-def _quiet_libtiff() -> None:
-    """Stops Pillow's libtiff from writing its own lines to stderr about a damaged file, which is refused in one."""
-    with contextlib.suppress(OSError, AttributeError, IndexError):  # another system, or Pillow without libtiff
-        maps = Path("/proc/self/maps").read_text().splitlines()
-        library = next((line.split(maxsplit=5)[5] for line in maps if "/libtiff" in line), None)
-        if library:
-            ctypes.CDLL(library).TIFFSetErrorHandler(None)
-
-
-_quiet_libtiff()
-
-
-class ImageError(InputError):
-    """A file cannot be used as a mask or image.
-
-    Attributes:
-        reason: the message without the file's name.
-    """
-
-    def __init__(self, message: str, reason: str | None = None) -> None:
-        super().__init__(message)
-        self.reason = message if reason is None else reason
-
-    @classmethod
-    def of(cls, path: str | os.PathLike[str], reason: str) -> ImageError:
-        """The error of a file, in one line."""
-        return cls(f"{one_line(os.fspath(path), 1000)}: {reason}", reason)
+Colors = tuple[tuple[int, int, int, int], ...]  # red, green, blue, and the id that they stand for in files
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -91,7 +37,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 def image_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
     """As ``read_image``, and the value of the EXIF orientation, which is not applied (1 where there is none)."""
-    picture = _decode(path)
+    picture = decode(path)
     image, image_format = picture.image, picture.image.format
     if picture.bits > 8 or image.mode.startswith(("I", "F")):
         depth = f"{picture.bits} bits a channel" if picture.bits > 8 else f"mode {image.mode}"
@@ -108,9 +54,6 @@ def image_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int
             raise
         reason = one_line(error) or "too little memory"
         raise ImageError.of(path, f"cannot be made RGB ({reason}); write it again as PNG") from error
-
-
-Colors = tuple[tuple[int, int, int, int], ...]  # red, green, blue, and the id that they stand for in files
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
@@ -133,7 +76,7 @@ def mask_and_orientation(path: str | os.PathLike[str], labels: Labels | None = N
         labels: may say which id a colour stands for; a file of three channels is then read by its colours, if these
             are not ids as well.
     """
-    picture = _decode(path)
+    picture = decode(path)
     image = picture.image
     if image.format in ("JPEG", "MPO"):
         raise ImageError.of(path, "is a JPEG, which changes class ids; write the mask as PNG")
@@ -305,133 +248,6 @@ def read_ids(path: str | os.PathLike[str], num_classes: int, ignore_index: int =
         ImageError: see ``read_mask``; or ids that are none of the classes.
     """
     return Labels(num_classes, ignore_index).read(path)
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A decoded file: its pixels as stored, bits a channel in the file, EXIF orientation."""
-
-    image: Image.Image
-    bits: int
-    orientation: int
-    white_is_zero: bool
-
-
-def _decode(path: str | os.PathLike[str]) -> _Picture:
-    """Opens and fully decodes a file.
-
-    Raises:
-        ImageError: no regular file, no picture of a known format, damaged, too large, or several pictures in one.
-    """
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and then cut-off files pass as grey ones
-    data = _content(path)
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and (fault := _png_fault(data)):
-        raise ImageError.of(path, f"cannot be read ({fault}); make the file again")
-    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MAX_SCANS:
-        raise ImageError.of(path, f"is a JPEG of more than {_MAX_SCANS} scans; write it again")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_header(path, image)
-        bits, white_is_zero = _depth(image, data)
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        image.load()
-        if image.format == "TIFF" and orientation in _TURN_BACK:  # the only format that Pillow turns while reading
-            turned, image = image, image.transpose(_TURN_BACK[orientation])
-            image.format = turned.format
-        return _Picture(image, bits, orientation if orientation in _TURN_BACK else 1, white_is_zero)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError.of(path, f"is larger than {MAX_PIXELS // 10**6} Mpx; cut it into tiles") from error
-    except Exception as error:  # decoders raise whatever they like on broken files
-        known = data[:4] in (b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*") or data[:2] in (b"\xff\xd8", b"BM")
-        if isinstance(error, UnidentifiedImageError):
-            reason = "it is damaged, or of bands and bits that are not read here" if known else "is no image"
-        else:
-            reason = "too little memory" if isinstance(error, MemoryError) else one_line(str(error) or repr(error))
-        raise ImageError.of(path, f"cannot be read ({reason}); make the file again as PNG, JPEG or TIFF") from error
-
-
-def _content(path: str | os.PathLike[str]) -> bytes:
-    """What a regular file holds; pipes and devices are not opened, so that nothing waits for them."""
-    try:
-        if not stat.S_ISREG(mode := Path(path).stat().st_mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
-            raise ImageError.of(path, f"is {kind}, no picture; remove it")
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_BYTES:
-                raise ImageError.of(path, f"has {size} bytes, more than {MAX_BYTES}; cut it into tiles")
-            data = file.read(size + 1)
-    except ImageError:
-        raise
-    except (OSError, ValueError, MemoryError) as error:  # no such file, a loop of links, a NUL byte in the name
-        if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
-            raise ImageError.of(path, f"is a link to {one_line(Path(path).readlink())}, which is not there") from error
-        reason = one_line(getattr(error, "strerror", None) or error) or "too little memory"
-        raise ImageError.of(path, f"cannot be read ({reason}); make the file again") from error
-    if not data:
-        raise ImageError.of(path, "cannot be read (it is empty); make the file again")
-    return data
-
-
-def _check_header(path: str | os.PathLike[str], image: Image.Image) -> None:
-    """Refuses by what a file declares, before its pixels take memory and time."""
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError.of(path, f"is {width} x {height} px (width x height); a picture needs pixels")
-    if width * height > MAX_PIXELS:
-        raise ImageError.of(path, f"is {width} x {height} px (width x height), more than {MAX_PIXELS // 10**6} Mpx; "
-                                  "cut it into tiles")
-    if _several(image):
-        raise ImageError.of(path, "holds several pages or frames; write the one to use as a file of its own")
-    if image.format == "TIFF":
-        bands, stored = len(image.getbands()), image.tag_v2.get(277, 1)  # type: ignore[attr-defined]
-        if stored != bands:
-            raise ImageError.of(path, f"has {stored} bands, of which {bands} would be read; write those to use alone")
-
-
-def _several(image: Image.Image) -> bool:
-    """Whether a file holds more than one picture; smaller copies of the first do not count."""
-    if image.format == "MPO" or not getattr(image, "is_animated", False):  # MPO: a phone's JPEG, its preview behind it
-        return False
-    if image.format != "TIFF":
-        return True
-    page = 0
-    with contextlib.suppress(EOFError):  # behind the last page
-        while page < _MAX_OVERVIEWS:
-            image.seek(page := page + 1)
-            if image.tag_v2.get(254, 0) != 1:  # type: ignore[attr-defined] # 1: of reduced resolution
-                return True
-    image.seek(0)
-    return page >= _MAX_OVERVIEWS
-
-
-def _depth(image: Image.Image, data: bytes) -> tuple[int, bool]:
-    """Bits a channel as the file has them (Pillow cuts RGB to 8), and whether a TIFF's 0 is white."""
-    if image.format == "PNG":
-        return data[24], False  # the header's field for it; the header always comes first
-    if image.format == "TIFF":
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        return int(max(tags.get(258, (1,)))), tags.get(262) == 0 and image.mode != "P"
-    return 8, False
-
-
-def _png_fault(data: bytes) -> str:
-    """What is wrong with a PNG's chunks (Pillow does not look at the checksums of pixels); empty where nothing is."""
-    if data[12:16] != b"IHDR":
-        return "it is damaged: its header does not come first"
-    view, place = memoryview(data), 8
-    while place + 12 <= len(data):
-        end = place + 12 + int.from_bytes(view[place : place + 4], "big")
-        if end > len(data):
-            break
-        if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-            return f"it is damaged: wrong checksum at byte {place}"
-        if view[place + 4 : place + 8] == b"IEND":
-            return ""
-        place = end
-    return "it is cut off"
 
 
 def _opaque(path: str | os.PathLike[str], values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.images import MAX_PIXELS, ImageError, Labels, image_and_orientation, read_ids, read_image, read_mask
+from common.decoding import MAX_PIXELS
+from common.images import ImageError, Labels, image_and_orientation, read_ids, read_image, read_mask
 from tests.faults.mutate import mutate_bytes
 from tests.odd_files import FILES, IDS, PIXELS, TURN, encoded
 
