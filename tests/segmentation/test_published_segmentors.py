@@ -106,7 +106,7 @@ default_hooks = dict(
 SMALL = ["model.backbone.base_channels=2", "model.backbone.stem_channels=2", "model.decode_head.in_channels=64",
          "model.decode_head.channels=4", "model.auxiliary_head.in_channels=32", "model.auxiliary_head.channels=4",
          "train_dataloader.batch_size=2", "train_dataloader.num_workers=0", "val_dataloader.num_workers=0",
-         "test_dataloader.num_workers=0", "val_dataloader.dataset.pipeline.1.scale=(64,64)",
+         "test_dataloader.num_workers=0", "log_level=ERROR", "val_dataloader.dataset.pipeline.1.scale=(64,64)",
          "test_dataloader.dataset.pipeline.1.scale=(64,64)"]
 
 
@@ -124,8 +124,8 @@ def test_a_published_config_trains_as_it_is(tmp_path, cli, monkeypatch):
     (tmp_path / "mmseg/joint_config.py").write_text(PUBLISHED)
     options = ["mmseg/joint_config.py", "--work-dir", "work"]
     assert "--pretrained open-mmlab://resnet50_v1c" in cli.refused("segmentor", "train", *options)
-    said = cli("segmentor", "train", *options, "--pretrained", "none", "--max-iters", 2, "--crop-size", 64,
-               "--cfg-options", *SMALL)
+    said = cli("segmentor", "train", *options, "--pretrained", "none", "--crop-size", 64, "--cfg-options",
+               "train_cfg.max_iters=2", "train_cfg.val_interval=2", *SMALL)
     assert "on the test images themselves" in said and "best on the validation images" in said
     weights = torch.load(tmp_path / "work/iter_2.pth", weights_only=False)
     assert weights["state_dict"]["decode_head.conv_seg.bias"].shape == (18,)
