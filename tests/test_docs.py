@@ -42,6 +42,8 @@ def options_of(command, known, cli):
     if command not in known:
         assert (ROOT / "scripts" / f"{command}.py").is_file(), command
         known[command] = set(OPTION.findall(cli(command, "--help")))
+        if command == "segmentor":  # a command within the command
+            known[command] |= set(OPTION.findall(cli(command, "predict", "--help")))
         known[command] |= {option.replace("-", "_").replace("__", "--", 1) for option in known[command]}
         known[command] |= LIGHTNING if command == "train" else set()
     return known[command]
