@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+import signal
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command; exit code 2 and one line for bad input, a full disk, a dead data worker or too little memory.
 
-    Ctrl-C is exit code 130.
+    Ctrl-C is exit code 130, an output that nobody reads any more 141; as shells count.
 
     Args:
         main: the command; None or 0 is success.
@@ -79,6 +80,9 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # what reads the output has ended, as head does: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except Exception as error:
         line = full_disk_line(error) or worker_line(error) or short_of_memory(error)
         if line is None:

@@ -3,6 +3,7 @@
 import argparse
 import math
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -68,3 +69,12 @@ def test_the_bounds_themselves_are_taken():
     assert cli.integer(1, 5)("5") == 5 and cli.integer(-3)("-3") == -3 and cli.integer(0)("+7") == 7
     assert cli.number(0, 1)("1") == 1 and cli.number(0)("1e-3") == 1e-3 and math.isclose(cli.number(-1)("-.5"), -0.5)
     assert cli.name("runs/a b.é") == "runs/a b.é"
+
+
+def test_an_output_that_nobody_reads_any_more_is_no_failure():
+    work = "from scripts import cli\ndef main():\n    while True: print('x' * 1000, flush=True)\ncli.run(main)"
+    ended = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" | head -n 1; exit "${PIPESTATUS[0]}"', sys.executable, work],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (141, "")

@@ -170,7 +170,7 @@ def test_losses_in_a_used_folder_are_those_of_this_run(cli, make_chain):
 def test_a_stopped_resampling_leaves_no_process(cli, make_chain, monkeypatch):
     chain = make_chain()
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("a process is started, which would have to be ended"))
-    cli(*resample_options(chain, "--num-workers", 1000))
+    cli(*resample_options(chain, "--num-workers", 256))
 
 
 def test_losses_that_the_filter_did_not_write(cli, make_chain):
