@@ -87,6 +87,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help="how jobs start (default: pytorch if torchrun started this command, else none)")
     parser.add_argument("--local-rank", type=integer(0), default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if args.task == "predict":  # with its own options, see main
+        parser.error("predict: write it as the first word, then its options")
     for task, option in (("train", "resume"), ("train", "val_split"), ("train", "val_interval"), ("train", "best"),
                          ("test", "split"), ("test", "out"), ("test", "confusion"), ("test", "tta")):
         if args.task != task and getattr(args, option):

@@ -91,6 +91,10 @@ def test_refusals(chain, cli, monkeypatch, change, message):
     assert not (chain.root / "out").exists()
 
 
+def test_the_word_comes_first(chain, cli):
+    assert "first word" in cli.refused("segmentor", "--seed", 1, "predict", chain.config)
+
+
 def test_a_damaged_image_is_named_before_the_work(chain, cli):
     image = chain.root / "img_test/r1.png"
     image.write_bytes(image.read_bytes()[:60])
