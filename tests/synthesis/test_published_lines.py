@@ -1,12 +1,18 @@
 """train.sh's, inference.sh's and demo.sh's published lines as they stand, file names aside; what options became."""
 
 
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
 from cldm.published import TRAINER, WITHOUT_EFFECT, gpus_of, read_line
 from common.errors import InputError
-from tests.conftest import SMALL
+from tests.conftest import ROOT, SMALL
 from tests.synthesis.conftest import records
 
 
@@ -115,3 +121,28 @@ def test_inference_as_published(cli, published_line, tmp_path):
 ])  # fmt: skip
 def test_another_shape_is_refused(cli, published_line, words, reason):
     assert reason in cli.refused("inference", *published_line("--dry_run"), *words)
+
+
+def test_the_published_demonstration(cli, scenes, ckpt, tmp_path):
+    """demo/published.sh with a small model: a folder with masks, references and demo.json."""
+    data = tmp_path / "GID_demo"
+    shutil.copytree(scenes, data)
+    first = (data / "inference_set_items.json").read_text().splitlines()[0]
+    (data / "demo.json").write_text(first + "\n")
+    tell = tmp_path / "python"  # in its place: what it would be started with
+    tell.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    tell.chmod(0o755)
+    variables = {**os.environ, "DATA": str(data), "OUT": str(tmp_path / "out"), "CONFIG": str(SMALL),
+                 "PYTHON": str(tell)}  # fmt: skip
+    command = ["bash", str(ROOT / "demo" / "published.sh")]
+    more = ["--ddim_steps", "2", "--gpus", "cpu", "--num_workers", "0", "--classes", str(scenes / "classes.json")]
+    done = subprocess.run([*command, str(ckpt), *more], env=variables, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[:2] == ["-m", "scripts.inference"], done.stderr
+    cli("inference", *done.stdout.splitlines()[2:])
+    assert [path.name for path in (tmp_path / "out").glob("*.jpg")] == [
+        f"{Path(json.loads(first)['source']).stem}_seed_1.jpg"]  # fmt: skip
+    none = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert none.returncode == 2 and "needs the published weights" in none.stderr
+    del variables["DATA"]
+    absent = subprocess.run([*command, "x.ckpt"], env=variables, cwd=tmp_path / "out", capture_output=True, text=True)
+    assert absent.returncode == 2 and absent.stderr.startswith("error: demo/GID_demo/demo.json: no such list")
