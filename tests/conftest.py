@@ -89,6 +89,14 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _plain_config_texts() -> None:
+    """mmengine lays out a config's text each time it builds a runner or saves; it takes seconds and changes nothing."""
+    from yapf.yapflib import yapf_api
+
+    yapf_api.FormatCode = lambda text, **_: (text, True)
+
+
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
     """Commands run in this process set variables (LOCAL_RANK) that would tell later ones of processes that are not."""
