@@ -139,7 +139,7 @@ def _train_argv(base: Path, out: Path) -> list[object]:
         data / "test_set_items.json",
         f"model.params.classes={data}/classes.json",
         "model.params.use_ema=true",
-        "lightning.trainer.max_steps=14",
+        "lightning.trainer.max_steps=10",
         "lightning.callbacks.image_logger.params.max_images=0",
     ]
 

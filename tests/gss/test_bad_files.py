@@ -113,7 +113,7 @@ def test_two_at_a_time_and_a_full_disk(options, tmp_path, cli):
 
 
 @pytest.mark.parametrize(("more", "words"), [
-    (["--learning-rate", "1e30"], "take a smaller --learning-rate (it is 1e+30)"),
+    (["--learning-rate", "1e9"], "take a smaller --learning-rate (it is 1e+09)"),
     (["--seed", 2**64], "--seed"), (["--n-hid", 10**12], "--n-hid"), (["--batch-size", 10**9], "--batch-size"),
     (["--vocab-size", 2**20, "--n-hid", 4096, "--n-blocks", 64], "bytes of memory"),
     (["--batch-size", 4096, "--scale", 64], "--batch-size 4096")])

@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 import traceback
 from functools import partial
@@ -81,6 +82,7 @@ def start_child(work):
         code = 1
         try:
             torch.set_num_threads(1)  # the parent's threads are not here
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a command finds it; other tests may have changed it
             work()
             code = 0
         except SystemExit as stop:
