@@ -95,7 +95,7 @@ def load_class_table(name_or_path: str, distinct_colors: bool = False) -> ClassT
     """
     built_in = built_in_tables()
     by_lower = {name.lower(): path for name, path in built_in.items()}
-    table_name, variant = _variant(str(name_or_path))
+    table_name, variant = split_variant(str(name_or_path))
     path = by_lower.get(table_name.lower(), Path(table_name))
     shown = one_line(path, 1000)
     try:
@@ -175,7 +175,7 @@ def _colors(path: str, field: str, value: Any, n: int | None) -> list[list[int]]
     return value
 
 
-def _variant(name: str) -> tuple[str, str]:
+def split_variant(name: str) -> tuple[str, str]:
     """A table's name or path, and what stands behind it: ``LoveDA:ids`` -> ``LoveDA``, ``ids``."""
     table, _, variant = name.rpartition(":")
     return (table, variant) if table and variant in VARIANTS else (name, "")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.classes import MAX_BYTES, built_in_tables, labels_of, load_class_table
+from common.classes import MAX_BYTES, built_in_tables, labels_of, load_class_table, split_variant
 from common.errors import InputError
 from common.images import IGNORE, Labels
 from common.schema import load_json, one_line
@@ -100,7 +100,7 @@ def palette_labels(source: str, num_classes: int) -> Labels:
     Raises:
         InputError: see ``read_palette_file``; or ``ignore_index`` is no id.
     """
-    path = _palette_path(source)
+    path, (name, variant) = _palette_path(source), split_variant(source)
     content = read_palette_file(path)
     ignore = content.get("ignore_index", IGNORE)
     if type(ignore) is not int or not 0 <= ignore <= 255:
@@ -108,14 +108,20 @@ def palette_labels(source: str, num_classes: int) -> Labels:
         raise InputError(f"palette {source}: ignore_index is {found}; must be an integer in 0..255")
     tables = {name.lower(): name for name in built_in_tables()}
     if "mask_values" in content or "mask_colors" in content:
-        return labels_of(str(path), content, num_classes, ignore, source)
-    if source.lower() in tables and len(table := load_class_table(tables[source.lower()])) == num_classes:
-        return table.labels
+        return labels_of(str(path), content, num_classes, ignore, name, variant)
+    if name.lower() in tables:
+        table = load_class_table(tables[name.lower()] + (f":{variant}" if variant else ""))
+        if len(table) == num_classes:
+            return table.labels
+    if variant:
+        return labels_of(str(path), content, num_classes, ignore, name, variant)
     return Labels(num_classes, ignore)
 
 
 def _palette_path(source: str) -> Path:
-    return PALETTE_FOLDER / f"{source}.json" if "/" not in source and "." not in source else Path(source)
+    """The file of a palette; what may stand behind its name, ``:ids`` or ``:from1``, is of its masks."""
+    name = split_variant(source)[0]
+    return PALETTE_FOLDER / f"{name.lower()}.json" if "/" not in name and "." not in name else Path(name)
 
 
 def load_palette(source: str | Sequence[Sequence[int]], num_classes: int | None = None) -> np.ndarray:

@@ -19,7 +19,8 @@ from segmentation.inference import from_views, load_segmentor
 from segmentation.prediction import Outputs, open_folder, predict, write_table
 from segmentation.views import set_slide
 
-DESCRIPTION = """Predicts the masks of images: --out/masks/<name>.png of 8 bits, with the ids of the class table.
+DESCRIPTION = """Predicts the masks of images: --out/masks/<name>.png of 8 bits, with the ids that the class table's
+mask files have, as filter.sh writes them (LoveDA: 1..7); --out/classes.json says which, for other commands' --classes.
 
   python -m scripts.segmentor predict work_dirs/tiny/tiny.py --load-from work_dirs/tiny/iter_1000.pth \\
       --images data/unlabelled --out predicted --overlay

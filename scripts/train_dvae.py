@@ -78,7 +78,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(DESCRIPTION)
     parser.add_argument("--masks", nargs="+", required=True, help="folders of index masks (PNG or TIFF) to train on")
     parser.add_argument("--test-masks", nargs="+", default=None, help="folders to test on (default: --masks)")
-    parser.add_argument("--palette", required=True, help="palette: a JSON file, or a name in gss/palettes")
+    parser.add_argument("--palette", required=True, help="palette: a JSON file, or a name in gss/palettes; as in "
+                        "class tables, :ids behind it says that masks hold 0..N-1, :from1 1..N and 0 for no data")
     parser.add_argument("--out", required=True, help="weights to write (.safetensors or .pth)")
     parser.add_argument("--steps", type=integer(2, 10**9), default=1000, help="training steps")
     parser.add_argument("--warmup", type=integer(1, 10**9), default=100, help="steps before the latents are quantised")

@@ -187,6 +187,12 @@ def painted(image: np.ndarray, found: np.ndarray, colors: np.ndarray) -> np.ndar
 
 def write_table(segmentor: Segmentor, folder: Path) -> None:
     """``classes.json``: names and colours of what the masks hold, for other commands' ``--classes``."""
-    if (segmentor.rule.ids()[: segmentor.num_classes] == np.arange(segmentor.num_classes)).all():
-        table = {"classes": segmentor.class_names, "palette": palette(segmentor).tolist(), "ignore_index": IGNORE}
-        write_json(table, folder / "classes.json", indent=None)
+    rule, n = segmentor.rule, segmentor.num_classes
+    values = rule.ids()[:n].tolist()
+    table = {"classes": segmentor.class_names, "palette": palette(segmentor).tolist(), "ignore_index": IGNORE}
+    if values != list(range(n)):
+        ignored = [id_ for id_ in np.flatnonzero(rule.table == IGNORE).tolist() if id_ != IGNORE]
+        if len({*values, *ignored, IGNORE}) < n + len(ignored) + 1:
+            return  # a label that no id in masks stands for: no table can say what it is
+        table |= {"mask_values": values, "mask_ignore": ignored}
+    write_json(table, folder / "classes.json", indent=None)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from common.classes import load_class_table
 from common.images import read_mask
+from common.pairing import refuse_doubt
 
 TTA = """
 tta_pipeline = [dict(type="LoadImageFromFile"), dict(type="TestTimeAug", transforms=[
@@ -119,3 +121,27 @@ def test_views_and_confusion_in_tests(chain, cli):
     assert plain["OA"] == pytest.approx(np.trace(table["pixels"]) / matrix.sum())
     picture = (chain.root / "work/metrics_confusion.svg").read_text()
     assert "predicted class" in picture or "<path" in picture
+
+
+def test_predicted_masks_are_masks_of_their_table(make_chain, cli):
+    """LoveDA's 1..7, as filter.sh writes them: what the table, and the folder's own one, read again."""
+    chain = make_chain(7)
+    common = ["--load-from", chain.weights, "--images", chain.root / "img_test", "--num-workers", 0]
+    given = {"LoveDA": range(1, 8), "LoveDA:ids": range(7)}
+    read = {}
+    for table, ids in given.items():
+        out = chain.root / table.replace(":", "_")
+        cli("segmentor", "predict", chain.config, *common, "--out", out, "--classes", table)
+        written = {path.name: read_mask(path) for path in sorted((out / "masks").iterdir())}
+        found = {int(id_) for mask in written.values() for id_ in np.unique(mask)}
+        assert found <= set(ids) and max(found) == max(ids)
+        paths = sorted((out / "masks").iterdir())
+        for again in (table, str(out / "classes.json")):
+            labels = load_class_table(again).labels
+            refuse_doubt(labels, paths, "here")
+            read[table, again] = {path.name: labels.read(path).tolist() for path in paths}
+            for name, mask in written.items():
+                assert (labels.to_file(labels.read(out / "masks" / name)) == mask).all()
+    assert all(found == read["LoveDA", "LoveDA"] for found in read.values()) and len(read) == 4
+    cli("resample", "--filtered-mask-path", chain.root / "LoveDA" / "masks", "--syn-img-path",
+        chain.root / "img_test", "--out-dir", chain.root / "resampled", "--classes", "LoveDA")

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cldm.build import create_model
 from common.classes import load_class_table
 from common.images import ImageError
 from common.pairing import refuse_doubt
+from gss.maskige import palette_labels
+from ldm.checkpoint import save_state_dict
 from tests.conftest import SMALL
 
 LOVEDA = load_class_table("LoveDA")
@@ -74,8 +77,16 @@ def test_segmentor_filter_resample_evaluate(cli, make_chain, name, seen):
     assert len(masks) == 6 and found == seen.setdefault("segmentors", found), out
 
 
+@pytest.fixture(scope="module")
+def ckpt_of_seven(tmp_path_factory):
+    """Weights of the small model with LoveDA's classes."""
+    path = tmp_path_factory.mktemp("ckpt") / "small.safetensors"
+    save_state_dict(create_model(SMALL, classes="LoveDA").state_dict(), path)
+    return path
+
+
 @pytest.mark.parametrize("name", WAYS)
-def test_train_inference_palettes(cli, scenes, tmp_path, name, seen):
+def test_train_inference_palettes(cli, scenes, ckpt_of_seven, tmp_path, name, seen):
     """The scenes' five classes are the first of LoveDA's, and a seventh is put in."""
     way, table = WAYS[name]
     shutil.copytree(scenes, tmp_path / "data")
@@ -89,6 +100,10 @@ def test_train_inference_palettes(cli, scenes, tmp_path, name, seen):
               "--train_txt_file", "train_set_items.json", "--val_txt_file", "test_set_items.json",
               "--allow_mismatch", "all", f"model.params.classes={table}")
     assert "dry run: everything is in place" in out
+    out = cli("inference", "--config", SMALL, "--ckpt", ckpt_of_seven, "--classes", table, "--data_root",
+              tmp_path / "data", "--train_txt_file", tmp_path / "data" / "inference_set_items.json", "--outdir",
+              tmp_path / "images", "--gpus", "cpu", "--dry_run")
+    assert "8 to make" in out and not (tmp_path / "images").exists()
     palette = tmp_path / "palette.json"
     cli("posterior_learning", "--classes", table, "--masks", tmp_path / "data" / "label_train", "--method", "spread",
         "--out", palette)
@@ -98,6 +113,17 @@ def test_train_inference_palettes(cli, scenes, tmp_path, name, seen):
         assert (made.labels.read(mask) == load_class_table(table).labels.read(mask)).all()
     ids = load_class_table(table).labels.read(mask).tolist()
     assert ids[0][:3] == [6, 255, 0] and ids == seen.setdefault("scenes", ids)
+
+
+@pytest.mark.parametrize(("palette", "way"), [("loveda:ids", sixteen_bits), ("LoveDA:from1", from_one)])
+def test_train_dvae_reads_the_same(cli, tmp_path, palette, way):
+    (tmp_path / "masks").mkdir()
+    ids = np.arange(7, dtype=np.uint8).repeat(16 * 112 // 7).reshape(16, 112)
+    way(ids).save(tmp_path / "masks" / "a.png")
+    assert (palette_labels(palette, 7).read(tmp_path / "masks" / "a.png") == ids).all()
+    cli("train_dvae", "--masks", tmp_path / "masks", "--palette", palette, "--out", tmp_path / "d.safetensors",
+        "--steps", "2", "--warmup", "1", "--crop-size", "8", "--batch-size", "1", "--n-hid", "4", "--device", "cpu")
+    assert (tmp_path / "d.safetensors").is_file()
 
 
 def test_what_is_said(cli, scenes, tmp_path, monkeypatch):
