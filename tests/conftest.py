@@ -99,11 +99,13 @@ def _plain_config_texts() -> None:
 
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
-    """Commands run in this process set variables (LOCAL_RANK) that would tell later ones of processes that are not."""
+    """A command's variables (LOCAL_RANK) and permissions end with it, though the process goes on to the next test."""
     before = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(before)
+    if weights := sys.modules.get("segmentation.checkpoint"):
+        weights._given.clear()  # addresses that the user named
 
 
 class Cli:
