@@ -128,7 +128,7 @@ def _run_once(model: ControlLDM, with_text: bool, name: str) -> None:
             raise InputError(f"{place}.unet_config.params.context_dim: {read}, but texts of cond_stage_config have "
                              f"{text.shape[-1]} channels")  # fmt: skip
     step = torch.zeros(1, dtype=torch.long, device="meta")
-    hint_channels = next(model.control_model.input_hint_block.parameters()).shape[1]
+    hint_channels = model.control_model.hint_channels
     hint = torch.empty(1, hint_channels, *image.shape[2:], device="meta")
 
     def branch(part: Any, hint: torch.Tensor, place: str) -> Any:

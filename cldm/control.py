@@ -49,7 +49,7 @@ class ControlNet(DenoiserEncoder):
             raise InputError(f"ControlNet: hint_scale {hint_scale}, hint_factor {hint_factor}: "
                              "choose image or latent, and a factor of 1, 2, 4 or 8")  # fmt: skip
         layers: list[nn.Module] = []
-        channels = hint_channels
+        self.hint_channels = channels = hint_channels
         for i, width in enumerate(hint_widths):
             halves = i in (2, 4, 6)[:strides]
             layers += [nn.Conv2d(channels, width, 3, padding=1, stride=2 if halves else 1), nn.SiLU()]

@@ -36,7 +36,7 @@ def check_model(model: ControlLDM, dataset: PairedImages) -> None:
     Raises:
         InputError: it reads another number of channels.
     """
-    wanted = next(model.control_model.input_hint_block.parameters()).shape[1]
+    wanted = model.control_model.hint_channels
     if dataset.hint_channels != wanted:
         raise InputError(
             f"--classes: with hint_encoding {model.hint_encoding} masks have {dataset.hint_channels} channels, the "

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.yaml"  # of a run's folder
 
+
 def run_folder(options: TrainingOptions) -> Path:
     """The run's folder, which can be written: that of ``resume``, or a new one below ``logdir``; nothing is made.
 
@@ -103,7 +104,7 @@ def build_model(config: DictConfig, options: TrainingOptions) -> tuple[ControlLD
 
 def check_hints(model: ControlLDM, data: DataModuleFromConfig) -> None:
     """Refuses a mask branch that does not read the hints of the data."""
-    wanted = next(model.control_model.input_hint_block.parameters()).shape[1]
+    wanted = model.control_model.hint_channels
     datasets: dict[str, Any] = data.datasets
     for name, dataset in datasets.items():
         if dataset.hint_channels != wanted:

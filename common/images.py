@@ -241,15 +241,6 @@ def pixels_of_ids(mask: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(mask).histogram(), dtype=np.int64)
 
 
-def read_ids(path: str | os.PathLike[str], num_classes: int, ignore_index: int = IGNORE) -> np.ndarray:
-    """Class ids of a mask file, (H, W) uint8: 0..``num_classes`` - 1, and 255 where it holds ``ignore_index``.
-
-    Raises:
-        ImageError: see ``read_mask``; or ids that are none of the classes.
-    """
-    return Labels(num_classes, ignore_index).read(path)
-
-
 def _opaque(path: str | os.PathLike[str], values: np.ndarray) -> np.ndarray:
     """Pixels whose last channel is alpha, refused where it is not 255 everywhere."""
     if (values[..., -1] != 255).any():

@@ -201,11 +201,6 @@ def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked
     return Checked(None, pixels, turned, mask.shape, image.shape[:2])
 
 
-def check_pair(pair: Pair, num_classes: int, ignore_index: int = 255, same_size: bool = False) -> str | None:
-    """What is wrong with a pair, see ``inspect_pair``; None where it is fine."""
-    return inspect_pair(pair, Labels(num_classes, ignore_index), same_size).fault
-
-
 def refuse_doubt(labels: Labels, masks: Iterable[Path], where: str) -> None:
     """Refuses masks that may be counted from 0, by a table that counts from 1: a 0 in them, and never the last class.
 

@@ -141,12 +141,6 @@ class Children:
             child.send_signal(number)
 
 
-def run_child(command: Sequence[str], **options: Any) -> int:
-    """Runs one command as ``Children`` does, from the main thread; returns its exit code."""
-    with Children() as children:
-        return children.run(command, **options)
-
-
 def _start_child(parent: int) -> None:
     os.setpgrp()  # Ctrl-C reaches it through its parent alone, once
     end_with_parent(signal.SIGTERM, parent)

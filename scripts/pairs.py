@@ -1,15 +1,12 @@
-"""What the commands on segmentors share: checked pairs, devices."""
+"""What the commands on segmentors share: the choice of a device."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import torch
 
 from common.errors import InputError
-from common.images import Labels
-from common.pairing import Pair, check_pairs
 
 
 def pick_device(name: str) -> str:
@@ -23,10 +20,3 @@ def pick_device(name: str) -> str:
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: no such GPU here ({torch.cuda.device_count()} present)")
     return "cpu" if name == "auto" else name
-
-
-def find_faults(pairs: Sequence[Pair], num_classes: int, title: str, threads: int | None = None,
-                same_size: bool = False) -> list[str | None]:
-    """What ``check_pairs`` finds wrong with each pair; None where it is fine."""
-    quiet = int(os.environ.get("RANK", 0)) > 0
-    return [check.fault for check in check_pairs(pairs, Labels(num_classes), title, threads, same_size, quiet)]

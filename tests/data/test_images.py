@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from common.decoding import MAX_PIXELS
-from common.images import ImageError, Labels, image_and_orientation, read_ids, read_image, read_mask
+from common.images import ImageError, Labels, image_and_orientation, read_image, read_mask
 from tests.faults.mutate import mutate_bytes
 from tests.odd_files import FILES, IDS, PIXELS, TURN, encoded
 
@@ -124,7 +124,7 @@ def test_labels_there_and_back(tmp_path):
         with pytest.raises(ImageError, match=says):
             labels.read(tmp_path / "a.png")
     with pytest.raises(ImageError, match="class ids 5, 7 are"):
-        read_ids(tmp_path / "a.png", 4)
+        Labels(4).read(tmp_path / "a.png")
 
 
 @pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")  # as the reader sets it, which pytest undoes
