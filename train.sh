@@ -3,11 +3,11 @@
 here=$(cd "$(dirname "$0")" && pwd) || exit 1
 python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python)}
 if [ $# -eq 0 ]; then
-  echo "train.sh needs a run's name (-n), --data_root, --train_txt_file and --val_txt_file, and weights to start from
-(--pretrain_path). All options: bash train.sh --help. An example that runs, after bash demo/run.sh:
-  bash train.sh --base configs/train/tiny.yaml --config_model configs/model/tisynth_tiny.yaml -n example \\
-    --data_root demo/output/data --train_txt_file demo/output/data/train_set_items.json \\
-    --val_txt_file demo/output/data/test_set_items.json model.params.classes=demo/output/data/classes.json" >&2
+  echo "train.sh needs a run's name (-n), --data-root, --train-txt-file and --val-txt-file, and weights to start from
+(--pretrain-path). All options: bash train.sh --help. An example that runs, after bash demo/run.sh:
+  bash train.sh --base configs/train/tiny.yaml --config-model configs/model/tisynth_tiny.yaml -n example \\
+    --data-root demo/output/data --train-txt-file demo/output/data/train_set_items.json \\
+    --val-txt-file demo/output/data/test_set_items.json model.params.classes=demo/output/data/classes.json" >&2
   exit 2
 fi
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}

@@ -54,7 +54,7 @@ def contact_sheet(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
 
 
 class ImageLogger(pl.Callback):
-    """Every so many steps, writes mask, reference, real and synthesised image of the same few items.
+    """Every so many steps, writes mask, reference, real and synthesized image of the same few items.
 
     To ``<run>/images/step_<n>.png`` and TensorBoard. Noise and items are the same each time.
 
@@ -92,8 +92,10 @@ class ImageLogger(pl.Callback):
                                  ("steps", steps, 1)):  # fmt: skip
             if not isinstance(value, int) or value < low:
                 raise InputError(f"image_logger: {name}: {value}: must be an integer from {low}")
-        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float) or not math.isfinite(
-            guidance_scale
+        if (
+            isinstance(guidance_scale, bool)
+            or not isinstance(guidance_scale, int | float)
+            or not math.isfinite(guidance_scale)
         ):
             raise InputError(f"image_logger: guidance_scale: {guidance_scale}: must be a number")
         self.batch_frequency, self.max_images = batch_frequency, max_images
@@ -138,7 +140,7 @@ class ImageLogger(pl.Callback):
             Image.fromarray(sheet).save(path, format="PNG")
         if trainer.logger is not None:
             trainer.logger.experiment.add_image(  # type: ignore[attr-defined]
-                "mask, reference, real, synthesised", sheet, trainer.global_step, dataformats="HWC"
+                "mask, reference, real, synthesized", sheet, trainer.global_step, dataformats="HWC"
             )
 
     def _row(self, model: ControlLDM, item: dict[str, Any], dataset: Any) -> list[np.ndarray]:

@@ -65,7 +65,7 @@ class ControlNet(DenoiserEncoder):
             self._pass_on()
 
     def _pass_on(self) -> None:
-        """Initialises for training from scratch: hint and features arrive at the strength that they set out with.
+        """Initializes for training from scratch: hint and features arrive at the strength that they set out with.
 
         PyTorch's default shrinks a signal at each layer (by about 0.3 with SiLU): after eight, no hint is left.
         """

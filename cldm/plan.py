@@ -126,7 +126,7 @@ def check_names(dataset: PairedImages, seeds: Sequence[int]) -> None:
         InputError: names of masks that give no names of images, or too many images.
     """
     if len(dataset) * len(seeds) > MOST_IMAGES:
-        raise InputError(f"--num_samples {len(seeds)}: {len(dataset) * len(seeds)} images; up to {MOST_IMAGES} at once")
+        raise InputError(f"--num-samples {len(seeds)}: {len(dataset) * len(seeds)} images; up to {MOST_IMAGES} at once")
     for item in dataset.items:
         if fault := name_fault(f"{item.name}_seed_{seeds[-1]}", LONGEST_NAME):
             raise InputError(f"line {item.line} of the list, field source: {one_line(repr(item.name), 80)} is no name "

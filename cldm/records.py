@@ -1,4 +1,4 @@
-"""What a folder of synthesised images says of each: one JSON line an image, however many processes write there."""
+"""What a folder of synthesized images says of each: one JSON line an image, however many processes write there."""
 
 from __future__ import annotations
 

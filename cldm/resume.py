@@ -63,7 +63,7 @@ def resume_checkpoint(path: Path) -> Path:
         raise InputError(f"--resume {path}: there is no {checkpoint}{remedy}")
     if checkpoint.absolute().parent.name != FOLDER:
         raise InputError(f"--resume {path}: lies in no run's folder (RUN/{FOLDER}/NAME.ckpt), where it would go on; "
-                         "move it there, or take --pretrain_path for its weights alone")  # fmt: skip
+                         "move it there, or take --pretrain-path for its weights alone")  # fmt: skip
     return checkpoint
 
 
@@ -91,7 +91,7 @@ def read_training_state(path: Path) -> TrainingState:
     lacking = [key for key in _TRAINING if not (isinstance(content, Mapping) and content.get(key))]
     if lacking:
         raise InputError(f"--resume {path}: no checkpoint of a training (it lacks {', '.join(lacking)}); take "
-                         "--pretrain_path for weights alone")  # fmt: skip
+                         "--pretrain-path for weights alone")  # fmt: skip
     return parse(dict(content), TrainingState, f"--resume {path}", other)
 
 
@@ -116,8 +116,11 @@ def check_fits(model: ControlLDM, state: TrainingState, path: Path, changed: Map
                                                       (other, "has of another size")) if names]  # fmt: skip
     if not faults:
         constant = [name for name, _ in model.named_buffers() if name in own and not name.startswith("model_ema.")]
-        tables = [name for name in constant
-                  if not torch.allclose(own[name].float(), state.state_dict[name].float(), rtol=1e-4, atol=1e-6)]
+        tables = [
+            name
+            for name in constant
+            if not torch.allclose(own[name].float(), state.state_dict[name].float(), rtol=1e-4, atol=1e-6)
+        ]
         if tables:
             faults.append(_first(tables, "has other values of"))
     if not faults:
@@ -129,7 +132,7 @@ def check_fits(model: ControlLDM, state: TrainingState, path: Path, changed: Map
         of_model = {key: values for key, values in changed.items() if key.startswith("model.")}
         why = f" (changed: {_listed(of_model)})" if of_model else ""
         raise InputError(f"--resume {path}: does not fit the model{why}: it {'; it '.join(faults)}. Resume with the "
-                         "run's own values, or start another run from its weights by --pretrain_path")  # fmt: skip
+                         "run's own values, or start another run from its weights by --pretrain-path")  # fmt: skip
 
 
 def _optimizer_faults(state: TrainingState, parameters: list[Tensor]) -> list[str]:

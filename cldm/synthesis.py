@@ -1,4 +1,4 @@
-"""Synthesising a data set: how each image is made and written; which ones, ``cldm.plan`` says."""
+"""Synthesizing a data set: how each image is made and written; which ones, ``cldm.plan`` says."""
 
 from __future__ import annotations
 
@@ -55,8 +55,10 @@ def few_steps(model: ControlLDM, options: SynthesisOptions) -> list[str]:
     start, total = int(set_time_steps(scheduler, options.steps)[0]), len(model.betas)
     if start > 0.85 * total:
         return []
-    return [f"--ddim_steps {options.steps}: {spacing} time steps begin at {start} of {total}, where the network "
-            "expects less noise than there is, and images stay noisy; take --spacing trailing, or more steps"]
+    return [
+        f"--ddim-steps {options.steps}: {spacing} time steps begin at {start} of {total}, where the network "
+        "expects less noise than there is, and images stay noisy; take --spacing trailing, or more steps"
+    ]
 
 
 class JobDataset(Dataset[dict[str, Any]]):
@@ -121,7 +123,7 @@ class Jobs(pl.LightningDataModule):
         )
 
 
-class Synthesiser(pl.LightningModule):
+class Synthesizer(pl.LightningModule):
     """Makes the images of a batch of jobs, and writes them while the next batch is computed.
 
     An image's noise follows from its seed and its mask's name alone: it is the same in any batch and on any device.
@@ -220,11 +222,11 @@ def memory_for(batch_size: int) -> Iterator[None]:
         lacking = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if not lacking:
             raise
-        raise InputError(f"--batch_size {batch_size}: a batch does not fit into memory; take a smaller one, "
-                         "--split_guidance or a smaller --size") from error  # fmt: skip
+        raise InputError(f"--batch-size {batch_size}: a batch does not fit into memory; take a smaller one, "
+                         "--split-guidance or a smaller --size") from error  # fmt: skip
 
 
-def synthesise(
+def synthesize(
     model: ControlLDM,
     dataset: PairedImages,
     jobs: Sequence[Job],
@@ -264,7 +266,7 @@ def synthesise(
     with working_in(options.outdir) if engine.is_global_zero else nullcontext():
         with ctrl_c(), memory_for(batch_size):
             engine.predict(
-                Synthesiser(model, options, recipe),
+                Synthesizer(model, options, recipe),
                 datamodule=Jobs(dataset, jobs, batch_size, num_workers),
                 return_predictions=False,
             )

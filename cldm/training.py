@@ -46,7 +46,7 @@ def run_folder(options: TrainingOptions) -> Path:
         named = options.logdir / options.name if options.name else folder
         if named.resolve() != folder.resolve():
             raise InputError(f"-n {one_line(options.name, 80)}: {named} is not {folder}, in which --resume goes on")
-        for option, value in (("--pretrain_path", options.pretrain_path), ("--allow_mismatch", options.allow)):
+        for option, value in (("--pretrain-path", options.pretrain_path), ("--allow-mismatch", options.allow)):
             if value:
                 raise InputError(f"{option} with --resume: a run goes on with its own weights; leave one out")
         check_writable(folder, "--resume")

@@ -18,10 +18,10 @@ SEED = 23
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 # values that options decide, and what to give
 _DECIDED = {
-    "model.params.learning_rate": "base_learning_rate=..., and --scale_lr false for the rate as it is",
+    "model.params.learning_rate": "base_learning_rate=..., and --scale-lr false for the rate as it is",
     "lightning.trainer.devices": "--gpus",
     "lightning.trainer.accelerator": "--gpus",
-    "lightning.trainer.num_nodes": "--num_nodes",
+    "lightning.trainer.num_nodes": "--num-nodes",
 }
 
 
@@ -69,8 +69,9 @@ def parse_devices(gpus: str) -> dict[str, Any]:
     if not indices or len(set(indices)) < len(indices):
         raise InputError(f"--gpus {one_line(gpus, 60)}: write auto, cpu, or indices such as 0 or 0,1,2")
     if absent := [index for index in indices if not 0 <= index < present]:
-        raise InputError(f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or "
-                         "other indices (0,1 are two GPUs)")
+        raise InputError(
+            f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or other indices (0,1 are two GPUs)"
+        )
     return {"accelerator": "gpu", "devices": indices}
 
 
@@ -95,7 +96,7 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
     config = DictConfig(container)
     for section in ("model", "data", "base_learning_rate"):
         if section not in config:
-            raise InputError(f"configuration: no {section}; it comes from --base and --config_model, or by key=value")
+            raise InputError(f"configuration: no {section}; it comes from --base and --config-model, or by key=value")
     model = config.model.params
     shared = {
         "data_root": options.data_root,
@@ -111,8 +112,8 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
             for key, value in {**shared, "txt_file": items}.items():
                 if value is not None:
                     params[key] = value
-            list_option = "--train_txt_file" if part == "train" else "--val_txt_file"
-            for key, option in (("data_root", "--data_root"), ("txt_file", list_option)):
+            list_option = "--train-txt-file" if part == "train" else "--val-txt-file"
+            for key, option in (("data_root", "--data-root"), ("txt_file", list_option)):
                 if key not in params:
                     raise InputError(f"configuration: data.params.{part}.params.{key} is not set; give {option}")
     config.data.params.seed = config.data.params.get("seed", SEED) if options.seed is None else options.seed
@@ -128,8 +129,8 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         config.lightning.save_every = options.save_every
     frozen = model.get("trainable", "fusion") != "all"
     if frozen and options.pretrain_path is None and options.resume is None and "all" not in options.allow:
-        raise InputError("--pretrain_path is needed: what does not train (model.params.trainable) would stay "
-                         "random; give start weights, or --allow_mismatch all")  # fmt: skip
+        raise InputError("--pretrain-path is needed: what does not train (model.params.trainable) would stay "
+                         "random; give start weights, or --allow-mismatch all")  # fmt: skip
     rate = config.base_learning_rate
     if options.scale_lr is not None:
         config.scale_lr = options.scale_lr

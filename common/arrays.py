@@ -36,8 +36,9 @@ def check_array(path: Path, dtype: str, shape: tuple[int, ...], remedy: str = ""
     except Exception as error:  # numpy's parser of the header raises many things
         raise InputError(f"{path}: no array of numpy ({one_line(error) or type(error).__name__}){advice}") from error
     if found != np.dtype(dtype) or (by_columns and len(shape) > 1):
-        raise InputError(f"{path}: holds {one_line(found, 60)}{' by columns' if by_columns else ''}, "
-                         f"not {np.dtype(dtype)}{advice}")
+        raise InputError(
+            f"{path}: holds {one_line(found, 60)}{' by columns' if by_columns else ''}, not {np.dtype(dtype)}{advice}"
+        )
     if tuple(found_shape) != tuple(shape):
         raise InputError(f"{path}: its shape is {one_line(found_shape, 60)}, not {shape}{advice}")
     expected = start + int(np.prod(shape)) * found.itemsize

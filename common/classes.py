@@ -1,4 +1,4 @@
-"""What the ids of a mask mean: class names, colours, and the id of pixels to ignore."""
+"""What the ids of a mask mean: class names, colors, and the id of pixels to ignore."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ from common.images import IGNORE, Colors, Labels
 from common.schema import load_json, one_line
 
 _FOLDER = Path(__file__).parent / "class_tables"
-_FIELDS = ("classes", "palette", "ignore_index", "mask_values", "mask_ignore", "mask_colors", "mask_ignore_colors",
-           "ignore_color")
+_FIELDS = (
+    "classes",
+    "palette",
+    "ignore_index",
+    "mask_values",
+    "mask_ignore",
+    "mask_colors",
+    "mask_ignore_colors",
+    "ignore_color",
+)
 VARIANTS = ("ids", "from1")  # behind a table's name: what its files hold, whatever the table says
 MAX_BYTES = 1 << 20
 _MAX_NAME = 200  # letters of a class name
@@ -25,11 +33,11 @@ _MAX_NAME = 200  # letters of a class name
 
 @dataclass(frozen=True, eq=False)
 class ClassTable:
-    """Names and colours of the classes 0..N-1.
+    """Names and colors of the classes 0..N-1.
 
     Attributes:
         names: N class names.
-        palette: (N, 3) uint8 colours for pictures, RGB.
+        palette: (N, 3) uint8 colors for pictures, RGB.
         ignore_index: id of pixels to ignore in mask files, 0..255; a class of that id is ignored. Once read, pixels to
             ignore are 255 (see ``labels``).
         labels: how mask files of this table are read and written.
@@ -45,13 +53,13 @@ class ClassTable:
 
 
 def far_apart_colors(n: int) -> np.ndarray:
-    """Colours with a large smallest distance between any two, and from black, which is left for ignored pixels.
+    """Colors with a large smallest distance between any two, and from black, which is left for ignored pixels.
 
-    Farthest-point choice on a 16 x 16 x 16 grid: the same colours on every machine, and the first n of them do not
+    Farthest-point choice on a 16 x 16 x 16 grid: the same colors on every machine, and the first n of them do not
     change when more are asked for.
 
     Args:
-        n: number of colours, 0..255.
+        n: number of colors, 0..255.
 
     Returns:
         (n, 3) uint8, RGB.
@@ -60,7 +68,7 @@ def far_apart_colors(n: int) -> np.ndarray:
         raise InputError(f"number of classes: {n} is not in 0..255, the ids that a mask can hold")
     level = np.arange(0, 256, 17)
     grid = np.stack(np.meshgrid(level, level, level, indexing="ij"), axis=-1).reshape(-1, 3)
-    nearest = (grid**2).sum(axis=1)  # squared distance to the nearest colour in use; at first that is black
+    nearest = (grid**2).sum(axis=1)  # squared distance to the nearest color in use; at first that is black
     colors = np.zeros((n, 3), dtype=np.uint8)
     for i in range(n):
         color = grid[nearest.argmax()]
@@ -78,17 +86,17 @@ def load_class_table(name_or_path: str, distinct_colors: bool = False) -> ClassT
     """Loads a built-in table (FUSU, GID, LoveDA, MBRSC; upper or lower case) or a ``classes.json``.
 
     The file holds ``{"classes": [names], "palette": [[r, g, b], ...], "ignore_index": 255}``; without ``palette`` the
-    classes get far-apart colours, without ``ignore_index`` it is 255. It may say what mask files hold:
+    classes get far-apart colors, without ``ignore_index`` it is 255. It may say what mask files hold:
 
     * ``mask_values``: the files' id of each class, where it is not 0..N-1; ``mask_ignore``: ids to ignore beside
       ``ignore_index``. LoveDA's table has 1..7 and 0, as the data set is published.
-    * ``mask_colors``: the colour of each class, in files that are pictures; ``mask_ignore_colors``: those to ignore.
+    * ``mask_colors``: the color of each class, in files that are pictures; ``mask_ignore_colors``: those to ignore.
 
     Args:
         name_or_path: the table; ``TABLE:ids`` where files hold 0..N-1, ``TABLE:from1`` where they hold 1..N, and 0 for
             no data, whatever the table says.
-        distinct_colors: refuses two classes of one colour, and one of black, the colour of ignored pixels: for uses
-            that tell classes by their colours.
+        distinct_colors: refuses two classes of one color, and one of black, the color of ignored pixels: for uses
+            that tell classes by their colors.
 
     Raises:
         InputError: no such table, or a file that does not hold one; the message names file and field.
@@ -103,8 +111,10 @@ def load_class_table(name_or_path: str, distinct_colors: bool = False) -> ClassT
     except (OSError, ValueError):  # a NUL byte, a name too long
         found, size = False, 0
     if not found:
-        raise InputError(f"classes {one_line(name_or_path, 1000)}: no such class table; use {', '.join(built_in)} or "
-                         "the path of a classes.json")
+        raise InputError(
+            f"classes {one_line(name_or_path, 1000)}: no such class table; use {', '.join(built_in)} or "
+            "the path of a classes.json"
+        )
     if size > MAX_BYTES:
         raise InputError(f"{shown}: has {size} bytes; a class table needs less than {MAX_BYTES}")
     content = load_json(path, 'write {"classes": ["water", "forest"]} as UTF-8')
@@ -135,8 +145,10 @@ def _names(path: str, value: Any) -> tuple[str, ...]:
         raise InputError(f"{path}, field classes: {len(names)} names; a mask of 8 bits holds at most 255 and ignore")
     for name in names:
         if not name.isprintable():
-            raise InputError(f"{path}, field classes: {one_line(ascii(name), 60)} holds a line break or a character "
-                             "that is no text; rename the class")
+            raise InputError(
+                f"{path}, field classes: {one_line(ascii(name), 60)} holds a line break or a character "
+                "that is no text; rename the class"
+            )
         if len(name) > _MAX_NAME:
             shown = one_line(name, 40)
             raise InputError(f"{path}, field classes: {shown} has {len(name)} letters; at most {_MAX_NAME}")
@@ -153,8 +165,10 @@ def _check_distinct(path: str, table: ClassTable) -> None:
     seen = {(0, 0, 0): "ignored pixels"}
     for name, color in zip(table.names, map(tuple, table.palette.tolist()), strict=True):
         if color in seen:
-            raise InputError(f"{path}, field palette: {name} and {seen[color]} have the colour {list(color)}; here "
-                             "colours tell classes apart, each needs its own")
+            raise InputError(
+                f"{path}, field palette: {name} and {seen[color]} have the color {list(color)}; here "
+                "colors tell classes apart, each needs its own"
+            )
         seen[color] = name
 
 
@@ -165,13 +179,15 @@ def _palette(path: str, value: Any, n: int) -> np.ndarray:
 def _colors(path: str, field: str, value: Any, n: int | None) -> list[list[int]]:
     if not isinstance(value, list) or n not in (None, len(value)):
         has = len(value) if isinstance(value, list) else "none"
-        count = "colours" if n is None else f"{n} colours, one a class"
+        count = "colors" if n is None else f"{n} colors, one a class"
         raise InputError(f"{path}, field {field}: must be a list of {count}; has {has}")
     for i, color in enumerate(value):
         fine = isinstance(color, list) and len(color) == 3
         if not fine or not all(type(level) is int and 0 <= level <= 255 for level in color):
-            raise InputError(f"{path}, field {field}: colour {i} is {one_line(repr(color), 60)}; must be [r, g, b] of "
-                             "integers in 0..255")
+            raise InputError(
+                f"{path}, field {field}: color {i} is {one_line(repr(color), 60)}; must be [r, g, b] of "
+                "integers in 0..255"
+            )
     return value
 
 
@@ -182,7 +198,7 @@ def split_variant(name: str) -> tuple[str, str]:
 
 
 def labels_of(path: str, content: dict[str, Any], n: int, ignore_index: int, name: str, variant: str = "") -> Labels:
-    """How mask files are read: which id, and which colour, is which class.
+    """How mask files are read: which id, and which color, is which class.
 
     Args:
         path: of the table, for messages.
@@ -193,7 +209,7 @@ def labels_of(path: str, content: dict[str, Any], n: int, ignore_index: int, nam
         variant: one of ``VARIANTS``, or nothing.
 
     Raises:
-        InputError: ids or colours that cannot be, or that stand for two classes.
+        InputError: ids or colors that cannot be, or that stand for two classes.
     """
     values = _ids(path, "mask_values", content["mask_values"], n) if "mask_values" in content else list(range(n))
     ignored = _ids(path, "mask_ignore", content.get("mask_ignore", []), None)
@@ -216,15 +232,18 @@ def labels_of(path: str, content: dict[str, Any], n: int, ignore_index: int, nam
         of_id = tuple(table.tolist())
         shown = f"{values[0]}..{values[-1]}" if values == list(range(values[0], values[0] + n)) else "mask_values"
         zero = f", {', '.join(map(str, ignored))} no data" if ignored else ""
-        about = (f"classes {one_line(name, 80)}: {shown} in masks are its {n} classes{zero}; write "
-                 f"{one_line(name, 80)}:ids if masks hold 0..{n - 1}")
+        about = (
+            f"classes {one_line(name, 80)}: {shown} in masks are its {n} classes{zero}; write "
+            f"{one_line(name, 80)}:ids if masks hold 0..{n - 1}"
+        )
     colors = _mask_colors(path, content, n, values, ignored, ignore_index)
     guarded = n if from_one and not variant else None
     return Labels(n, ignore_index, of_id=of_id, colors=colors, name=one_line(name, 80), about=about, guarded=guarded)
 
 
-def _mask_colors(path: str, content: dict[str, Any], n: int, values: list[int], ignored: list[int], ignore_index: int
-                 ) -> Colors:
+def _mask_colors(
+    path: str, content: dict[str, Any], n: int, values: list[int], ignored: list[int], ignore_index: int
+) -> Colors:
     if "mask_colors" not in content:
         if "mask_ignore_colors" in content:
             raise InputError(f"{path}, field mask_ignore_colors: goes with mask_colors; give both")
@@ -234,8 +253,9 @@ def _mask_colors(path: str, content: dict[str, Any], n: int, values: list[int], 
     every = [tuple(color) for color in [*colors, *others]]
     if len(set(every)) < len(every):
         twice = next(color for color in every if every.count(color) > 1)
-        raise InputError(f"{path}, field mask_colors: {list(twice)} stands for two classes, or is in "
-                         "mask_ignore_colors as well")
+        raise InputError(
+            f"{path}, field mask_colors: {list(twice)} stands for two classes, or is in mask_ignore_colors as well"
+        )
     nothing = ignored[0] if ignored else ignore_index
     ids = [*values, *[nothing] * len(others)]
     return tuple((red, green, blue, id_) for (red, green, blue), id_ in zip([*colors, *others], ids, strict=True))
@@ -252,8 +272,10 @@ def _ids(path: str, field: str, value: Any, n: int | None) -> list[int]:
 def _ignore_index(path: str, content: dict[str, Any], names: tuple[str, ...]) -> int:
     value = content.get("ignore_index", 255)
     if type(value) is not int or not 0 <= value <= 255:
-        raise InputError(f"{path}, field ignore_index: is {one_line(repr(value), 60)}; must be an integer in 0..255, "
-                         "the id of pixels to ignore")
+        raise InputError(
+            f"{path}, field ignore_index: is {one_line(repr(value), 60)}; must be an integer in 0..255, "
+            "the id of pixels to ignore"
+        )
     if len(names) == 1 and value == 0:
         raise InputError(f"{path}, field ignore_index: is 0, the only class; no class would be left")
     return value

@@ -83,7 +83,7 @@ def decode(path: str | os.PathLike[str]) -> Picture:
     Raises:
         ImageError: no regular file, no picture of a known format, damaged, too large, or several pictures in one.
     """
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and then cut-off files pass as grey ones
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and then cut-off files pass as gray ones
     data = _content(path)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and (fault := _png_fault(data)):
         raise ImageError.of(path, f"cannot be read ({fault}); make the file again")
@@ -141,8 +141,9 @@ def _check_header(path: str | os.PathLike[str], image: Image.Image) -> None:
     if width < 1 or height < 1:
         raise ImageError.of(path, f"is {width} x {height} px (width x height); a picture needs pixels")
     if width * height > MAX_PIXELS:
-        raise ImageError.of(path, f"is {width} x {height} px (width x height), more than {MAX_PIXELS // 10**6} Mpx; "
-                                  "cut it into tiles")
+        raise ImageError.of(
+            path, f"is {width} x {height} px (width x height), more than {MAX_PIXELS // 10**6} Mpx; cut it into tiles"
+        )
     if _several(image):
         raise ImageError.of(path, "holds several pages or frames; write the one to use as a file of its own")
     if image.format == "TIFF":

@@ -24,7 +24,7 @@ Colors = tuple[tuple[int, int, int, int], ...]  # red, green, blue, and the id t
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Pixels of an 8-bit image file; grey ones get three equal channels.
+    """Pixels of an 8-bit image file; gray ones get three equal channels.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -57,7 +57,7 @@ def image_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """The ids in a mask file: grey of 1 to 32 bits, a palette's indices, or three equal channels.
+    """The ids in a mask file: gray of 1 to 32 bits, a palette's indices, or three equal channels.
 
     Returns:
         (H, W) uint8.
@@ -73,7 +73,7 @@ def mask_and_orientation(path: str | os.PathLike[str], labels: Labels | None = N
 
     Args:
         path: the file.
-        labels: may say which id a colour stands for; a file of three channels is then read by its colours, if these
+        labels: may say which id a color stands for; a file of three channels is then read by its colors, if these
             are not ids as well.
     """
     picture = decode(path)
@@ -89,7 +89,7 @@ def mask_and_orientation(path: str | os.PathLike[str], labels: Labels | None = N
         values = _opaque(path, values)[..., 0]
     elif image.mode in ("RGB", "RGBA"):
         if picture.bits > 8:
-            raise ImageError.of(path, f"has colours of {picture.bits} bits; a mask needs one channel of class ids")
+            raise ImageError.of(path, f"has colors of {picture.bits} bits; a mask needs one channel of class ids")
         values = _opaque(path, values) if image.mode == "RGBA" else values
         if labels is not None and labels.colors:
             return _ids_of_colors(path, values[..., :3], labels), picture.orientation
@@ -107,22 +107,28 @@ def mask_and_orientation(path: str | os.PathLike[str], labels: Labels | None = N
 
 
 def _ids_of_colors(path: str | os.PathLike[str], pixels: np.ndarray, labels: Labels) -> np.ndarray:
-    """Ids (H, W) uint8 of a file of three channels (H, W, 3): by its colours, or as ids where no colour is one."""
+    """Ids (H, W) uint8 of a file of three channels (H, W, 3): by its colors, or as ids where no color is one."""
     packed = (pixels.astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(axis=-1, dtype=np.int32)
     found = np.unique(packed)
     known = {red << 16 | green << 8 | blue: id_ for red, green, blue, id_ in labels.colors}
-    grey = (pixels == pixels[..., :1]).all()
-    as_ids = grey and bool((labels.table[found & 255] >= 0).all())
+    gray = (pixels == pixels[..., :1]).all()
+    as_ids = gray and bool((labels.table[found & 255] >= 0).all())
     if other := [value for value in found.tolist() if value not in known]:
         if as_ids:
             return pixels[..., 0]
         shown = ", ".join(f"({v >> 16}, {v >> 8 & 255}, {v & 255})" for v in other[:3])
-        raise ImageError.of(path, f"has colours that the class table {labels.name} does not have: {shown}"
-                                  f"{', ...' if len(other) > 3 else ''}; write one channel of class ids")
+        raise ImageError.of(
+            path,
+            f"has colors that the class table {labels.name} does not have: {shown}"
+            f"{', ...' if len(other) > 3 else ''}; write one channel of class ids",
+        )
     if as_ids and any(labels.table[known[v]] != labels.table[v & 255] for v in found.tolist()):
-        raise ImageError.of(path, f"has three equal channels, whose values are ids and colours of {labels.name} alike; "
-                                  "write one channel of class ids")
-    say_once(f"masks in colours are read by those that the class table {labels.name} has")
+        raise ImageError.of(
+            path,
+            f"has three equal channels, whose values are ids and colors of {labels.name} alike; "
+            "write one channel of class ids",
+        )
+    say_once(f"masks in colors are read by those that the class table {labels.name} has")
     return np.array([known[value] for value in found.tolist()], np.uint8)[np.searchsorted(found, packed)]
 
 
@@ -149,7 +155,7 @@ class Labels:
         ignore_index: the files' id of pixels to ignore, 0..255, as the class table says.
         reduce_zero: id 0 in the files is to be ignored, too, and id k is class k - 1 (mmseg's ``reduce_zero_label``).
         of_id: in place of the two: class id of each of the files' ids 0..255, 255 to ignore, -1 where it may not be.
-        colors: colours of masks that are written in colours, and the files' ids that they stand for.
+        colors: colors of masks that are written in colors, and the files' ids that they stand for.
         name: the class table, for messages.
         about: what to say once when masks are read: the files' ids are not class ids.
         guarded: the id of the last class, if 0 in the files would be the first class by the usual count, and is to be
@@ -194,10 +200,10 @@ class Labels:
         return self.table[mask].astype(np.uint8), orientation
 
     def file_ids(self, path: str | os.PathLike[str]) -> np.ndarray:
-        """The ids in a mask file (H, W) uint8, not yet class ids: ``table`` has those; colours as ids of files.
+        """The ids in a mask file (H, W) uint8, not yet class ids: ``table`` has those; colors as ids of files.
 
         Raises:
-            ImageError: see ``read_mask``; or colours that the class table does not have.
+            ImageError: see ``read_mask``; or colors that the class table does not have.
         """
         return self.file_ids_and_orientation(path)[0]
 

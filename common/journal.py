@@ -37,8 +37,15 @@ class Journal(Generic[R]):
         remedy: what to do about a damaged file, ``{}`` standing for its name.
     """
 
-    def __init__(self, folder: Path, kind: str, schema: type[R], *, sealed: bool = False,
-                 remedy: str = "remove {}, it will be made again") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kind: str,
+        schema: type[R],
+        *,
+        sealed: bool = False,
+        remedy: str = "remove {}, it will be made again",
+    ) -> None:
         self.folder, self.kind, self.schema, self.sealed, self.remedy = folder, kind, schema, sealed, remedy
 
     def path(self, part: str = "") -> Path:

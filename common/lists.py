@@ -69,8 +69,10 @@ def locate(written: str, root: Path, follow_links: bool = False) -> Path:
     """
     shown = one_line(written, 500)
     if not written.isprintable():
-        raise ValueError(f"no usable path: {one_line(ascii(written), 500)} holds a line break or a character that is "
-                         "no text; rename the file")
+        raise ValueError(
+            f"no usable path: {one_line(ascii(written), 500)} holds a line break or a character that is "
+            "no text; rename the file"
+        )
     try:
         path = root / written
         real, exists = path.resolve(), path.is_file()
@@ -83,8 +85,10 @@ def locate(written: str, root: Path, follow_links: bool = False) -> Path:
         if not Path(os.path.normpath(base / written)).is_relative_to(base):
             raise ValueError(f"path leaves the data root {root}: {shown}; keep the file below the data root")
         if not follow_links:
-            raise ValueError(f"{shown} leads by a link to {one_line(real, 500)}, outside the data root {root}; copy "
-                             "the file there, or take such files with --follow_links")
+            raise ValueError(
+                f"{shown} leads by a link to {one_line(real, 500)}, outside the data root {root}; copy "
+                "the file there, or take such files with --follow-links"
+            )
     if not exists:
         what = f"is a link to {one_line(real, 500)}, which is not there" if path.is_symlink() else "file not found"
         message = f"{shown} {what}" if path.is_symlink() else f"{what}: {shown}"

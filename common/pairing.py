@@ -1,4 +1,4 @@
-"""Which mask belongs to which image: by file name, real (``a.jpg``) and synthesised (``a_seed_7.jpg``)."""
+"""Which mask belongs to which image: by file name, real (``a.jpg``) and synthesized (``a_seed_7.jpg``)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from common.schema import one_line
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # in small or capital letters
 MASK_SUFFIXES = (".png", ".tif", ".tiff")  # no JPEG: it changes ids
 _UNREAD = (".bmp", ".gif", ".webp", ".jp2", ".j2k", ".ppm", ".pgm", ".heic", ".avif", ".img", ".ecw", ".npy")
-SYNTHESISED = re.compile(r"(?P<mask>.+)_seed_(?P<seed>-?\d+)")
+SYNTHESIZED = re.compile(r"(?P<mask>.+)_seed_(?P<seed>-?\d+)")
 SHOWN = 5  # names listed in an error before "and N more"
 
 
@@ -34,13 +34,14 @@ class Pair:
 
 
 def mask_name(image_name: str) -> str:
-    """The mask's name of a synthesised image: ``a_seed_7`` -> ``a``; other names stay as they are."""
-    match = SYNTHESISED.fullmatch(image_name)
+    """The mask's name of a synthesized image: ``a_seed_7`` -> ``a``; other names stay as they are."""
+    match = SYNTHESIZED.fullmatch(image_name)
     return match["mask"] if match else image_name
 
 
-def list_files(folder: Path, suffixes: Sequence[str], option: str, left_out: list[str] | None = None
-               ) -> dict[str, Path]:
+def list_files(
+    folder: Path, suffixes: Sequence[str], option: str, left_out: list[str] | None = None
+) -> dict[str, Path]:
     """The files of a folder with one of the suffixes, by name without suffix, sorted.
 
     Files of other kinds, such as lists and hidden ones, are passed over; pictures that would be left out are not.
@@ -73,8 +74,10 @@ def list_files(folder: Path, suffixes: Sequence[str], option: str, left_out: lis
             continue
         if path.is_dir():
             if inner := _picture_below(path, kinds):
-                faults.append(f"{one_line(inner, 1000)}: lies in a subfolder, which is not read; move it up, or name "
-                              "the subfolder itself")
+                faults.append(
+                    f"{one_line(inner, 1000)}: lies in a subfolder, which is not read; move it up, or name "
+                    "the subfolder itself"
+                )
         elif kind in suffixes and not path.name.isprintable():
             faults.append(f"{one_line(path, 1000)}: a name with line breaks or characters that are no text; rename it")
         elif kind in suffixes:
@@ -88,8 +91,14 @@ def list_files(folder: Path, suffixes: Sequence[str], option: str, left_out: lis
     if left_out is not None:
         left_out += faults
     if not files:
-        jpeg = next((f" ({path.name} is a JPEG, which changes class ids)" for path in entries
-                     if path.suffix.lower() in (".jpg", ".jpeg") and ".png" in suffixes), "")
+        jpeg = next(
+            (
+                f" ({path.name} is a JPEG, which changes class ids)"
+                for path in entries
+                if path.suffix.lower() in (".jpg", ".jpeg") and ".png" in suffixes
+            ),
+            "",
+        )
         raise InputError(f"{where}: empty, no {' or '.join(suffixes)} file in it{jpeg}")
     return files
 
@@ -103,12 +112,17 @@ def _picture_below(folder: Path, kinds: Collection[str]) -> Path | None:
     return None
 
 
-def folder_pairs(images: Path, masks: Path, options: tuple[str, str], skip_invalid: bool = False
-               ) -> tuple[list[Pair], list[str]]:
+def folder_pairs(
+    images: Path, masks: Path, options: tuple[str, str], skip_invalid: bool = False
+) -> tuple[list[Pair], list[str]]:
     """The pairs of two folders, see ``list_files`` and ``pair_files``, and a line for each file left out."""
     left_out: list[str] | None = [] if skip_invalid else None
-    pairs, orphans = pair_files(list_files(images, IMAGE_SUFFIXES, options[0], left_out),
-                                list_files(masks, MASK_SUFFIXES, options[1], left_out), options, skip_invalid)
+    pairs, orphans = pair_files(
+        list_files(images, IMAGE_SUFFIXES, options[0], left_out),
+        list_files(masks, MASK_SUFFIXES, options[1], left_out),
+        options,
+        skip_invalid,
+    )
     return pairs, [*(left_out or []), *orphans]
 
 
@@ -140,8 +154,9 @@ def pair_files(
             used.add(key)
         else:
             orphans.append(f"{image}: no mask {key}.png under {options[1]}")
-    orphans += [f"{path}: no image {name}[_seed_<seed>] under {options[0]}" for name, path in masks.items()
-                if name not in used]
+    orphans += [
+        f"{path}: no image {name}[_seed_<seed>] under {options[0]}" for name, path in masks.items() if name not in used
+    ]
     if not pairs:
         raise InputError(f"{options[0]}, {options[1]}: no image has a mask of its name; first: {orphans[0]}")
     if orphans and not skip_invalid:
@@ -180,7 +195,7 @@ def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked
     Args:
         pair: image and mask.
         labels: which ids the mask may hold.
-        same_size: image and mask must have as many pixels; synthesised images need not.
+        same_size: image and mask must have as many pixels; synthesized images need not.
     """
     pixels: np.ndarray = np.zeros(labels.num_classes, dtype=np.int64)
     try:
@@ -195,8 +210,10 @@ def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked
     turned = (mask_turn, image_turn) != (1, 1)
     if same_size and image.shape[:2] != mask.shape:
         (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-        fault = (f"{one_line(pair.image, 1000)} is {width} x {height} px, its mask {one_line(pair.mask, 1000)} "
-                 f"{mask_width} x {mask_height} (width x height); they must agree")
+        fault = (
+            f"{one_line(pair.image, 1000)} is {width} x {height} px, its mask {one_line(pair.mask, 1000)} "
+            f"{mask_width} x {mask_height} (width x height); they must agree"
+        )
         return Checked(fault, pixels, turned)
     return Checked(None, pixels, turned, mask.shape, image.shape[:2])
 
@@ -223,12 +240,20 @@ def refuse_doubt(labels: Labels, masks: Iterable[Path], where: str) -> None:
             zero = mask
     if zero is not None:
         name, n = labels.name, labels.guarded
-        raise InputError(f"{where}: {one_line(zero, 1000)} and others hold 0, and none holds {n}: are they 1..{n} with "
-                         f"0 for no data, or 0..{n - 1}? Write {name}:from1, or {name}:ids, as the class table")
+        raise InputError(
+            f"{where}: {one_line(zero, 1000)} and others hold 0, and none holds {n}: are they 1..{n} with "
+            f"0 for no data, or 0..{n - 1}? Write {name}:from1, or {name}:ids, as the class table"
+        )
 
 
-def check_pairs(pairs: Sequence[Pair], labels: Labels, title: str, threads: int | None = None, same_size: bool = False,
-                quiet: bool = False) -> list[Checked]:
+def check_pairs(
+    pairs: Sequence[Pair],
+    labels: Labels,
+    title: str,
+    threads: int | None = None,
+    same_size: bool = False,
+    quiet: bool = False,
+) -> list[Checked]:
     """``inspect_pair`` of each pair, in threads, with a progress bar; says once how many files have an EXIF turn.
 
     Raises:
@@ -239,10 +264,15 @@ def check_pairs(pairs: Sequence[Pair], labels: Labels, title: str, threads: int 
         checks = pool.map(lambda pair: inspect_pair(pair, labels, same_size), pairs)
         found = list(tqdm(checks, title, len(pairs), unit="image", leave=False, disable=quiet))
     if (turned := sum(check.turned for check in found)) and not quiet:
-        print(f"{title}: {turned} of {len(pairs)} pairs have an EXIF tag that asks to turn them; pixels are used as "
-              "stored, the tag is not applied", file=sys.stderr)
+        print(
+            f"{title}: {turned} of {len(pairs)} pairs have an EXIF tag that asks to turn them; pixels are used as "
+            "stored, the tag is not applied",
+            file=sys.stderr,
+        )
     fine = [check for check in found if not check.fault]
     if fine and not any(check.pixels.any() for check in fine):
-        raise InputError(f"{title}: no mask shows a class, all pixels of all {len(fine)} masks are to be ignored "
-                         f"(first: {one_line(pairs[0].mask, 1000)})")
+        raise InputError(
+            f"{title}: no mask shows a class, all pixels of all {len(fine)} masks are to be ignored "
+            f"(first: {one_line(pairs[0].mask, 1000)})"
+        )
     return found

@@ -105,8 +105,9 @@ class Children:
         self._signals.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-                 ) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._signals.__exit__(kind, error, trace)
 
     def run(self, command: Sequence[str], **options: Any) -> int:
@@ -168,8 +169,10 @@ def pool(workers: int, tasks: int | None = None) -> Iterator[ProcessPoolExecutor
         try:
             yield executor
         except BrokenProcessPool as error:
-            raise InputError(f"one of {count} worker processes was killed (is memory short?); start the same command "
-                             "again, with fewer --num-workers") from error
+            raise InputError(
+                f"one of {count} worker processes was killed (is memory short?); start the same command "
+                "again, with fewer --num-workers"
+            ) from error
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise

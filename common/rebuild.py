@@ -256,4 +256,3 @@ CONSTANTS |= {f"torch{part}.{name}": dtype for part in ("", ".cuda") for name, d
 CONSTANTS["torch.storage.UntypedStorage"] = torch.uint8
 for _name in ("current", "max", "mean", "min"):  # protocol 4 names them at once
     CONSTANTS[f"{_HISTORY}.{_name}"] = Name(f"{_HISTORY}.{_name}")
-

@@ -43,9 +43,7 @@ def dotted(place: Place) -> str:
     return one_line(".".join(map(str, place)), 120)
 
 
-def parse(
-    content: Any, schema: type[S], where: str | Callable[[Place], str], remedy: str = "", under: Place = ()
-) -> S:
+def parse(content: Any, schema: type[S], where: str | Callable[[Place], str], remedy: str = "", under: Place = ()) -> S:
     """``content`` as a ``schema``.
 
     Args:

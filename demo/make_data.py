@@ -2,8 +2,8 @@
 
 Layout and lists are those of real data sets (README, "Your own data"):
 
-  img_train, label_train   the labelled domain, training
-  img_test, label_test     the labelled domain, test
+  img_train, label_train   the labeled domain, training
+  img_test, label_test     the labeled domain, test
   ref_img                  the other domain, images alone
   img_target, label_target the other domain, for testing only
 
@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 CLASSES = ("water", "forest", "field", "building", "road")
 PALETTE = ((40, 80, 220), (20, 110, 40), (200, 190, 60), (220, 60, 60), (150, 150, 150))
 
-# What each sensor sees: mean colour of each class (RGB, 0 to 1), and the strength of each class's texture.
+# What each sensor sees: mean color of each class (RGB, 0 to 1), and the strength of each class's texture.
 COLORS = {
     "source": ((0.10, 0.25, 0.35), (0.15, 0.35, 0.15), (0.50, 0.55, 0.28), (0.85, 0.72, 0.68), (0.30, 0.30, 0.34)),
     "target": ((0.25, 0.20, 0.45), (0.45, 0.20, 0.15), (0.75, 0.50, 0.38), (0.90, 0.88, 0.92), (0.38, 0.28, 0.42)),
@@ -55,9 +55,9 @@ def draw_mask(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw_image(rng: np.random.Generator, mask: np.ndarray, domain: str) -> np.ndarray:
-    """An image (H, W, 3) uint8 of a mask: class colours, changed by season and light, with texture and sensor noise."""
+    """An image (H, W, 3) uint8 of a mask: class colors, changed by season and light, with texture and sensor noise."""
     colors = np.array(COLORS[domain]) + rng.normal(0, 0.10, (len(CLASSES), 3))  # crops, soils, waters differ
-    season = rng.normal(0, 0.13, 3) + rng.normal(0, 0.08)  # one shift of all colours an image
+    season = rng.normal(0, 0.13, 3) + rng.normal(0, 0.08)  # one shift of all colors an image
     size = len(mask)
     texture = np.array(TEXTURE)[mask] * (smooth_noise(rng, size, 1.0) + 0.5 * smooth_noise(rng, size, 3.0))
     image = colors[mask] + season + texture[..., None] + rng.normal(0, 0.01, (size, size, 3))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does it help? Unattended: trains the synthesis model, paints every training mask, filters, re-samples, and compares
-# segmentors with and without the synthesised images over several seeds. Started again, it goes on where it stopped;
+# segmentors with and without the synthesized images over several seeds. Started again, it goes on where it stopped;
 # ended by a signal, it leaves no process behind.
 #   bash demo/prove.sh DATA OUT
 # DATA: img_train, label_train, img_test, label_test, ref_img, classes.json, and the lists train_set_items.json,
@@ -49,8 +49,8 @@ if ! is_done "$run" "$settings"; then
     run_python -m scripts.train --resume "$run" --gpus "$GPUS" lightning.trainer.max_time="$limit"
   else
     rm -rf "$run"  # of a start that came to nothing
-    run_python -m scripts.train --base configs/train/tiny.yaml --config_model "$MODEL" -n synthesis -l "$out/logs" \
-      --data_root "$data" --train_txt_file "$data/train_set_items.json" --val_txt_file "$data/test_set_items.json" \
+    run_python -m scripts.train --base configs/train/tiny.yaml --config-model "$MODEL" -n synthesis -l "$out/logs" \
+      --data-root "$data" --train-txt-file "$data/train_set_items.json" --val-txt-file "$data/test_set_items.json" \
       --gpus "$GPUS" --precision "$PRECISION" model.params.classes="$data/classes.json" \
       data.params.batch_size="$BATCH" data.params.num_workers=8 base_learning_rate=1e-5 \
       data.params.train.params.size="$SIZE" data.params.validation.params.size="$SIZE" \
@@ -60,10 +60,10 @@ if ! is_done "$run" "$settings"; then
   set_done "$run" "$settings"
 fi
 
-say "synthesised images"
-run_python -m scripts.inference --config "$run/config.yaml" --use_ema --gpus "$GPUS" \
-  --ckpt "$run/checkpoints/last.ckpt" --data_root "$data" --outdir "$out/images" --size "$SIZE" \
-  --train_txt_file "$data/inference_set_items.json" --num_samples "$SAMPLES" --steps "$STEPS" --scale "$SCALE"
+say "synthesized images"
+run_python -m scripts.inference --config "$run/config.yaml" --use-ema --gpus "$GPUS" \
+  --ckpt "$run/checkpoints/last.ckpt" --data-root "$data" --outdir "$out/images" --size "$SIZE" \
+  --train-txt-file "$data/inference_set_items.json" --num-samples "$SAMPLES" --steps "$STEPS" --scale "$SCALE"
 
 say "segmentor trained on real images"
 settings="$ITERS iterations, segmentor $(contents "$SEGMENTOR"), data $tiles_sum"
@@ -73,7 +73,7 @@ if ! is_done "$out/segmentor" "$settings"; then
   set_done "$out/segmentor" "$settings"
 fi
 weights=$(cat "$out/segmentor/last_checkpoint")
-# poorly recognised classes are chosen on the training set: the test sets choose nothing
+# poorly recognized classes are chosen on the training set: the test sets choose nothing
 run_python -m scripts.segmentor test "$SEGMENTOR" "${tiles[@]}" --load-from "$weights" --work-dir "$out/segmentor" \
   --split train
 
@@ -90,6 +90,6 @@ run_python -m scripts.evaluate_samples "$out/segmentor/$name" "$weights" --real-
 
 say "comparison over $SEEDS seeds"
 # shellcheck disable=SC2086
-run_python -m scripts.compare "$SEGMENTOR" "${tiles[@]}" --synthesised "$out/resampled" --seeds "$SEEDS" --jobs "$JOBS" \
+run_python -m scripts.compare "$SEGMENTOR" "${tiles[@]}" --synthesized "$out/resampled" --seeds "$SEEDS" --jobs "$JOBS" \
   --max-iters "$ITERS" --splits $SPLITS --out-dir "$out/comparison" --syn-img-path "$out/images" \
   --mask-path "$data/label_train" --filtered-mask-path "$out/filtered" --evaluation "$out/evaluation"

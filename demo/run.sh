@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demonstration, the whole chain on the CPU: makes a data set, trains the tiny model, synthesises images in the style
+# The demonstration, the whole chain on the CPU: makes a data set, trains the tiny model, synthesizes images in the style
 # of the other domain, filters and re-samples them, and compares segmentors trained with and without them. Writes a
 # contact sheet and a page. Run again, it goes on where it stopped, and repeats nothing.
 # A signal that ends it ends its commands, too.
@@ -32,8 +32,8 @@ if [ ! -e "$run/done" ]; then
     share bash train.sh --resume "$run" "${options[@]}"
   else
     rm -rf "$run"
-    share bash train.sh --base configs/train/tiny.yaml --config_model configs/model/tisynth_tiny.yaml -n demo \
-      -l "$OUT/logs" --data_root "$data" --train_txt_file "$data/train_set_items.json" --val_txt_file "$data/test_set_items.json" \
+    share bash train.sh --base configs/train/tiny.yaml --config-model configs/model/tisynth_tiny.yaml -n demo \
+      -l "$OUT/logs" --data-root "$data" --train-txt-file "$data/train_set_items.json" --val-txt-file "$data/test_set_items.json" \
       "${options[@]}"
   fi
   touch "$run/done"
@@ -41,15 +41,15 @@ fi
 
 say "synthesis: masks of one domain, references of the other"
 head -n "$COUNT" "$data/inference_set_items.json" > "$data/demo_items.json"
-share bash inference.sh --config "$run/config.yaml" --ckpt "$run/checkpoints/last.ckpt" --use_ema \
-  --data_root "$data" --txt_file "$data/demo_items.json" --outdir "$OUT/images" --seed 0 --gpus "cpu:$PROCESSES" \
-  --sampler dpmsolver++ --ddim_steps 20 --scale 1 --batch_size 16
+share bash inference.sh --config "$run/config.yaml" --ckpt "$run/checkpoints/last.ckpt" --use-ema \
+  --data-root "$data" --txt-file "$data/demo_items.json" --outdir "$OUT/images" --seed 0 --gpus "cpu:$PROCESSES" \
+  --sampler dpmsolver++ --ddim-steps 20 --scale 1 --batch-size 16
 
 say "contact sheet"
-child "$PYTHON" -m scripts.contact_sheet --samples "$OUT/images" --data_root "$data" --items "$data/demo_items.json" \
+child "$PYTHON" -m scripts.contact_sheet --samples "$OUT/images" --data-root "$data" --items "$data/demo_items.json" \
   --classes "$data/classes.json" --out "$OUT/contact_sheet.png"
 
-# Real images alone, or joined by synthesised ones: filter.sh, resample.sh, and segmentors over two seeds. So short a
+# Real images alone, or joined by synthesized ones: filter.sh, resample.sh, and segmentors over two seeds. So short a
 # training learns buildings and roads, a tenth of the pixels, only if they weigh more.
 tiles=(--data-root "$data" --classes "$data/classes.json" --crop-size 64 --pretrained none --max-iters "$ITERS"
        --cfg-options train_dataloader.batch_size=8 train_dataloader.num_workers=1 test_dataloader.num_workers=1
@@ -74,7 +74,7 @@ child "$PYTHON" -m scripts.evaluate_samples "$OUT/segmentor/tiny_unet.py" "$weig
   --out-dir "$OUT/evaluation"
 
 say "comparison over two seeds"
-share "$PYTHON" -m scripts.compare configs/mmseg/tiny_unet.py "${tiles[@]}" --synthesised "$OUT/resampled" \
+share "$PYTHON" -m scripts.compare configs/mmseg/tiny_unet.py "${tiles[@]}" --synthesized "$OUT/resampled" \
   --repeat 1 --seeds 2 --jobs "$PROCESSES" --splits test target --out-dir "$OUT/comparison" \
   --syn-img-path "$OUT/images" --mask-path "$data/label_train" --filtered-mask-path "$OUT/filtered" \
   --evaluation "$OUT/evaluation"

@@ -147,8 +147,10 @@ class DVAE(nn.Module):
         super().__init__()
         name = weights if isinstance(weights, str) else "given"
         if isinstance(weights, str) and not Path(weights).is_file():
-            raise InputError(f"dVAE weights {weights}: no such file; make it with scripts.convert_dvae or "
-                             "scripts.train_dvae, or start from a GSS checkpoint, which holds its dVAE (--load-from)")
+            raise InputError(
+                f"dVAE weights {weights}: no such file; make it with scripts.convert_dvae or "
+                "scripts.train_dvae, or start from a GSS checkpoint, which holds its dVAE (--load-from)"
+            )
         state = dvae_entries(read_state_dict(weights) if isinstance(weights, str) else weights) if weights else {}
         if weights is not None and encoder is None and decoder is None:
             encoder, decoder = _sizes(state, name)

@@ -1,6 +1,6 @@
 """Training of a discrete VAE with DALL-E's structure on the maskiges of masks.
 
-Tokens are learnt by vector quantisation (van den Oord et al., "Neural Discrete Representation Learning", 2017): for a
+Tokens are learned by vector quantization (van den Oord et al., "Neural Discrete Representation Learning", 2017): for a
 code c_k, -|z - c_k|^2 is linear in z up to |z|^2, so nearest codes are DALL-E's argmax over token logits.
 """
 
@@ -28,7 +28,7 @@ from gss.weights import read_checkpoint
 Read = Callable[[Path], np.ndarray]  # class ids of a mask file
 
 
-class Quantiser(nn.Module):
+class Quantizer(nn.Module):
     """Codes between encoder and decoder, moved to the running mean of what they stand for.
 
     Args:
@@ -133,15 +133,17 @@ def check_memory(args: argparse.Namespace, num_classes: int) -> None:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for options, needed in (
         (f"--n-hid {args.n_hid}, --n-blocks {args.n_blocks}, --vocab-size {args.vocab_size}", 16 * weights),
-        (f"--batch-size {args.batch_size}, --crop-size {args.crop_size}, --scale {args.scale}",
-         4 * pixels * (4 * args.n_hid + 2 * num_classes)),
+        (
+            f"--batch-size {args.batch_size}, --crop-size {args.crop_size}, --scale {args.scale}",
+            4 * pixels * (4 * args.n_hid + 2 * num_classes),
+        ),
     ):
         if needed > there:
             raise InputError(f"{options}: needs more than {needed:.1e} bytes of memory; this machine has {there:.1e}")
 
 
 class Trainer:
-    """The dVAE, its codes and their optimisation.
+    """The dVAE, its codes and their optimization.
 
     Args:
         args: the command line of scripts/train_dvae.py, with ``settings``: what must be the same when a run goes on.
@@ -153,9 +155,9 @@ class Trainer:
         torch.manual_seed(args.seed)
         shared = {"n_hid": args.n_hid, "n_blk_per_group": args.n_blocks, "vocab_size": args.vocab_size}
         self.dvae = DVAE(encoder=shared, decoder={"n_init": args.n_init, **shared}, frozen=False).to(args.device)
-        self.codes = Quantiser(self.dvae).to(args.device)
-        learnt = [*self.dvae.parameters(), *self.codes.parameters()]
-        self.optimizer = torch.optim.Adam(learnt, lr=args.learning_rate, betas=(0.9, 0.99))
+        self.codes = Quantizer(self.dvae).to(args.device)
+        learned = [*self.dvae.parameters(), *self.codes.parameters()]
+        self.optimizer = torch.optim.Adam(learned, lr=args.learning_rate, betas=(0.9, 0.99))
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, args.learning_rate, total_steps=args.steps, pct_start=0.1
         )
@@ -173,7 +175,7 @@ class Trainer:
         return self.codes.projection(x.movedim(1, -1))
 
     def step(self, step: int, crops: Crops) -> float:
-        """One step of optimisation; its loss.
+        """One step of optimization; its loss.
 
         Raises:
             InputError: the loss is no number.
@@ -189,22 +191,23 @@ class Trainer:
         commitment = z.new_zeros(())
         if step >= args.warmup:
             flat = z.flatten(0, 2)
-            quantised = self.codes.codes[self.codes.nearest(flat)].view_as(z)
-            commitment = F.mse_loss(z, quantised)
-            z = z + (quantised - z).detach()  # straight-through
+            quantized = self.codes.codes[self.codes.nearest(flat)].view_as(z)
+            commitment = F.mse_loss(z, quantized)
+            z = z + (quantized - z).detach()  # straight-through
             if step < 0.9 * args.steps:
                 self.codes.update(flat.detach(), rng, revive=step < 0.7 * args.steps)
         output = nn.Sequential(*list(self.dvae.decoder.blocks)[1:])(z.movedim(-1, 1))
         decoded = (torch.sigmoid(output[:, :3]) - 0.1) / 0.8
-        # what decoding asks for: the true class's colour is the nearest; and, for the rest, the right colour
+        # what decoding asks for: the true class's color is the nearest; and, for the rest, the right color
         palette = self.maskige.palette[:-1].to(decoded) / 255
         distances = torch.stack([((decoded - c.view(1, 3, 1, 1)) ** 2).sum(1) for c in palette], dim=1)
-        logits = distances * (-0.5 * (255 / args.colour_std) ** 2)
+        logits = distances * (-0.5 * (255 / args.color_std) ** 2)
         nearest = F.cross_entropy(logits, labels.where(labels < len(palette), IGNORE), ignore_index=IGNORE)
         loss = nearest + F.mse_loss(decoded, image) + 0.25 * commitment
         if not torch.isfinite(loss):
-            raise InputError(f"step {step}: the loss is {loss.item()}; take a smaller --learning-rate "
-                             f"(it is {args.learning_rate:g})")
+            raise InputError(
+                f"step {step}: the loss is {loss.item()}; take a smaller --learning-rate (it is {args.learning_rate:g})"
+            )
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
@@ -220,8 +223,10 @@ class Trainer:
         """
         for value in (*self.dvae.state_dict().values(), *self.codes.state_dict().values()):
             if value.is_floating_point() and not torch.isfinite(value).all():
-                raise InputError(f"step {step}: weights are no numbers any more; take a smaller --learning-rate "
-                                 f"(it is {self.args.learning_rate:g})")
+                raise InputError(
+                    f"step {step}: weights are no numbers any more; take a smaller --learning-rate "
+                    f"(it is {self.args.learning_rate:g})"
+                )
 
     def state(self, step: int) -> dict[str, Any]:
         """Everything that the next step depends on; see ``check_finite``."""
@@ -244,15 +249,19 @@ class Trainer:
         if not isinstance(settings, dict):
             raise InputError(f"{path}: no state of a training of this kind; {remedy}")
         if other := changed(settings, self.args.settings):
-            raise InputError(f"--out {self.args.out}: {path} is of a run with other settings ({', '.join(other)}); "
-                             f"{remedy}, or write elsewhere")
+            raise InputError(
+                f"--out {self.args.out}: {path} is of a run with other settings ({', '.join(other)}); "
+                f"{remedy}, or write elsewhere"
+            )
         if type(step) is not int or not 0 < step <= self.args.steps:
             raise InputError(f"{path}: step {one_line(step, 40)} of {self.args.steps}; {remedy}")
         expected = {name: getattr(self, name).state_dict() for name in _PARTS}
-        learnt = enumerate([*self.dvae.named_parameters(), *self.codes.named_parameters()])
+        learned = enumerate([*self.dvae.named_parameters(), *self.codes.named_parameters()])
         expected["optimizer"]["state"] = {
-            i: {"step": torch.tensor(0.0), "exp_avg": weight, "exp_avg_sq": weight} for i, (part, weight) in learnt
-            if not part.startswith(_FROM_CODES)}
+            i: {"step": torch.tensor(0.0), "exp_avg": weight, "exp_avg_sq": weight}
+            for i, (part, weight) in learned
+            if not part.startswith(_FROM_CODES)
+        }
         for name in _PARTS:
             if fault := _difference(name, saved.get(name), expected[name]):
                 raise InputError(f"{path}: {fault}; {remedy}")
@@ -264,7 +273,7 @@ class Trainer:
 
 
 _PARTS = ("dvae", "codes", "optimizer", "schedule")
-_FROM_CODES = ("encoder.blocks.output.", "decoder.blocks.input.")  # layers that the codes become: not optimised
+_FROM_CODES = ("encoder.blocks.output.", "decoder.blocks.input.")  # layers that the codes become: not optimized
 
 
 def _difference(name: str, value: Any, like: Any) -> str | None:

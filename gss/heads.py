@@ -2,8 +2,8 @@
 
     image --backbone--> features --I_psi--> tokens --D (dVAE decoder)--> maskige --X^-1--> mask        (section 3)
 
-``X`` and the dVAE are the generative (posterior) stage, ``I_psi`` the image encoder learnt here. FF: both mappings
-between mask and maskige are fixed. FT-W: the way back, maskige -> mask, is learnt (one Swin stage) on a frozen FF.
+``X`` and the dVAE are the generative (posterior) stage, ``I_psi`` the image encoder learned here. FF: both mappings
+between mask and maskige are fixed. FT-W: the way back, maskige -> mask, is learned (one Swin stage) on a frozen FF.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GenerativeSegHeadFF(BaseDecodeHead):
     """GSS-FF: predicts the dVAE tokens of the mask's maskige.
 
     Args:
-        palette: N + 1 colours, a JSON file, or a name in ``gss/palettes`` (see ``load_palette``).
+        palette: N + 1 colors, a JSON file, or a name in ``gss/palettes`` (see ``load_palette``).
         d_vae: ``DVAE`` arguments (``weights``, ``encoder``, ``decoder``); published full size by default.
         indice_channel_index: position, among the picked inputs, of the map whose size the tokens have (stride 4).
         pixel_channel_index: the same for the auxiliary pixel branch.
@@ -57,8 +57,8 @@ class GenerativeSegHeadFF(BaseDecodeHead):
         swin_depth: its number of blocks.
         swin_window_size: its window, in tokens; maps of other sizes are padded by the stage.
         single_fusion: the pixel classifier reads the token branch's fused map instead of having a branch of its own.
-        colour_std: None gives one-hot votes, as published; a number (0..255 scale) gives log-likelihoods of the decoded
-            colours under a Gaussian around each class's colour, for callers that need graded scores.
+        color_std: None gives one-hot votes, as published; a number (0..255 scale) gives log-likelihoods of the decoded
+            colors under a Gaussian around each class's color, for callers that need graded scores.
         img_size: taken for published configurations; sizes come from the data.
         **kwargs: ``BaseDecodeHead`` arguments; ``in_channels`` and ``in_index`` are lists.
 
@@ -81,7 +81,7 @@ class GenerativeSegHeadFF(BaseDecodeHead):
         swin_depth: int = 2,
         swin_window_size: int = 7,
         single_fusion: bool = False,
-        colour_std: float | None = None,
+        color_std: float | None = None,
         img_size: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -89,7 +89,7 @@ class GenerativeSegHeadFF(BaseDecodeHead):
         super().__init__(input_transform="multiple_select", **kwargs)
         self.maskige = Maskige(load_palette(palette, self.num_classes))
         self.indice_channel_index, self.pixel_channel_index = indice_channel_index, pixel_channel_index
-        self.single_fusion, self.colour_std = single_fusion, colour_std
+        self.single_fusion, self.color_std = single_fusion, color_std
 
         dvae = DVAE(**(d_vae or {}))
         self.conv_seg = nn.Conv2d(indice_cls_channel, dvae.vocab_size, kernel_size=1)
@@ -195,12 +195,12 @@ class GenerativeSegHeadFF(BaseDecodeHead):
 
     def predict_by_feat(self, seg_logits: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Class scores (B, N, H, W) at the image's size, from token logits (B, vocabulary, h, w)."""
-        colours = 255 * self.d_vae.decode(seg_logits.argmax(1))  # (B, 3, 8h, 8w)
-        return self.maskige.scores(colours, _output_size(batch_img_metas[0]), self.colour_std)
+        colors = 255 * self.d_vae.decode(seg_logits.argmax(1))  # (B, 3, 8h, 8w)
+        return self.maskige.scores(colors, _output_size(batch_img_metas[0]), self.color_std)
 
     def probabilities(self, seg_logits: Tensor) -> Tensor:
         """Class probabilities from what ``predict`` returns: votes are that already."""
-        return seg_logits.softmax(1) if self.colour_std else seg_logits
+        return seg_logits.softmax(1) if self.color_std else seg_logits
 
 
 def _output_size(meta: dict[str, Any]) -> tuple[int, int]:
@@ -220,10 +220,10 @@ class GenerativeSegHeadFFSingleFusion(GenerativeSegHeadFF):
 
 @MODELS.register_module()
 class GenerativeSegHeadFTW(GenerativeSegHeadFF):
-    """GSS-FT-W: FF's token branch and the dVAE, frozen, then a learnt way from the maskige to the mask.
+    """GSS-FT-W: FF's token branch and the dVAE, frozen, then a learned way from the maskige to the mask.
 
     Args:
-        post_seg_channel: channels of the learnt Swin stage.
+        post_seg_channel: channels of the learned Swin stage.
         post_swin_num_head: its attention heads.
         post_swin_depth: its number of blocks.
         post_swin_window_size: its window, in pixels of the maskige.
@@ -256,7 +256,7 @@ class GenerativeSegHeadFTW(GenerativeSegHeadFF):
         return (self.get_submodule(name) for name in self._frozen)
 
     def train(self, mode: bool = True) -> GenerativeSegHeadFTW:
-        """Training mode for the learnt part alone."""
+        """Training mode for the learned part alone."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()

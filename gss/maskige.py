@@ -1,7 +1,7 @@
 """Masks as pictures: the maskige and its inverse for any palette (GSS, CVPR 2023, section 3.2).
 
-A palette has N class colours and, last, one for ignored pixels. ``colours = palette[labels]`` is the fixed linear map
-X of the paper; its inverse is the nearest class colour.
+A palette has N class colors and, last, one for ignored pixels. ``colors = palette[labels]`` is the fixed linear map
+X of the paper; its inverse is the nearest class color.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ PALETTE_FOLDER = Path(__file__).parent / "palettes"
 _CHUNK = 1 << 13  # pixels matched at a time: 8,192 x N distances, 5 MB for 150 classes
 
 
-def check_colours(colours: Any, name: str) -> np.ndarray:
-    """Checks class colours and returns them.
+def check_colors(colors: Any, name: str) -> np.ndarray:
+    """Checks class colors and returns them.
 
     Args:
-        colours: M triples of integers, 0..255.
+        colors: M triples of integers, 0..255.
         name: what to call them in a message.
 
     Returns:
@@ -38,17 +38,17 @@ def check_colours(colours: Any, name: str) -> np.ndarray:
         InputError: not M >= 2 triples, not integers in 0..255, or two of them equal.
     """
     try:
-        array = np.asarray(colours)
+        array = np.asarray(colors)
         if array.dtype.kind not in "iuf":  # texts, truth values, whole numbers beyond 64 bits
             raise ValueError("no numbers")
         array = array.astype(np.float64)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"{name}: colours must be [red, green, blue] triples of integers in 0..255") from error
+        raise InputError(f"{name}: colors must be [red, green, blue] triples of integers in 0..255") from error
     if array.ndim != 2 or array.shape[1] != 3 or len(array) < 2:
         raise InputError(f"{name}: needs at least 2 [red, green, blue] triples, has an array of shape {array.shape}")
     bad = np.flatnonzero(((array < 0) | (array > 255) | (array != array.round())).any(1))
     if len(bad):
-        raise InputError(f"{name}: entry {bad[0]} is {one_line(colours[bad[0]], 60)}; give integers in 0..255")
+        raise InputError(f"{name}: entry {bad[0]} is {one_line(colors[bad[0]], 60)}; give integers in 0..255")
     unique, counts = np.unique(array, axis=0, return_counts=True)
     if (counts > 1).any():
         twin = unique[counts > 1][0]
@@ -59,11 +59,11 @@ def check_colours(colours: Any, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def farthest_colour(colours: np.ndarray) -> np.ndarray:
-    """The colour of a 17-step grid of the RGB cube that is farthest from all given ones, as an int64 triple."""
+def farthest_color(colors: np.ndarray) -> np.ndarray:
+    """The color of a 17-step grid of the RGB cube that is farthest from all given ones, as an int64 triple."""
     steps = np.linspace(0, 255, 18).round().astype(np.int64)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    distances = ((grid[:, None] - colours[None]) ** 2).sum(-1).min(1)
+    distances = ((grid[:, None] - colors[None]) ** 2).sum(-1).min(1)
     return grid[distances.argmax()]
 
 
@@ -71,7 +71,7 @@ def read_palette_file(path: Path) -> dict[str, Any]:
     """Reads a palette file: a class table (``classes``, ``palette``) with, optionally, ``ignore_color``.
 
     Raises:
-        InputError: no such file, not JSON, no field ``palette``, or other numbers of classes and colours.
+        InputError: no such file, not JSON, no field ``palette``, or other numbers of classes and colors.
     """
     shown = one_line(path, 1000)
     try:
@@ -86,11 +86,11 @@ def read_palette_file(path: Path) -> dict[str, Any]:
     table = load_json(path, "give a palette as JSON")
     if not isinstance(table, dict) or "palette" not in table:
         raise InputError(f"palette {shown}: has no field 'palette'")
-    names, colours = table.get("classes"), table["palette"]
+    names, colors = table.get("classes"), table["palette"]
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise InputError(f"palette {shown}: classes must be a list of names")
-    if names is not None and isinstance(colours, list) and len(names) != len(colours):
-        raise InputError(f"palette {shown}: {len(colours)} colours for {len(names)} classes; give each class its own")
+    if names is not None and isinstance(colors, list) and len(names) != len(colors):
+        raise InputError(f"palette {shown}: {len(colors)} colors for {len(names)} classes; give each class its own")
     return table
 
 
@@ -125,44 +125,44 @@ def _palette_path(source: str) -> Path:
 
 
 def load_palette(source: str | Sequence[Sequence[int]], num_classes: int | None = None) -> np.ndarray:
-    """The N class colours and the ignore colour.
+    """The N class colors and the ignore color.
 
     Args:
         source: N + 1 triples (the published form); a JSON file; or the name of a file in ``gss/palettes``. A file
-            without ``ignore_color`` gets the colour farthest from its classes'.
+            without ``ignore_color`` gets the color farthest from its classes'.
         num_classes: N, checked where given.
 
     Returns:
-        int64 array (N + 1, 3), values 0..255, the ignore colour last.
+        int64 array (N + 1, 3), values 0..255, the ignore color last.
 
     Raises:
-        InputError: see ``check_colours``; or the number of colours is not N + 1.
+        InputError: see ``check_colors``; or the number of colors is not N + 1.
     """
     if isinstance(source, str):
         path = _palette_path(source)
         table, name = read_palette_file(path), f"palette {path}"
-        classes = check_colours(table["palette"], name)
+        classes = check_colors(table["palette"], name)
         ignore = table.get("ignore_color")
-        ignore = farthest_colour(classes).tolist() if ignore is None else ignore
-        palette = check_colours([*classes.tolist(), ignore], f"{name} with ignore_color")
+        ignore = farthest_color(classes).tolist() if ignore is None else ignore
+        palette = check_colors([*classes.tolist(), ignore], f"{name} with ignore_color")
     else:
-        name, palette = "palette", check_colours([list(c) for c in source], "palette")
+        name, palette = "palette", check_colors([list(c) for c in source], "palette")
     if num_classes is not None and len(palette) != num_classes + 1:
         raise InputError(
-            f"{name}: {len(palette)} colours with the one for ignored pixels; num_classes={num_classes} needs "
+            f"{name}: {len(palette)} colors with the one for ignored pixels; num_classes={num_classes} needs "
             f"{num_classes + 1}"
         )
     return palette
 
 
 def min_distance(palette: np.ndarray) -> float:
-    """Smallest Euclidean distance between two colours of (M, 3), in steps of 1/255."""
+    """Smallest Euclidean distance between two colors of (M, 3), in steps of 1/255."""
     squared = ((palette[:, None].astype(np.int64) - palette[None]) ** 2).sum(-1)
     return float(np.sqrt(squared[np.triu_indices(len(palette), 1)].min()))
 
 
 class Maskige:
-    """Both directions between labels and colours for one palette.
+    """Both directions between labels and colors for one palette.
 
     Args:
         palette: (N + 1, 3) from ``load_palette``.
@@ -176,7 +176,7 @@ class Maskige:
         self.num_classes = len(palette) - 1
 
     def check(self, labels: Tensor) -> None:
-        """Refuses labels that have no colour.
+        """Refuses labels that have no color.
 
         Raises:
             InputError: a value is neither in 0..N - 1, nor N, nor 255.
@@ -186,11 +186,11 @@ class Maskige:
             values = sorted({int(v) for v in labels[bad].unique()})[:5]
             raise InputError(
                 f"labels: {int(bad.sum())} pixels have the ids {values}; the palette knows 0..{self.num_classes - 1} "
-                f"and {IGNORE} (ignore): map the masks' ids, or use a palette with more colours"
+                f"and {IGNORE} (ignore): map the masks' ids, or use a palette with more colors"
             )
 
     def encode(self, labels: Tensor) -> Tensor:
-        """Colours of labels.
+        """Colors of labels.
 
         Args:
             labels: integers (B, H, W): 0..N - 1, and N or 255 for ignore.
@@ -205,55 +205,55 @@ class Maskige:
         index = labels.long().clamp(max=self.num_classes)  # 255 -> N
         return self.palette.to(labels.device, torch.uint8)[index].movedim(-1, 1)
 
-    def decode(self, colours: Tensor, keep_ignore: bool = False) -> Tensor:
-        """Labels of the nearest colours: ``argmin_n |colour - palette[n]|^2``; the first of equals.
+    def decode(self, colors: Tensor, keep_ignore: bool = False) -> Tensor:
+        """Labels of the nearest colors: ``argmin_n |color - palette[n]|^2``; the first of equals.
 
         Args:
-            colours: (B, 3, H, W), 0..255, any real type.
-            keep_ignore: whether the ignore colour is one of those to choose from (its label is N).
+            colors: (B, 3, H, W), 0..255, any real type.
+            keep_ignore: whether the ignore color is one of those to choose from (its label is N).
 
         Returns:
             int64 (B, H, W).
         """
-        batch, _, height, width = colours.shape
+        batch, _, height, width = colors.shape
         palette = self.palette if keep_ignore else self.palette[:-1]
-        pixels = colours.float().movedim(1, -1).reshape(-1, 3)
-        labels = torch.empty(len(pixels), dtype=torch.long, device=colours.device)
+        pixels = colors.float().movedim(1, -1).reshape(-1, 3)
+        labels = torch.empty(len(pixels), dtype=torch.long, device=colors.device)
         for start in range(0, len(pixels), _CHUNK):
             part = pixels[start : start + _CHUNK]
             labels[start : start + _CHUNK] = squared_distances(part, palette.to(part)).argmin(1)
         return labels.view(batch, height, width)
 
-    def scores(self, colours: Tensor, size: tuple[int, int], std: float | None = None) -> Tensor:
+    def scores(self, colors: Tensor, size: tuple[int, int], std: float | None = None) -> Tensor:
         """Class scores of a decoded maskige at the segmentor's output size.
 
         The published map has N one-hot channels at the maskige's size, which the segmentor then resizes; here each
         group of classes is resized as soon as it is made, which gives the same numbers in a fraction of the memory.
 
         Args:
-            colours: (B, 3, h, w), 0..255.
+            colors: (B, 3, h, w), 0..255.
             size: (H, W) of the result.
             std: None for one-hot votes; a number for the log-likelihood -|d|^2 / (2 std^2) of a Gaussian around
-                each class's colour.
+                each class's color.
 
         Returns:
             float32 (B, N, H, W).
         """
-        colours = colours.float()
-        result = colours.new_empty(len(colours), self.num_classes, *size)
-        labels = None if std else self.decode(colours)
-        palette = self.palette.to(colours)
+        colors = colors.float()
+        result = colors.new_empty(len(colors), self.num_classes, *size)
+        labels = None if std else self.decode(colors)
+        palette = self.palette.to(colors)
         for n in range(self.num_classes):
             if labels is not None:
                 score = (labels == n).float()[:, None]
             else:
-                score = ((colours - palette[n].view(1, 3, 1, 1)) ** 2).sum(1, keepdim=True) / (-2 * std**2)  # type: ignore[operator]
+                score = ((colors - palette[n].view(1, 3, 1, 1)) ** 2).sum(1, keepdim=True) / (-2 * std**2)  # type: ignore[operator]
             result[:, n] = F.interpolate(score, size, mode="bilinear", align_corners=False)[:, 0]
         return result
 
 
 def squared_distances(pixels: Tensor, palette: Tensor) -> Tensor:
-    """|pixel - colour|^2, (P, 3) x (N, 3) -> (P, N); a channel at a time, so that (P, N, 3) is never held."""
+    """|pixel - color|^2, (P, 3) x (N, 3) -> (P, N); a channel at a time, so that (P, N, 3) is never held."""
     result = (pixels[:, 0:1] - palette[None, :, 0]).square_()
     for channel in (1, 2):
         result += (pixels[:, channel : channel + 1] - palette[None, :, channel]).square_()

@@ -121,9 +121,11 @@ def universal_ids(taxonomy: str, dataset: str, names: Sequence[str]) -> dict[int
         universal += target != IGNORE
         for name in _cell(row[dataset]):
             if name not in known:
-                raise InputError(f"taxonomy {taxonomy}: column {dataset}: {one_line(name, 60)}, of universal class "
-                                 f"{row['universal']!r}, is no class of {names_of(taxonomy, dataset)}; take both files "
-                                 "from one version of the mseg-api")
+                raise InputError(
+                    f"taxonomy {taxonomy}: column {dataset}: {one_line(name, 60)}, of universal class "
+                    f"{row['universal']!r}, is no class of {names_of(taxonomy, dataset)}; take both files "
+                    "from one version of the mseg-api"
+                )
             ids[known[name]] = target
     return ids
 
@@ -159,8 +161,10 @@ def class_map(columns: dict[str, list[str]], name: str, classes: Sequence[str], 
                 "a test set's column names one class a row"
             )
         elif cell and whole:
-            raise InputError(f"taxonomy {path}: column {name}: {one_line(cell, 60)} is no class of "
-                             f"{names_of(path, name)}; take both files from one version of the mseg-api")
+            raise InputError(
+                f"taxonomy {path}: column {name}: {one_line(cell, 60)} is no class of "
+                f"{names_of(path, name)}; take both files from one version of the mseg-api"
+            )
     lost = [label for label, count in zip(classes, matrix.sum(0), strict=True) if count == 0]
     if lost and not whole:
         raise InputError(f"taxonomy {path}: column {name}: no universal class belongs to {', '.join(lost)}")
@@ -238,7 +242,7 @@ class MSegDataset(BaseSegDataset):
         if not folder.is_dir():
             raise InputError(f"{self.dataset_name}: no such folder {one_line(folder, 500)}")
         for path in sorted(folder.rglob(f"{prefix}*{self.img_suffix}")):
-            stem = path.name[len(prefix):len(path.name) - len(self.img_suffix)]
+            stem = path.name[len(prefix) : len(path.name) - len(self.img_suffix)]
             if path.name.startswith("."):
                 continue
             try:
@@ -256,7 +260,7 @@ class MSegDataset(BaseSegDataset):
 
     @staticmethod
     def _own_words(error: ValueError) -> str:
-        return str(error).replace("with --follow_links", "with follow_links=True of the config's MSegDataset")
+        return str(error).replace("with --follow-links", "with follow_links=True of the config's MSegDataset")
 
 
 @METRICS.register_module()
@@ -279,8 +283,10 @@ class MSegMetric(BaseMetric):
         for sample in data_samples:
             domain = sample.get("domain")
             if domain not in self.domains:
-                raise InputError(f"MSegMetric: a sample is of domain {domain}, not of {', '.join(self.domains)}; have "
-                                 "PackSegInputs keep it (meta_keys), and test on an MSegDataset with universal=False")
+                raise InputError(
+                    f"MSegMetric: a sample is of domain {domain}, not of {', '.join(self.domains)}; have "
+                    "PackSegInputs keep it (meta_keys), and test on an MSegDataset with universal=False"
+                )
             found = sample["pred_sem_seg"]["data"].squeeze()
             true = sample["gt_sem_seg"]["data"].squeeze().to(found)
             areas = IoUMetric.intersect_and_union(found, true, len(self.domains[domain]), IGNORE)

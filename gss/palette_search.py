@@ -1,4 +1,4 @@
-"""The search for a palette: far-apart colours, then colours that survive the round trip (GSS, CVPR 2023, 3.2)."""
+"""The search for a palette: far-apart colors, then colors that survive the round trip (GSS, CVPR 2023, 3.2)."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ def grid_palette(num_classes: int, seed: int, dataset: str | None = None) -> np.
     return np.array(cells[skipped : skipped + num_classes], dtype=np.int64)
 
 
-_LEVEL = 256  # steps of a colour level, in which points are moved
+_LEVEL = 256  # steps of a color level, in which points are moved
 _TOP = 255 * _LEVEL
 _BITS = 20  # of the share of the nearest pair's force that a pair has
 _STAGES = ((3, 10, 150), (5, 4, 150), (7, 1, 150))  # squarings of the power, widest move in levels, rounds
 
 
 def spread_palette(count: int, seed: int, restarts: int = 16) -> np.ndarray:
-    """Colours whose smallest distance is as large as can be found: points that repel each other in the RGB cube.
+    """Colors whose smallest distance is as large as can be found: points that repel each other in the RGB cube.
 
     The force between two points is a growing power of 1 / (squared distance), so that in the end the nearest ones alone
-    count; the starts are the densest packing, a face-centred cubic lattice, and random points. All of it is integer
+    count; the starts are the densest packing, a face-centered cubic lattice, and random points. All of it is integer
     arithmetic, whose result is the same on every machine.
 
     Args:
-        count: number of colours M, 2..256.
+        count: number of colors M, 2..256.
         seed: of the starts.
         restarts: number of starts.
 
@@ -115,29 +115,29 @@ def _repel(points: np.ndarray) -> np.ndarray:
 _MOVES = np.array([move for move in product(range(-2, 3), repeat=3) if any(move)], dtype=np.int64)
 
 
-def _polish(colours: np.ndarray) -> np.ndarray:
-    """Moves one of the nearest colours (M, 3), 0..255, by up to 2 levels while that takes it away from all others."""
-    colours = colours.copy()
-    squared = ((colours[:, None] - colours[None]) ** 2).sum(-1)
+def _polish(colors: np.ndarray) -> np.ndarray:
+    """Moves one of the nearest colors (M, 3), 0..255, by up to 2 levels while that takes it away from all others."""
+    colors = colors.copy()
+    squared = ((colors[:, None] - colors[None]) ** 2).sum(-1)
     np.fill_diagonal(squared, 1 << 40)
     while True:
         nearest = squared.min(1)
         for i in np.flatnonzero(nearest == nearest.min()):
-            moved = colours[i] + _MOVES
+            moved = colors[i] + _MOVES
             moved = moved[((moved >= 0) & (moved <= 255)).all(1)]
-            distances = ((moved[:, None] - colours[None]) ** 2).sum(-1)
+            distances = ((moved[:, None] - colors[None]) ** 2).sum(-1)
             distances[:, i] = 1 << 40
             gain = distances.min(1)
             if gain.max() > nearest[i]:
-                colours[i] = moved[gain.argmax()]
+                colors[i] = moved[gain.argmax()]
                 squared[i] = squared[:, i] = distances[gain.argmax()]
                 break
         else:
-            return colours
+            return colors
 
 
 def _lattice(count: int, draw: random.Random) -> np.ndarray:
-    """``count`` points in 0.._TOP of the widest face-centred cubic lattice, at the first of some offsets that fits."""
+    """``count`` points in 0.._TOP of the widest face-centered cubic lattice, at the first of some offsets that fits."""
     half = _TOP
     while True:
         grid = np.indices([_TOP // half + 3] * 3).reshape(3, -1).T - 1
@@ -172,16 +172,16 @@ class RoundTrip:
         self.masks, self.dvae, self.scale, self.device = [m.to(device) for m in masks], dvae, scale, device
 
     def __call__(self, palette: np.ndarray, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Labels (H, W) and colours (3, H', W'), 0..255, after the trip."""
+        """Labels (H, W) and colors (3, H', W'), 0..255, after the trip."""
         maskige = Maskige(palette)
         if self.dvae is not None:
-            labels, colours = round_trip(mask[None], maskige, self.dvae, self.scale)
+            labels, colors = round_trip(mask[None], maskige, self.dvae, self.scale)
         else:
             clean = maskige.encode(mask[None]).float()
             noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
-            colours = (clean + 20 * noise).clamp(0, 255)
-            labels = maskige.decode(colours)
-        return labels[0], colours[0]
+            colors = (clean + 20 * noise).clamp(0, 255)
+            labels = maskige.decode(colors)
+        return labels[0], colors[0]
 
     def matrix(self, palette: np.ndarray) -> torch.Tensor:
         """Confusion matrix over all masks."""
@@ -193,17 +193,17 @@ class RoundTrip:
 
 
 def refine(palette: np.ndarray, trip: RoundTrip, seed: int, rounds: int, tries: int, keep: float) -> np.ndarray:
-    """Gives confused classes other colours while the round trip's mIoU rises.
+    """Gives confused classes other colors while the round trip's mIoU rises.
 
-    In each round the classes are visited from the lowest IoU on; a class tries to swap its colour with the class it is
-    most confused with and with random ones, and to move to free colours. The search ends after a round without gain.
+    In each round the classes are visited from the lowest IoU on; a class tries to swap its color with the class it is
+    most confused with and with random ones, and to move to free colors. The search ends after a round without gain.
 
     Args:
         palette: (N + 1, 3), the start.
         trip: what to improve.
         seed: of the tries.
         rounds: rounds at most.
-        tries: colours tried a class and round.
+        tries: colors tried a class and round.
         keep: share of the start's smallest distance that has to remain.
 
     Returns:
@@ -224,9 +224,9 @@ def refine(palette: np.ndarray, trip: RoundTrip, seed: int, rounds: int, tries: 
                 swapped = palette.copy()
                 swapped[[c, other]] = swapped[[other, c]]
                 candidates.append(swapped)
-            for colour in rng.integers(0, 256, (64, 3)):
+            for color in rng.integers(0, 256, (64, 3)):
                 moved = palette.copy()
-                moved[c] = colour
+                moved[c] = color
                 if len(candidates) < tries and min_distance(moved) >= floor:
                     candidates.append(moved)
             scores = [trip.mean_iou(candidate) for candidate in candidates]

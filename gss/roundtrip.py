@@ -14,7 +14,7 @@ from gss.maskige import Maskige
 
 @torch.no_grad()
 def round_trip(labels: Tensor, maskige: Maskige, dvae: DVAE, scale: int = 1) -> tuple[Tensor, Tensor]:
-    """Labels and colours after the round trip.
+    """Labels and colors after the round trip.
 
     Args:
         labels: integers (B, H, W), any size: edges are repeated up to a multiple of 8 pixels, and cut off again.
@@ -29,9 +29,9 @@ def round_trip(labels: Tensor, maskige: Maskige, dvae: DVAE, scale: int = 1) -> 
         InputError: a label beyond the palette.
     """
     height, width = (scale * side for side in labels.shape[-2:])
-    colours = F.interpolate(maskige.encode(labels).float(), scale_factor=scale, mode="nearest")
-    colours = F.pad(colours, (0, -width % SCALE, 0, -height % SCALE), mode="replicate")
-    decoded = 255 * dvae.decode(dvae.tokens(colours / 255))[..., :height, :width]
+    colors = F.interpolate(maskige.encode(labels).float(), scale_factor=scale, mode="nearest")
+    colors = F.pad(colors, (0, -width % SCALE, 0, -height % SCALE), mode="replicate")
+    decoded = 255 * dvae.decode(dvae.tokens(colors / 255))[..., :height, :width]
     start = scale // 2  # the middle pixel of each enlarged one
     return maskige.decode(decoded[..., start::scale, start::scale]), decoded
 

@@ -11,14 +11,15 @@ from common.classes import plain_name
 from common.errors import InputError
 
 
-def keep_reason(pixels: np.ndarray, size: int, inaccurate: Sequence[int], min_valid: float = 0.8,
-                min_pixels: int = 1) -> str | None:
+def keep_reason(
+    pixels: np.ndarray, size: int, inaccurate: Sequence[int], min_valid: float = 0.8, min_pixels: int = 1
+) -> str | None:
     """Why an image is kept, or None where it is not.
 
     Args:
         pixels: surviving pixels of each class (C,).
         size: all pixels of the mask, H * W.
-        inaccurate: ids of poorly recognised classes.
+        inaccurate: ids of poorly recognized classes.
         min_valid: an image without them needs a larger share of surviving pixels.
         min_pixels: surviving pixels that make a class count as shown.
 
@@ -46,7 +47,7 @@ def classes_by_name(names: Iterable[str], classes: Sequence[str]) -> list[int]:
 def classes_by_score(
     scores: Mapping[str, float | None], classes: Sequence[str], below: float | None, worst: int | None
 ) -> list[int]:
-    """Ids of the classes that a segmentor recognises poorly.
+    """Ids of the classes that a segmentor recognizes poorly.
 
     Args:
         scores: IoU in 0..1 by class name; None: the test set does not show the class, it is not chosen.
@@ -60,16 +61,21 @@ def classes_by_score(
     by_plain_name = {plain_name(name): score for name, score in scores.items()}
     if missing := [name for name in classes if plain_name(name) not in by_plain_name]:
         raise InputError(f"--metrics: no class {', '.join(missing)} in it; made with other --classes?")
-    measured = [(score, index) for index, name in enumerate(classes)
-                if (score := by_plain_name[plain_name(name)]) is not None]
+    measured = [
+        (score, index) for index, name in enumerate(classes) if (score := by_plain_name[plain_name(name)]) is not None
+    ]
     if below is not None:
         return [index for score, index in measured if score < below]
     return sorted(index for _, index in sorted(measured)[:worst])
 
 
 def resample_statistics(
-    classes: Sequence[str], pixels: np.ndarray, sizes: np.ndarray, reasons: Sequence[str | None],
-    inaccurate: Sequence[int], counted: Sequence[str] = ("inaccurate class", "valid pixels"),
+    classes: Sequence[str],
+    pixels: np.ndarray,
+    sizes: np.ndarray,
+    reasons: Sequence[str | None],
+    inaccurate: Sequence[int],
+    counted: Sequence[str] = ("inaccurate class", "valid pixels"),
 ) -> dict[str, Any]:
     """What was kept and why, and class shares before and after.
 
@@ -78,7 +84,7 @@ def resample_statistics(
         pixels: surviving pixels (images, C).
         sizes: all pixels (images,).
         reasons: see ``keep_reason``, one an image.
-        inaccurate: ids of poorly recognised classes.
+        inaccurate: ids of poorly recognized classes.
         counted: the reasons that there may be.
     """
     kept = np.array([reason is not None for reason in reasons])

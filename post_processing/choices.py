@@ -32,7 +32,7 @@ class Choice:
     Attributes:
         reasons: why each image is kept; None where it is not.
         counted: the reasons that the report counts.
-        inaccurate: ids of poorly recognised classes.
+        inaccurate: ids of poorly recognized classes.
         told: the choice in words: what stands before and after how many are kept.
         masks: of the rule by hardness, by mask: ``hardness``, ``rank``, ``images``, ``kept``.
     """
@@ -44,20 +44,36 @@ class Choice:
     masks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def by_class(checked: Sequence[Checked], classes: Sequence[str], inaccurate: Sequence[int], min_valid: float,
-             min_pixels: int) -> Choice:
-    """Images that show a poorly recognised class, or enough valid pixels; see ``balancing.keep_reason``."""
+def by_class(
+    checked: Sequence[Checked], classes: Sequence[str], inaccurate: Sequence[int], min_valid: float, min_pixels: int
+) -> Choice:
+    """Images that show a poorly recognized class, or enough valid pixels; see ``balancing.keep_reason``."""
     poor, valid = counted = ("inaccurate class", "valid pixels")
-    reasons = [balancing.keep_reason(found.pixels, found.size[0] * found.size[1], inaccurate, min_valid, min_pixels)
-               for found in checked]
+    reasons = [
+        balancing.keep_reason(found.pixels, found.size[0] * found.size[1], inaccurate, min_valid, min_pixels)
+        for found in checked
+    ]
     names = ", ".join(classes[c] for c in inaccurate) or "none named (--inaccurate or --metrics)"
-    return Choice(reasons, counted, inaccurate, (
-        f"poorly recognised classes: {names}\n", f"{reasons.count(poor)} show a poorly recognised class, "
-        f"{reasons.count(valid)} more have over {100 * min_valid:g} % valid pixels"))
+    return Choice(
+        reasons,
+        counted,
+        inaccurate,
+        (
+            f"poorly recognized classes: {names}\n",
+            f"{reasons.count(poor)} show a poorly recognized class, "
+            f"{reasons.count(valid)} more have over {100 * min_valid:g} % valid pixels",
+        ),
+    )
 
 
-def by_hardness(pairs: Sequence[Pair], classes: Sequence[str], mean_loss: np.ndarray, pixels: Mapping[str, np.ndarray],
-                mask_of: Mapping[str, str], seed: int) -> Choice:
+def by_hardness(
+    pairs: Sequence[Pair],
+    classes: Sequence[str],
+    mean_loss: np.ndarray,
+    pixels: Mapping[str, np.ndarray],
+    mask_of: Mapping[str, str],
+    seed: int,
+) -> Choice:
     """More images of a mask the harder it is; see ``hardness``.
 
     Each image's draw comes from the stream ``resample hardness`` of the seed and its name.
@@ -75,8 +91,10 @@ def by_hardness(pairs: Sequence[Pair], classes: Sequence[str], mean_loss: np.nda
         images[mask_of[pair.name]].append(index)
     table = np.array([pixels[name] for name in images])
     if unknown := [classes[c] for c in np.flatnonzero(np.isnan(mean_loss) & (table.sum(axis=0) > 0))]:
-        print(f"no real image showed {', '.join(unknown)}: no mean loss is known, their pixels do not count",
-              file=sys.stderr)
+        print(
+            f"no real image showed {', '.join(unknown)}: no mean loss is known, their pixels do not count",
+            file=sys.stderr,
+        )
     hard = hardness.mask_hardness(table, mean_loss)
     reasons: list[str | None] = [None] * len(pairs)
     masks = {}
@@ -95,7 +113,7 @@ def _in_words(masks: Mapping[str, Mapping[str, Any]]) -> str:
     least, most = min(numbers), max(numbers)
     text = f"of each of {len(masks)} masks {min(kept)} to {max(kept)}, more the harder its classes are"
     if most == 1:
-        return f"{text}; each mask has one image, so that all are kept: make several (inference.sh --num_samples)"
+        return f"{text}; each mask has one image, so that all are kept: make several (inference.sh --num-samples)"
     differ = f"; masks have {least} to {most} images, and each keeps a share of its own number" if least < most else ""
     return text + differ
 
@@ -145,8 +163,9 @@ def _same_classes(found: Mapping[str, Any], classes: Sequence[str], where: str) 
         raise InputError(f"{where}: no class {listed(missing)} in it; made with other --classes?")
 
 
-def filtered_pixels(folder: Path, pairs: Sequence[Pair], classes: Sequence[str]
-                    ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def filtered_pixels(
+    folder: Path, pairs: Sequence[Pair], classes: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Pixels of each class in the masks that images were made of, as the filter counted them: kept and dropped.
 
     Returns:
@@ -172,8 +191,9 @@ def filtered_pixels(folder: Path, pairs: Sequence[Pair], classes: Sequence[str]
     return pixels, mask_of
 
 
-def masks_pixels(folder: Path, pairs: Sequence[Pair], labels: Labels, workers: int
-                 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def masks_pixels(
+    folder: Path, pairs: Sequence[Pair], labels: Labels, workers: int
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Pixels of each class in the masks of a folder that images were made of; see ``filtered_pixels``.
 
     Raises:

@@ -38,8 +38,12 @@ def paired_difference(baseline: Sequence[float | None], joint: Sequence[float | 
     if difference["mean"] is not None and difference["sd"] is not None:
         half = float(stats.t.ppf(0.975, len(pairs) - 1)) * difference["sd"] / len(pairs) ** 0.5
         low, high = difference["mean"] - half, difference["mean"] + half
-    return {"seeds": len(pairs), "baseline": summary(before), "joint": summary(after),
-            "difference": {**difference, "low": low, "high": high}}
+    return {
+        "seeds": len(pairs),
+        "baseline": summary(before),
+        "joint": summary(after),
+        "difference": {**difference, "low": low, "high": high},
+    }
 
 
 def verdict(difference: dict[str, Any]) -> str:
@@ -87,7 +91,8 @@ def check_spread(split: str, result: Mapping[str, Any]) -> None:
             raise InputError(
                 f"metrics on {split}: {name} differs by the same {100 * entry['difference']['mean']:+.2f} points for "
                 f"all {entry['seeds']} seeds, which would be an interval of width zero: seeds have no effect on it; "
-                "look for what fixes the random state in the config, or take a larger test set")
+                "look for what fixes the random state in the config, or take a larger test set"
+            )
 
 
 def compare(baseline: Sequence[Mapping[str, Any]], joint: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -101,11 +106,13 @@ def compare(baseline: Sequence[Mapping[str, Any]], joint: Sequence[Mapping[str, 
         ``scores``: OA, mIoU, mAcc; ``classes``: IoU by class; ``verdict`` on mIoU.
     """
     result = {
-        "scores": {name: paired_difference([run[name] for run in baseline], [run[name] for run in joint])
-                   for name in SCORES},
+        "scores": {
+            name: paired_difference([run[name] for run in baseline], [run[name] for run in joint]) for name in SCORES
+        },
         "classes": {
-            name: paired_difference([run["classes"][name]["IoU"] for run in baseline],
-                                    [run["classes"][name]["IoU"] for run in joint])
+            name: paired_difference(
+                [run["classes"][name]["IoU"] for run in baseline], [run["classes"][name]["IoU"] for run in joint]
+            )
             for name in baseline[0]["classes"]
         },
     }

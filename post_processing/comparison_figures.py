@@ -55,8 +55,9 @@ def classes_figure(classes: Mapping[str, Mapping[str, Any] | None]) -> str:
     rows = np.arange(len(known))
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 1.6 + 0.42 * len(rows)), sharey=True, layout="constrained")
     for offset, kind, label, color in ((-0.2, "baseline", "real", BASELINE), (0.2, "joint", "joint", JOINT)):
-        bars = left.barh(rows + offset, [100 * entry[kind]["mean"] for entry in known.values()], 0.38, color=color,
-                         label=label)
+        bars = left.barh(
+            rows + offset, [100 * entry[kind]["mean"] for entry in known.values()], 0.38, color=color, label=label
+        )
         left.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
     left.set(xlabel="IoU, mean over seeds (%)", xlim=(0, 112), yticks=rows, yticklabels=list(known))
     left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)

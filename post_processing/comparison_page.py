@@ -32,23 +32,29 @@ def read_svg(path: Path) -> bytes:
 
 
 def gallery_of(
-    images: Path, masks: Path, filtered: Path | None, count: int, table: ClassTable,
-    records: Mapping[str, Mapping[str, Any]], data_root: str | None,
+    images: Path,
+    masks: Path,
+    filtered: Path | None,
+    count: int,
+    table: ClassTable,
+    records: Mapping[str, Mapping[str, Any]],
+    data_root: str | None,
 ) -> str:
-    """A gallery of synthesised images, evenly spread over all, with their masks, references and filtered masks.
+    """A gallery of synthesized images, evenly spread over all, with their masks, references and filtered masks.
 
     Args:
-        images: the synthesised images.
-        masks: the masks that they were synthesised from.
+        images: the synthesized images.
+        masks: the masks that they were synthesized from.
         filtered: masks that filter.sh wrote.
         count: number of images.
-        table: names and colours of the classes.
+        table: names and colors of the classes.
         records: what synthesis recorded of an image, by name: ``reference`` and ``prompt``.
         data_root: folder that recorded references are in.
 
     Raises:
         InputError: no images, or a damaged one.
     """
+
     def ids(path: Path) -> np.ndarray:
         found = table.labels.table[table.labels.file_ids(path)]
         return np.where(found < 0, IGNORE, found).astype(np.uint8)
@@ -61,14 +67,16 @@ def gallery_of(
         mask = known.get(name) or known.get(mask_name(name))
         cleaned = filtered / f"{name}.png" if filtered else None
         reference = _find(record.get("reference"), data_root)
-        items.append({
-            "name": name,
-            "caption": record.get("prompt") or "",
-            "mask": ids(mask) if mask else None,
-            "reference": Image.fromarray(read_image(reference)) if reference else None,
-            "image": Image.fromarray(read_image(found[name])),
-            "filtered": ids(cleaned) if cleaned and cleaned.is_file() else None,
-        })
+        items.append(
+            {
+                "name": name,
+                "caption": record.get("prompt") or "",
+                "mask": ids(mask) if mask else None,
+                "reference": Image.fromarray(read_image(reference)) if reference else None,
+                "image": Image.fromarray(read_image(found[name])),
+                "filtered": ids(cleaned) if cleaned and cleaned.is_file() else None,
+            }
+        )
     return gallery(items, table.names, table.palette)
 
 
@@ -110,8 +118,9 @@ def write_comparison(
         results[split] = compare(baseline, joint)
         check_spread(split, results[split])
         plots[split] = [seeds_figure(baseline, joint, SCORES), classes_figure(results[split]["classes"])]
-    write_json({"options": dict(facts), "settings": dict(made_from), "results": results, "runs": runs},
-               out / "comparison.json")
+    write_json(
+        {"options": dict(facts), "settings": dict(made_from), "results": results, "runs": runs}, out / "comparison.json"
+    )
     with atomic_path(out / "comparison.html") as path:
         path.write_text(page(results, plots, facts, pictures, reports), encoding="utf-8", errors="xmlcharrefreplace")
     return results

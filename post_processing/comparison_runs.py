@@ -108,11 +108,15 @@ class Comparison:
                 if tested and tested.test_set != test_set:
                     other.append(f"test images and masks ({split})")
                 if tested and trained and tested.weights != trained.values:
-                    raise InputError(f"{_metrics(folder, split)}: is of other weights than {folder / 'trained'}; "
-                                     "remove it, it will be made again")
+                    raise InputError(
+                        f"{_metrics(folder, split)}: is of other weights than {folder / 'trained'}; "
+                        "remove it, it will be made again"
+                    )
             if other:
-                raise InputError(f"--out-dir {self.out_dir}: {folder.name} holds runs with other {', '.join(other)}; "
-                                 "name another folder, or remove this one to make all again")
+                raise InputError(
+                    f"--out-dir {self.out_dir}: {folder.name} holds runs with other {', '.join(other)}; "
+                    "name another folder, or remove this one to make all again"
+                )
 
     def run(self, jobs_at_once: int) -> dict[str, list[Outcome]]:
         """Trains and tests what is left to do, and returns all outcomes by kind.
@@ -152,13 +156,17 @@ class Comparison:
             metrics[split] = tested.model_dump()
         return Outcome(trained.values, metrics)
 
-    def _test(self, children: Children, folder: Path, trained: _Trained, common: Sequence[str], split: str,
-              test_set: str) -> _Tested:
+    def _test(
+        self, children: Children, folder: Path, trained: _Trained, common: Sequence[str], split: str, test_set: str
+    ) -> _Tested:
         weights, said = folder / trained.weights, folder / f".metrics_{split}.json"
         if not weights.is_file() or hash_of_values(self.read_weights(weights)) != trained.values:
             raise InputError(f"{weights}: is not what was trained there; remove {folder}, it will be made again")
-        segmentor(children, ["test", *common, f"--load-from={weights}", f"--split={split}", f"--out={said}"],
-                  folder / "log.txt")
+        segmentor(
+            children,
+            ["test", *common, f"--load-from={weights}", f"--split={split}", f"--out={said}"],
+            folder / "log.txt",
+        )
         tested = _Tested(**read_metrics(said).model_dump(), test_set=test_set, weights=trained.values)
         write_json(tested.model_dump(), _metrics(folder, split))
         said.unlink()
@@ -168,13 +176,17 @@ class Comparison:
         """Refuses a run that repeats one: its seed or its data had no effect, and the interval would be a lie."""
         for other, earlier in done.items():
             same = ["weights"] if outcome.values == earlier.values else []
-            same += [f"metrics on {split}" for split, scores in outcome.metrics.items()
-                     if _scores(scores) == _scores(earlier.metrics[split])]
+            same += [
+                f"metrics on {split}"
+                for split, scores in outcome.metrics.items()
+                if _scores(scores) == _scores(earlier.metrics[split])
+            ]
             if same:
                 raise InputError(
                     f"{self.folder(*job)} and {self.folder(*other)}: their {' and '.join(same)} are identical, so they "
                     "are one run, not two, and say nothing about chance or data; look for what fixes the random state "
-                    "or the data in the config, then name another --out-dir")
+                    "or the data in the config, then name another --out-dir"
+                )
 
 
 def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,8 +237,13 @@ def segmentor(children: Children, args: Sequence[str], log: Path) -> None:
     root = str(Path(__file__).parents[1])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     with log.open("a") as file:
-        code = children.run([sys.executable, "-m", "scripts.segmentor", *args], stdin=subprocess.DEVNULL, stdout=file,
-                            stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": paths})
+        code = children.run(
+            [sys.executable, "-m", "scripts.segmentor", *args],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
     if code < 0:
         raise InputError(f"{log}: scripts.segmentor was ended by signal {-code} (9: is memory short? fewer --jobs)")
     if code:

@@ -12,7 +12,7 @@ from post_processing.filter_state import FilteredRecord, RealLoss
 from post_processing.filtering import HISTOGRAM_EDGES
 from post_processing.plots import plt
 
-REAL, SYNTHESISED, DROPPED = "#3b6fb6", "#d9822b", "#d9d9d9"
+REAL, SYNTHESIZED, DROPPED = "#3b6fb6", "#d9822b", "#d9d9d9"
 
 
 def filter_statistics(
@@ -58,42 +58,51 @@ def filter_figure(
     path: Path,
     per_class: Mapping[str, Mapping[str, Any]],
     real_histogram: np.ndarray,
-    synthesised_histogram: np.ndarray,
+    synthesized_histogram: np.ndarray,
     margin: float,
 ) -> None:
-    """Kept share a class, and how the losses of real and synthesised pixels are distributed.
+    """Kept share a class, and how the losses of real and synthesized pixels are distributed.
 
     Args:
         path: .svg or .png file.
         per_class: see ``filter_statistics``.
         real_histogram: pixels of each class in each bin of ``HISTOGRAM_EDGES`` (C, bins).
-        synthesised_histogram: the same for synthesised images.
+        synthesized_histogram: the same for synthesized images.
         margin: tolerance margin.
     """
     names = list(per_class)
     rows = np.arange(len(names))
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 1.6 + 0.45 * len(names)), sharey=True, width_ratios=(2, 3), layout="constrained")
+        1, 2, figsize=(11, 1.6 + 0.45 * len(names)), sharey=True, width_ratios=(2, 3), layout="constrained"
+    )
     shares = np.array([100 * (values["kept_share"] or 0) for values in per_class.values()])
     shown = np.array([100 if values["kept_share"] is not None else 0 for values in per_class.values()])
-    left.barh(rows, shares, color=SYNTHESISED, label="kept")
+    left.barh(rows, shares, color=SYNTHESIZED, label="kept")
     left.barh(rows, shown - shares, left=shares, color=DROPPED, label="dropped (255)")
     for row, values in zip(rows, per_class.values(), strict=True):
         share = values["kept_share"]
         left.text(2, row, "no pixels" if share is None else f"{100 * share:.1f} %", va="center")
-    left.set(xlabel="share of the class's synthesised pixels (%)", xlim=(0, 100), yticks=rows, yticklabels=names)
-    centres = np.sqrt(HISTOGRAM_EDGES[:-1] * HISTOGRAM_EDGES[1:])
-    for label, histogram, color, sign in (("real", real_histogram, REAL, -1),
-                                          ("synthesised", synthesised_histogram, SYNTHESISED, 1)):
+    left.set(xlabel="share of the class's synthesized pixels (%)", xlim=(0, 100), yticks=rows, yticklabels=names)
+    centers = np.sqrt(HISTOGRAM_EDGES[:-1] * HISTOGRAM_EDGES[1:])
+    for label, histogram, color, sign in (
+        ("real", real_histogram, REAL, -1),
+        ("synthesized", synthesized_histogram, SYNTHESIZED, 1),
+    ):
         peak = np.maximum(histogram.max(axis=1, keepdims=True), 1)
         for row, density in zip(rows, sign * 0.42 * histogram / peak, strict=True):
-            right.fill_between(centres, row, row + density, color=color, alpha=0.8, linewidth=0,
-                               label=label if row == 0 else None)
+            right.fill_between(
+                centers, row, row + density, color=color, alpha=0.8, linewidth=0, label=label if row == 0 else None
+            )
     for row, values in zip(rows, per_class.values(), strict=True):
         if values["limit"] is not None:
-            right.plot([values["limit"]] * 2, [row - 0.45, row + 0.45], color="black", linewidth=1.2,
-                       label=f"limit: {margin:g} x real mean" if row == rows[-1] else None)
-    filled = np.flatnonzero((real_histogram + synthesised_histogram).sum(axis=0))
+            right.plot(
+                [values["limit"]] * 2,
+                [row - 0.45, row + 0.45],
+                color="black",
+                linewidth=1.2,
+                label=f"limit: {margin:g} x real mean" if row == rows[-1] else None,
+            )
+    filled = np.flatnonzero((real_histogram + synthesized_histogram).sum(axis=0))
     ends = (HISTOGRAM_EDGES[filled[0]], HISTOGRAM_EDGES[filled[-1] + 1]) if len(filled) else HISTOGRAM_EDGES[[0, -1]]
     right.set(xscale="log", xlim=ends, xlabel="cross-entropy of a pixel (nats)")
     left.set_ylim(len(names) - 0.5, -0.5)

@@ -1,4 +1,4 @@
-"""The filter at work: measures real images, filters synthesised masks, reports; stops at any moment and goes on."""
+"""The filter at work: measures real images, filters synthesized masks, reports; stops at any moment and goes on."""
 
 from __future__ import annotations
 
@@ -91,35 +91,48 @@ def measure_real(source: Source, pairs: Sequence[Pair], state: State, ranks: Ran
     for pair, loss, _, labels in _new(source, pairs, done, "real", ranks):
         if not np.isfinite(loss).all():
             raise InputError(f"{pair.image}: the segmentor's loss is not finite here; are its weights sound?")
-        state.real.append(RealRecord(
-            name=pair.name, stamp=stamps[pair.name], sums=filtering.class_sums(loss, labels, count).tolist(),
-            pixels=filtering.class_counts(labels, count).tolist(),
-            histogram=filtering.loss_histogram(loss, labels, count).tolist() if pair.name in shown else None),
-            str(ranks.rank))
+        state.real.append(
+            RealRecord(
+                name=pair.name,
+                stamp=stamps[pair.name],
+                sums=filtering.class_sums(loss, labels, count).tolist(),
+                pixels=filtering.class_counts(labels, count).tolist(),
+                histogram=filtering.loss_histogram(loss, labels, count).tolist() if pair.name in shown else None,
+            ),
+            str(ranks.rank),
+        )
     ranks.wait()
     found = state.real.read()
     records = [found[pair.name] for pair in pairs]
     pixels = np.array([record.pixels for record in records])
     means = filtering.mean_loss([record.sums for record in records], pixels)
-    return RealLoss(classes=list(source.classes), mean_loss=[None if np.isnan(m) else m for m in means.tolist()],
-                    pixels=pixels.sum(axis=0).tolist(), histogram=_histogram(records, count).tolist(),
-                    label_of_id=source.label_of_id(),
-                    mask_colors=[list(color) for color in source.labels.colors] or None)
+    return RealLoss(
+        classes=list(source.classes),
+        mean_loss=[None if np.isnan(m) else m for m in means.tolist()],
+        pixels=pixels.sum(axis=0).tolist(),
+        histogram=_histogram(records, count).tolist(),
+        label_of_id=source.label_of_id(),
+        mask_colors=[list(color) for color in source.labels.colors] or None,
+    )
 
 
-def filter_synthesised(source: Source, pairs: Sequence[Pair], real: RealLoss, rule: Rule, state: State, ranks: Ranks
-                       ) -> dict[str, FilteredRecord]:
+def filter_synthesized(
+    source: Source, pairs: Sequence[Pair], real: RealLoss, rule: Rule, state: State, ranks: Ranks
+) -> dict[str, FilteredRecord]:
     """Writes the filtered masks, in their files' own ids; returns what was kept, by image name."""
     limits = filtering.thresholds(_means(real), rule.margin, rule.unseen)
     stamps, shown = {pair.name: state.stamp(pair, limits.tolist()) for pair in pairs}, _in_figure(pairs)
     if rule.save_loss and ranks.rank == 0:
         for left_over in rule.save_loss.glob(".*.tmp.*"):
             left_over.unlink()
-    done = {name for name, record in state.filtered.read().items()
-            if record.stamp == stamps.get(name) and _are_there(record, rule)}
+    done = {
+        name
+        for name, record in state.filtered.read().items()
+        if record.stamp == stamps.get(name) and _are_there(record, rule)
+    }
     ranks.wait()
     count, dropped = len(limits), source.dropped()
-    for pair, loss, ids, labels in _new(source, pairs, done, "synthesised", ranks):
+    for pair, loss, ids, labels in _new(source, pairs, done, "synthesized", ranks):
         kept = filtering.filter_mask(loss, labels, limits)
         checksum = None
         for path in reversed(rule.files(pair.name)):  # the mask last: it says that all is there
@@ -129,11 +142,18 @@ def filter_synthesised(source: Source, pairs: Sequence[Pair], real: RealLoss, ru
                 checksum = zlib.crc32(stored.tobytes())
             else:
                 _write_mask(np.where((kept == filtering.IGNORE) & (labels != filtering.IGNORE), dropped, ids), path)
-        state.filtered.append(FilteredRecord(
-            name=pair.name, stamp=stamps[pair.name], files=file_stamp(*rule.files(pair.name)), losses=checksum,
-            total=filtering.class_counts(labels, count).tolist(), kept=filtering.class_counts(kept, count).tolist(),
-            histogram=filtering.loss_histogram(loss, labels, count).tolist() if pair.name in shown else None),
-            str(ranks.rank))
+        state.filtered.append(
+            FilteredRecord(
+                name=pair.name,
+                stamp=stamps[pair.name],
+                files=file_stamp(*rule.files(pair.name)),
+                losses=checksum,
+                total=filtering.class_counts(labels, count).tolist(),
+                kept=filtering.class_counts(kept, count).tolist(),
+                histogram=filtering.loss_histogram(loss, labels, count).tolist() if pair.name in shown else None,
+            ),
+            str(ranks.rank),
+        )
     ranks.wait()
     found = state.filtered.read()
     return {pair.name: found[pair.name] for pair in pairs}
@@ -145,15 +165,17 @@ def _are_there(record: FilteredRecord, rule: Rule) -> bool:
     return bool(there) and there == record.files[: len(there)]
 
 
-def _new(source: Source, pairs: Sequence[Pair], done: set[str], label: str, ranks: Ranks
-         ) -> Iterator[tuple[Pair, np.ndarray, np.ndarray, np.ndarray]]:
+def _new(
+    source: Source, pairs: Sequence[Pair], done: set[str], label: str, ranks: Ranks
+) -> Iterator[tuple[Pair, np.ndarray, np.ndarray, np.ndarray]]:
     """Pairs that are not done, with losses, ids and labels; in the batches that they have in an unbroken run."""
     size = source.batch_size
     batches = [range(start, min(start + size, len(pairs))) for start in range(0, len(pairs), size)]
     todo = [batch for batch in ranks.share(batches) if any(pairs[i].name not in done for i in batch)]
     total = sum(map(len, todo))
-    for index, loss, ids in tqdm(source.losses(pairs, todo), label, total, unit="image",
-                                 disable=ranks.rank > 0 or not todo):
+    for index, loss, ids in tqdm(
+        source.losses(pairs, todo), label, total, unit="image", disable=ranks.rank > 0 or not todo
+    ):
         if pairs[index].name not in done:
             yield pairs[index], loss, ids, source.labels.table[ids].astype(np.uint8)
 
@@ -182,8 +204,10 @@ def say_unseen(real: RealLoss, unseen: str) -> None:
     """Names the classes that no real image shows."""
     if names := [name for name, pixels in zip(real.classes, real.pixels, strict=True) if not pixels]:
         fate = "become 255" if unseen == "ignore" else "are kept"
-        print(f"warning: no real image shows {', '.join(names)}; their synthesised pixels {fate} (--unseen-class)",
-              file=sys.stderr)
+        print(
+            f"warning: no real image shows {', '.join(names)}; their synthesized pixels {fate} (--unseen-class)",
+            file=sys.stderr,
+        )
 
 
 def saved_source(folder: Path) -> tuple[Source, RealLoss]:
@@ -193,8 +217,12 @@ def saved_source(folder: Path) -> tuple[Source, RealLoss]:
         InputError: the folder has no whole ``real_loss.json``.
     """
     real = read_real_loss(folder)
-    labels = Labels(len(real.classes), of_id=None if real.label_of_id is None else tuple(real.label_of_id),
-                    colors=tuple((r, g, b, id_) for r, g, b, id_ in real.mask_colors or ()), name="of the losses")
+    labels = Labels(
+        len(real.classes),
+        of_id=None if real.label_of_id is None else tuple(real.label_of_id),
+        colors=tuple((r, g, b, id_) for r, g, b, id_ in real.mask_colors or ()),
+        name="of the losses",
+    )
 
     def losses(pairs: Sequence[Pair], batches: Sequence[Sequence[int]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         for index in (index for batch in batches for index in batch):
@@ -232,8 +260,13 @@ def saved_fault(pair: Pair, labels: Labels, real: RealLoss) -> str | None:
     return None
 
 
-def report(options: Mapping[str, Any], rule: Rule, real: RealLoss, records: Mapping[str, FilteredRecord],
-           skipped: Sequence[str]) -> str:
+def report(
+    options: Mapping[str, Any],
+    rule: Rule,
+    real: RealLoss,
+    records: Mapping[str, FilteredRecord],
+    skipped: Sequence[str],
+) -> str:
     """Writes filter_stats.json and filter_stats.svg, and real_loss.json beside saved losses; returns a summary."""
     limits = filtering.thresholds(_means(real), rule.margin, rule.unseen)
     statistics = filter_statistics(real, limits, records)
@@ -242,11 +275,19 @@ def report(options: Mapping[str, Any], rule: Rule, real: RealLoss, records: Mapp
         content = {**real.model_dump(), "checksums": checksums}
         write_json(sealed(content), rule.save_loss / REAL_LOSS, indent=None)
     labels = {"labels": sealed({"of_id": real.label_of_id})} if real.label_of_id else {}
-    write_json({"options": dict(options), "skipped": list(skipped), **labels, **statistics}, rule.out / STATS,
-               indent=None)
+    write_json(
+        {"options": dict(options), "skipped": list(skipped), **labels, **statistics}, rule.out / STATS, indent=None
+    )
     with atomic_path(rule.out / "filter_stats.svg") as path:
-        filter_figure(path, statistics["per_class"], np.asarray(real.histogram),
-                      _histogram(records.values(), len(limits)), rule.margin)
+        filter_figure(
+            path,
+            statistics["per_class"],
+            np.asarray(real.histogram),
+            _histogram(records.values(), len(limits)),
+            rule.margin,
+        )
     kept, dropped = (sum(values[key] for values in statistics["per_class"].values()) for key in ("kept", "dropped"))
-    return (f"{len(records)} masks in {rule.out}, {100 * kept / max(kept + dropped, 1):.1f} % of their pixels kept; "
-            f"{STATS} and filter_stats.svg say more")
+    return (
+        f"{len(records)} masks in {rule.out}, {100 * kept / max(kept + dropped, 1):.1f} % of their pixels kept; "
+        f"{STATS} and filter_stats.svg say more"
+    )

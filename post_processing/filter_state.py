@@ -44,7 +44,7 @@ class RealRecord(Record):
 
 
 class FilteredRecord(Record):
-    """A synthesised image: what its result is made of, the files that were written, total and kept pixels a class.
+    """A synthesized image: what its result is made of, the files that were written, total and kept pixels a class.
 
     ``losses``: checksum of the losses that were saved, if they were.
     """
@@ -67,7 +67,7 @@ class RealLoss(Schema):
     """``real_loss.json`` in the folder of ``--save-loss``: what the real images showed.
 
     ``label_of_id``: see ``LabelTable``; none where ids are class ids.
-    ``mask_colors``: red, green, blue and id, where mask files may be in colours.
+    ``mask_colors``: red, green, blue and id, where mask files may be in colors.
     ``checksums``: of the losses of each image.
     """
 
@@ -170,8 +170,10 @@ class State:
         if path.is_file():
             found = read_json(path, Settings, f"remove {path}, it will be made again").settings
             if changed := [key for key in self.settings if found.get(key) != self.settings[key]]:
-                raise InputError(f"--filtered-mask-path {out}: holds masks filtered with another {', '.join(changed)}; "
-                                 "name another folder or remove this one")
+                raise InputError(
+                    f"--filtered-mask-path {out}: holds masks filtered with another {', '.join(changed)}; "
+                    "name another folder or remove this one"
+                )
         self.real.read(), self.filtered.read()
         write_json(Settings(settings=self.settings).model_dump(), path)
 

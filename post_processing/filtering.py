@@ -1,6 +1,6 @@
 """The filter of FreeMask (Yang et al., NeurIPS 2023, section 3.3, "Filtering Synthetic Noise").
 
-A segmentor trained on real images scores each pixel of a synthesised image by its cross-entropy with the mask. The
+A segmentor trained on real images scores each pixel of a synthesized image by its cross-entropy with the mask. The
 class's mean loss over all real pixels says what is normal; what exceeds it by more than a margin becomes 255.
 """
 

@@ -18,12 +18,14 @@ from common.images import read_image
 from common.schema import one_line
 from common.weights import read_tensors, refuse_not_finite
 
-PREPARE = v2.Compose([
-    v2.PILToTensor(),
-    v2.Resize((299, 299), antialias=True),
-    v2.ToDtype(torch.float32, scale=True),
-    v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-])
+PREPARE = v2.Compose(
+    [
+        v2.PILToTensor(),
+        v2.Resize((299, 299), antialias=True),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ]
+)
 
 
 def inception_features(path: Path) -> nn.Module:
@@ -46,22 +48,21 @@ def inception_features(path: Path) -> nn.Module:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = one_line(error)
-        raise InputError(f"--inception-weights {path}: not weights of torchvision's inception_v3 ({reason})"
-                                  ) from error
+        raise InputError(f"--inception-weights {path}: not weights of torchvision's inception_v3 ({reason})") from error
     model.num_features = 2048
     return model.eval()
 
 
 @torch.inference_mode()
 def distances(
-    features: nn.Module, real: Sequence[Path], synthesised: Sequence[Path], device: str = "cpu", batch_size: int = 16
+    features: nn.Module, real: Sequence[Path], synthesized: Sequence[Path], device: str = "cpu", batch_size: int = 16
 ) -> dict[str, float]:
     """FID, and KID's mean and standard deviation over subsets.
 
     Args:
         features: prepared images (N, 3, 299, 299) -> (N, num_features).
         real: image files.
-        synthesised: image files.
+        synthesized: image files.
         device: where to compute.
         batch_size: images at once.
     """
@@ -69,9 +70,8 @@ def distances(
     passed_on = nn.Identity()  # both metrics get the features, computed once
     passed_on.num_features = features.num_features
     fid = FrechetInceptionDistance(feature=passed_on, normalize=True)
-    kid = KernelInceptionDistance(feature=passed_on, normalize=True,
-                                  subset_size=min(1000, len(real), len(synthesised)))
-    for files, is_real in ((real, True), (synthesised, False)):
+    kid = KernelInceptionDistance(feature=passed_on, normalize=True, subset_size=min(1000, len(real), len(synthesized)))
+    for files, is_real in ((real, True), (synthesized, False)):
         for start in range(0, len(files), batch_size):
             part = files[start : start + batch_size]
             images = torch.stack([PREPARE(Image.fromarray(read_image(path))) for path in part])

@@ -31,7 +31,7 @@ def nearest(images: np.ndarray, pool: np.ndarray, leave_out_self: bool = False) 
     Args:
         images: thumbnails (N, S, S, 3) in 0..1.
         pool: thumbnails (M, S, S, 3).
-        leave_out_self: images and pool are the same list, an image is not its own neighbour.
+        leave_out_self: images and pool are the same list, an image is not its own neighbor.
 
     Returns:
         Root mean square distance of pixels, 0..1 (N,), and the pool's index (N,).

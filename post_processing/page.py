@@ -51,8 +51,10 @@ def _cells(entry: Mapping[str, Any] | None) -> str:
         word, interval = "unclear", "the same for all seeds"
     elif difference["low"] is not None:
         interval = f"{percent(difference['low'], True)} … {percent(difference['high'], True)}"
-    return (f"<td>{spread(entry['baseline'])}</td><td>{spread(entry['joint'])}</td>"
-            f'<td class="{word}">{percent(difference["mean"], True)}</td><td>{interval}</td>')
+    return (
+        f"<td>{spread(entry['baseline'])}</td><td>{spread(entry['joint'])}</td>"
+        f'<td class="{word}">{percent(difference["mean"], True)}</td><td>{interval}</td>'
+    )
 
 
 def score_table(rows: Mapping[str, Mapping[str, Any] | None], title: str) -> str:
@@ -66,8 +68,10 @@ def sentence(split: str, result: Mapping[str, Any]) -> str:
     """What the comparison says about mIoU, in words."""
     entry = result["scores"]["mIoU"]
     difference, seeds = entry["difference"], entry["seeds"]
-    text = (f"On {split}, joint training changes mIoU from {percent(entry['baseline']['mean'])} to "
-            f"{percent(entry['joint']['mean'])} %, by {percent(difference['mean'], True)} points")
+    text = (
+        f"On {split}, joint training changes mIoU from {percent(entry['baseline']['mean'])} to "
+        f"{percent(entry['joint']['mean'])} %, by {percent(difference['mean'], True)} points"
+    )
     if difference["low"] is None:
         return f"{text}; a single seed says nothing about chance."
     text += f" (95 % interval {percent(difference['low'], True)} to {percent(difference['high'], True)}, {seeds} seeds)"
@@ -78,7 +82,7 @@ def sentence(split: str, result: Mapping[str, Any]) -> str:
 
 
 def colored(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """A mask in its class colours; 255 is black.
+    """A mask in its class colors; 255 is black.
 
     Args:
         mask: class ids, uint8 (H, W).
@@ -99,7 +103,7 @@ def data_uri(image: Image.Image, side: int = 256, lossless: bool = False) -> str
 
 
 def gallery(items: Sequence[Mapping[str, Any]], classes: Sequence[str], palette: np.ndarray) -> str:
-    """Rows of mask, reference, synthesised image and filtered mask.
+    """Rows of mask, reference, synthesized image and filtered mask.
 
     Args:
         items: ``name``, ``caption``, and ``mask``, ``reference``, ``image``, ``filtered``: arrays, images or None.
@@ -109,8 +113,12 @@ def gallery(items: Sequence[Mapping[str, Any]], classes: Sequence[str], palette:
     rows = []
     for item in items:
         rows.append(f'<p class="name"><b>{escape(item["name"])}</b> {escape(item["caption"])}</p>')
-        for key, label in (("mask", "mask"), ("reference", "reference"), ("image", "synthesised"),
-                           ("filtered", "filtered mask")):
+        for key, label in (
+            ("mask", "mask"),
+            ("reference", "reference"),
+            ("image", "synthesized"),
+            ("filtered", "filtered mask"),
+        ):
             content = item[key]
             if content is None:
                 rows.append(f"<p>{label}: not given</p>")
@@ -118,10 +126,14 @@ def gallery(items: Sequence[Mapping[str, Any]], classes: Sequence[str], palette:
             is_mask = isinstance(content, np.ndarray)
             address = data_uri(colored(content, palette) if is_mask else content, lossless=is_mask)
             rows.append(f'<div><img alt="{label} of {escape(item["name"])}" src="{address}"><p>{label}</p></div>')
-    colors = [(f"#{red:02x}{green:02x}{blue:02x}", name)
-              for (red, green, blue), name in zip(palette.tolist(), classes, strict=True)]
-    legend = "".join(f'<span><i style="background:{color}"></i>{escape(name)}</span>'
-                     for color, name in [*colors, ("#000000", "255: ignored or filtered out")])
+    colors = [
+        (f"#{red:02x}{green:02x}{blue:02x}", name)
+        for (red, green, blue), name in zip(palette.tolist(), classes, strict=True)
+    ]
+    legend = "".join(
+        f'<span><i style="background:{color}"></i>{escape(name)}</span>'
+        for color, name in [*colors, ("#000000", "255: ignored or filtered out")]
+    )
     return f'<p class="legend">{legend}</p><div class="gallery">{"".join(rows)}</div>'
 
 
@@ -152,7 +164,7 @@ def page(
         gallery_html: see ``gallery``.
         reports: further figures, SVG files, by title.
     """
-    parts = ["<h1>Real images alone, or joined by synthesised ones?</h1>"]
+    parts = ["<h1>Real images alone, or joined by synthesized ones?</h1>"]
     for split, result in results.items():
         parts.append(f'<p class="verdict {result["verdict"]}">{escape(sentence(split, result))}</p>')
     for split, result in results.items():
@@ -160,18 +172,24 @@ def page(
         parts.append(score_table({name: result["scores"][name] for name in SCORES}, "score (%)"))
         parts.append(score_table(result["classes"], "IoU by class (%)"))
         parts += [f"<figure>{svg_image(plot, f'scores on {split}')}</figure>" for plot in plots[split]]
-    parts.append("<small>Mean ± standard deviation over seeds; a seed's two trainings differ in their data alone. "
-                 "The interval is Student's t over paired seeds; coloured where it leaves out 0. "
-                 "A training that was stopped and resumed counts like an unbroken one: it has the same weights, to the "
-                 "bit on a CPU, and on a GPU with randomness.deterministic=True, but for augmentation with random "
-                 "numbers of its own (Albu).</small>")
+    parts.append(
+        "<small>Mean ± standard deviation over seeds; a seed's two trainings differ in their data alone. "
+        "The interval is Student's t over paired seeds; colored where it leaves out 0. "
+        "A training that was stopped and resumed counts like an unbroken one: it has the same weights, to the "
+        "bit on a CPU, and on a GPU with randomness.deterministic=True, but for augmentation with random "
+        "numbers of its own (Albu).</small>"
+    )
     for title, svg in (reports or {}).items():
         parts.append(f"<h2>{escape(title)}</h2><figure>{svg_image(svg, title)}</figure>")
     if gallery_html:
-        parts.append(f"<h2>Synthesised images</h2>{gallery_html}")
-    rows = "".join(f"<tr><td>{escape(key)}</td><td style='text-align:left;white-space:normal'>{escape(value)}</td></tr>"
-                   for key, value in facts.items())
+        parts.append(f"<h2>Synthesized images</h2>{gallery_html}")
+    rows = "".join(
+        f"<tr><td>{escape(key)}</td><td style='text-align:left;white-space:normal'>{escape(value)}</td></tr>"
+        for key, value in facts.items()
+    )
     parts.append(f"<h2>How it was made</h2><table>{rows}</table>")
-    return ("<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Comparison</title>"
-            f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head>"
-            f"<body>{''.join(parts)}</body></html>\n")
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Comparison</title>"
+        f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )

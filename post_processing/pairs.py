@@ -23,8 +23,15 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def sound_pairs(images: Path, masks: Path, options: tuple[str, str], labels: Labels, *, same_size: bool = False,
-                skip_invalid: bool = False) -> tuple[list[Pair], list[Checked], list[str]]:
+def sound_pairs(
+    images: Path,
+    masks: Path,
+    options: tuple[str, str],
+    labels: Labels,
+    *,
+    same_size: bool = False,
+    skip_invalid: bool = False,
+) -> tuple[list[Pair], list[Checked], list[str]]:
     """The pairs of two folders, each file opened once, what their masks show, and a line for each file left out.
 
     Args:
@@ -55,8 +62,9 @@ def each(work: Callable[[T], str | None], items: Sequence[T], title: str) -> lis
         return list(tqdm(pool.map(work, items), title, len(items), unit="file", leave=False, disable=not is_first()))
 
 
-def without_faults(items: Sequence[T], faults: Sequence[str | None], where: str, skip_invalid: bool
-                   ) -> tuple[list[T], list[str]]:
+def without_faults(
+    items: Sequence[T], faults: Sequence[str | None], where: str, skip_invalid: bool
+) -> tuple[list[T], list[str]]:
     """The items without faults, and the faults of those left out.
 
     Raises:

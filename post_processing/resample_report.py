@@ -24,12 +24,15 @@ def resample_figure(path: Path, statistics: Mapping[str, Any]) -> None:
     rows = np.arange(len(per_class))
     masks = statistics.get("masks", {})
     panels: list[Any]
-    figure, panels = plt.subplots(1, 3 if masks else 2, figsize=(16 if masks else 11, 1.8 + 0.4 * len(rows)),
-                                  layout="constrained")
+    figure, panels = plt.subplots(
+        1, 3 if masks else 2, figsize=(16 if masks else 11, 1.8 + 0.4 * len(rows)), layout="constrained"
+    )
     panels[1].sharey(panels[0])
     panels[1].tick_params(labelleft=False)
-    for axes, key, scale, label in ((panels[0], "share", 100, "share of surviving pixels (%)"),
-                                    (panels[1], "images", 1, "images that show the class")):
+    for axes, key, scale, label in (
+        (panels[0], "share", 100, "share of surviving pixels (%)"),
+        (panels[1], "images", 1, "images that show the class"),
+    ):
         for offset, when, color in ((-0.2, "before", BEFORE), (0.2, "after", AFTER)):
             values = [scale * entry[f"{key}_{when}"] for entry in per_class.values()]
             bars = axes.barh(rows + offset, values, 0.38, color=color, label=when)
@@ -44,7 +47,7 @@ def resample_figure(path: Path, statistics: Mapping[str, Any]) -> None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     if masks:
         _hardness_panel(panels[2], masks)
-    marked = "; bold red: poorly recognised" if any(entry["inaccurate"] for entry in per_class.values()) else ""
+    marked = "; bold red: poorly recognized" if any(entry["inaccurate"] for entry in per_class.values()) else ""
     figure.suptitle(f"{statistics['kept']} of {statistics['images']} images kept{marked}")
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -38,8 +38,10 @@ def prepare_folders(out: Path, kept: Sequence[Pair]) -> None:
         for left_over in path.glob(".*.tmp.*"):
             left_over.unlink()
         if strange := sorted(file.name for file in path.iterdir() if file.name not in names and file.name[0] != "."):
-            raise InputError(f"--out-dir {out}: holds {len(strange)} files of another selection "
-                             f"({folder}/{strange[0]}); name another folder or remove this one")
+            raise InputError(
+                f"--out-dir {out}: holds {len(strange)} files of another selection "
+                f"({folder}/{strange[0]}); name another folder or remove this one"
+            )
 
 
 def place_all(kept: Sequence[Pair], sizes: Mapping[str, tuple[int, int]], out: Path, copy: bool, workers: int) -> None:
@@ -102,9 +104,16 @@ def link(source: Path, target: Path, copy: bool) -> None:
         shutil.copy2(source, path)
 
 
-def resample(pairs: Sequence[Pair], checked: Sequence[Checked], classes: Sequence[str], choice: Choice,
-             put: Callable[[list[Pair], dict[str, tuple[int, int]]], None], out: Path, options: Mapping[str, Any],
-             skipped: Sequence[str]) -> str:
+def resample(
+    pairs: Sequence[Pair],
+    checked: Sequence[Checked],
+    classes: Sequence[str],
+    choice: Choice,
+    put: Callable[[list[Pair], dict[str, tuple[int, int]]], None],
+    out: Path,
+    options: Mapping[str, Any],
+    skipped: Sequence[str],
+) -> str:
     """Places what a rule chose, writes resample_stats.json and resample_stats.svg; returns what was kept, in short.
 
     Args:
@@ -121,16 +130,24 @@ def resample(pairs: Sequence[Pair], checked: Sequence[Checked], classes: Sequenc
     areas = np.array([found.size[0] * found.size[1] for found in checked])
     kept = [pair for pair, reason in zip(pairs, choice.reasons, strict=True) if reason]
     prepare_folders(out, kept)
-    put(kept, {pair.name: found.size for pair, found in zip(pairs, checked, strict=True)
-               if found.image_size != found.size})
-    statistics = balancing.resample_statistics(classes, pixels, areas, choice.reasons, choice.inaccurate,
-                                               choice.counted)
+    put(
+        kept,
+        {pair.name: found.size for pair, found in zip(pairs, checked, strict=True) if found.image_size != found.size},
+    )
+    statistics = balancing.resample_statistics(
+        classes, pixels, areas, choice.reasons, choice.inaccurate, choice.counted
+    )
     if choice.masks:
         statistics["masks"] = choice.masks
-    images = {pair.name: {"kept": reason, "valid_share": round(float(row.sum() / area), 4)}
-              for pair, reason, row, area in zip(pairs, choice.reasons, pixels, areas, strict=True)}
-    write_json({"options": dict(options), "skipped": list(skipped), **statistics, "image": images},
-               out / "resample_stats.json", indent=None)
+    images = {
+        pair.name: {"kept": reason, "valid_share": round(float(row.sum() / area), 4)}
+        for pair, reason, row, area in zip(pairs, choice.reasons, pixels, areas, strict=True)
+    }
+    write_json(
+        {"options": dict(options), "skipped": list(skipped), **statistics, "image": images},
+        out / "resample_stats.json",
+        indent=None,
+    )
     with atomic_path(out / "resample_stats.svg") as path:
         resample_figure(path, statistics)
     return f"{choice.told[0]}{statistics['kept']} of {len(pairs)} images kept in {out}: {choice.told[1]}"

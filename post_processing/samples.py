@@ -1,4 +1,4 @@
-"""Judging synthesised images without training: what a segmentor finds in them, copies, coverage, FID and KID."""
+"""Judging synthesized images without training: what a segmentor finds in them, copies, coverage, FID and KID."""
 
 from __future__ import annotations
 
@@ -54,31 +54,35 @@ def segmentor_scores(judge: Judge, pairs: Sequence[Pair], kind: str) -> tuple[di
     return report, {"mask": np.array(shown), "found": np.array(found)}
 
 
-def class_coverage(classes: Sequence[str], real: np.ndarray, synthesised: np.ndarray, found: np.ndarray
-                   ) -> dict[str, dict[str, float]]:
-    """By class: share of pixels in real and synthesised masks and of what the segmentor found; images that show it."""
+def class_coverage(
+    classes: Sequence[str], real: np.ndarray, synthesized: np.ndarray, found: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """By class: share of pixels in real and synthesized masks and of what the segmentor found; images that show it."""
+
     def shares(pixels: np.ndarray) -> np.ndarray:
         return pixels.sum(axis=0) / max(pixels.sum(), 1)
 
     return {
         name: {
             "share_real": float(shares(real)[c]),
-            "share_synthesised": float(shares(synthesised)[c]),
+            "share_synthesized": float(shares(synthesized)[c]),
             "share_found": float(shares(found)[c]),
             "images_real": int((real[:, c] > 0).sum()),
-            "images_synthesised": int((synthesised[:, c] > 0).sum()),
+            "images_synthesized": int((synthesized[:, c] > 0).sum()),
         }
         for c, name in enumerate(classes)
     }
 
 
-def training_images(folders: Sequence[Path], option: str, skip_invalid: bool) -> tuple[list[Path], np.ndarray,
-                                                                                       list[str]]:
+def training_images(
+    folders: Sequence[Path], option: str, skip_invalid: bool
+) -> tuple[list[Path], np.ndarray, list[str]]:
     """Image files, their thumbnails (N, S, S, 3), and a line for each file left out; all are opened here.
 
     Raises:
         InputError: a file is damaged and ``skip_invalid`` is not set, or none is left.
     """
+
     def look(path: Path) -> str | None:
         try:
             small[path] = thumbnail(path)
@@ -92,21 +96,31 @@ def training_images(folders: Sequence[Path], option: str, skip_invalid: bool) ->
     return left, np.stack([small[path] for path in left]), wrong
 
 
-def check_distances(training: int, synthesised: int) -> None:
+def check_distances(training: int, synthesized: int) -> None:
     """Refuses what FID and KID cannot be computed of.
 
     Raises:
         InputError: fewer than two images on a side.
     """
-    for count, option in ((training, "--train-img-path"), (synthesised, "--syn-img-path")):
+    for count, option in ((training, "--train-img-path"), (synthesized, "--syn-img-path")):
         if count < 2:
-            raise InputError(f"--inception-weights: FID and KID need at least two images, {option} has {count}; name "
-                             "more, or leave the option out")
+            raise InputError(
+                f"--inception-weights: FID and KID need at least two images, {option} has {count}; name "
+                "more, or leave the option out"
+            )
 
 
-def evaluate(judge: Judge, pairs: dict[str, list[Pair]], training: Sequence[Path], pool: np.ndarray, limit: float,
-             out: Path, distances: Callable[[Sequence[Path], Sequence[Path]], dict[str, float]] | None,
-             options: dict[str, Any], skipped: Sequence[str]) -> dict[str, Any]:
+def evaluate(
+    judge: Judge,
+    pairs: dict[str, list[Pair]],
+    training: Sequence[Path],
+    pool: np.ndarray,
+    limit: float,
+    out: Path,
+    distances: Callable[[Sequence[Path], Sequence[Path]], dict[str, float]] | None,
+    options: dict[str, Any],
+    skipped: Sequence[str],
+) -> dict[str, Any]:
     """Writes evaluation.json, evaluation.svg and nearest.jpg.
 
     Args:
@@ -116,7 +130,7 @@ def evaluate(judge: Judge, pairs: dict[str, list[Pair]], training: Sequence[Path
         pool: their thumbnails, see ``training_images``.
         limit: an image nearer to a training image counts as its copy.
         out: folder.
-        distances: FID and KID of training and synthesised images, if asked for.
+        distances: FID and KID of training and synthesized images, if asked for.
         options: for the report.
         skipped: files left out.
 
@@ -124,18 +138,19 @@ def evaluate(judge: Judge, pairs: dict[str, list[Pair]], training: Sequence[Path
         What evaluation.json holds.
     """
     real, real_pixels = segmentor_scores(judge, pairs["real"], "real")
-    synthesised, pixels = segmentor_scores(judge, pairs["syn"], "synthesised")
-    images = np.stack([thumbnail(pair.image) for pair in tqdm(pairs["syn"], "synthesised images", unit="image")])
+    synthesized, pixels = segmentor_scores(judge, pairs["syn"], "synthesized")
+    images = np.stack([thumbnail(pair.image) for pair in tqdm(pairs["syn"], "synthesized images", unit="image")])
     distance, index = nearest(images, pool)
     real_distance = nearest(pool, pool, leave_out_self=True)[0] if len(pool) > 1 else np.zeros(1)
     rounded = [round(float(value), 5) for value in distance]
-    by_image = {pair.name: {"distance": rounded[i], "nearest": str(training[index[i]])}
-                for i, pair in enumerate(pairs["syn"])}
+    by_image = {
+        pair.name: {"distance": rounded[i], "nearest": str(training[index[i]])} for i, pair in enumerate(pairs["syn"])
+    }
     report: dict[str, Any] = {
         "options": options,
         "skipped": list(skipped),
         "real": real,
-        "synthesised": synthesised,
+        "synthesized": synthesized,
         "coverage": class_coverage(judge.classes, real_pixels["mask"], pixels["mask"], pixels["found"]),
         "copies": {
             "limit": limit,

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation of synthesised images."""
+"""Pictures of an evaluation of synthesized images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from common.images import read_image
 from post_processing.plots import plt
 
-REAL, SYNTHESISED, LIMIT = "#3b6fb6", "#d9822b", "#c0392b"
+REAL, SYNTHESIZED, LIMIT = "#3b6fb6", "#d9822b", "#c0392b"
 
 
 def samples_figure(path: Path, report: Mapping[str, Any], distances: np.ndarray, real_distances: np.ndarray) -> None:
@@ -21,14 +21,15 @@ def samples_figure(path: Path, report: Mapping[str, Any], distances: np.ndarray,
     Args:
         path: .svg or .png file.
         report: scripts/evaluate_samples.py's report.
-        distances: of synthesised images to their nearest training image (N,).
+        distances: of synthesized images to their nearest training image (N,).
         real_distances: of training images to their nearest other one (M,).
     """
-    names = list(report["synthesised"]["classes"])
+    names = list(report["synthesized"]["classes"])
     rows = np.arange(len(names))
     figure, (scores, coverage, near) = plt.subplots(
-        1, 3, figsize=(15, 2.2 + 0.4 * len(names)), layout="constrained", width_ratios=(3, 3, 4))
-    for offset, kind, color in ((-0.2, "real", REAL), (0.2, "synthesised", SYNTHESISED)):
+        1, 3, figsize=(15, 2.2 + 0.4 * len(names)), layout="constrained", width_ratios=(3, 3, 4)
+    )
+    for offset, kind, color in ((-0.2, "real", REAL), (0.2, "synthesized", SYNTHESIZED)):
         values = [100 * (report[kind]["classes"][name]["IoU"] or 0) for name in names]
         shares = [100 * report["coverage"][name][f"share_{kind}"] for name in names]
         for axes, widths in ((scores, values), (coverage, shares)):
@@ -41,8 +42,10 @@ def samples_figure(path: Path, report: Mapping[str, Any], distances: np.ndarray,
     for axes in (scores, coverage):
         axes.set_ylim(len(names) - 0.5, -0.5)
     bins = np.linspace(0, max(distances.max(), real_distances.max(), report["copies"]["limit"]) * 1.02, 40)
-    for found, color, label in ((real_distances, REAL, "training images, to another one"),
-                                (distances, SYNTHESISED, "synthesised images")):
+    for found, color, label in (
+        (real_distances, REAL, "training images, to another one"),
+        (distances, SYNTHESIZED, "synthesized images"),
+    ):
         near.hist(found, bins, weights=np.full(len(found), 100 / len(found)), color=color, alpha=0.65, label=label)
     near.axvline(report["copies"]["limit"], color=LIMIT, label="nearer: flagged as copy")
     near.set(xlabel="distance to the nearest training image (RMS, 0..1)", ylabel="images (%)")
@@ -55,21 +58,22 @@ def samples_figure(path: Path, report: Mapping[str, Any], distances: np.ndarray,
 
 
 def nearest_sheet(path: Path, pairs: Sequence[tuple[Path, Path, float]], side: int = 192) -> None:
-    """Synthesised images (above) with their nearest training images (below) and distances, closest first.
+    """Synthesized images (above) with their nearest training images (below) and distances, closest first.
 
     Args:
         path: .jpg or .png file.
-        pairs: synthesised image, training image, distance.
+        pairs: synthesized image, training image, distance.
         side: pixels of a picture.
     """
-    figure, grid = plt.subplots(2, len(pairs), figsize=(side / 100 * len(pairs), side / 100 * 2.25), squeeze=False,
-                                layout="constrained")
-    for column, (synthesised, training, distance) in zip(grid.T, pairs, strict=True):
-        for axes, file in zip(column, (synthesised, training), strict=True):
+    figure, grid = plt.subplots(
+        2, len(pairs), figsize=(side / 100 * len(pairs), side / 100 * 2.25), squeeze=False, layout="constrained"
+    )
+    for column, (synthesized, training, distance) in zip(grid.T, pairs, strict=True):
+        for axes, file in zip(column, (synthesized, training), strict=True):
             axes.imshow(Image.fromarray(read_image(file)).resize((side, side)))
             axes.set(xticks=[], yticks=[])
         column[0].set_title(f"{distance:.3f}", fontsize=8)
-    grid[0, 0].set_ylabel("synthesised")
+    grid[0, 0].set_ylabel("synthesized")
     grid[1, 0].set_ylabel("nearest")
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -43,7 +43,7 @@ DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 SCALE = 9.0
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits for the device, so that a clock read afterwards counts its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -53,10 +53,10 @@ def seconds(work: Callable[[], Any], device: torch.device, repeats: int, warmup:
     """Median time of ``work`` in seconds."""
     times = []
     for i in range(warmup + repeats):
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         work()
-        synchronise(device)
+        synchronize(device)
         if i >= warmup:
             times.append(time.perf_counter() - start)
     return statistics.median(times)
@@ -303,13 +303,13 @@ def main() -> None:
     add = options.add_argument
     add("--config", type=Path, required=True, metavar="YAML", help="model settings")
     add("--size", type=pixels, nargs="+", default=[512], metavar="PX", help="side, or height and width")
-    add("--batch_size", type=batch_size, default=1, help="images at once")
+    add("--batch-size", type=batch_size, default=1, help="images at once")
     add("--precision", choices=DTYPES, default="32", help="of weights and activations")
     add("--steps", type=integer(1, 500), default=50, help="denoising steps of an image")
     add("--repeats", type=integer(1), default=5, help="timed runs of each work; the median counts")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
-    add("--no_peer", dest="peer", action="store_false", help="leave the peer out")
-    add("--no_training", dest="training", action="store_false", help="leave training out")
+    add("--no-peer", dest="peer", action="store_false", help="leave the peer out")
+    add("--no-training", dest="training", action="store_false", help="leave training out")
     add("--out", type=Path, metavar="JSON", help="file for the numbers")
     add_trust(options)
     args = options.parse_args()

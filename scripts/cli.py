@@ -33,7 +33,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 class Parser(argparse.ArgumentParser):
     """Refuses in one line, as the commands themselves do; argparse would print all options first.
 
-    Options are taken with underscores and with dashes: ``--num_classes`` is ``--num-classes``, and the reverse.
+    Options are taken with underscores and with dashes: ``--num-classes`` is ``--num-classes``, and the reverse.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -43,21 +43,32 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As argparse's, the options' names brought to their own spelling."""
-        own = {option.replace("_", "-"): option for option in self._option_string_actions}
         written = list(sys.argv[1:] if args is None else args)
         end = written.index("--") if "--" in written else len(written)
         for i, word in enumerate(written[:end]):
-            name, equals, value = word.partition("=") if isinstance(word, str) else (word, "", "")
-            if str(name).startswith("--") and name not in self._option_string_actions:
-                written[i] = own.get(name.replace("_", "-"), name) + equals + value
+            if isinstance(word, str):
+                written[i] = self.own_spelling(word)
         return super().parse_known_args(written, namespace)
+
+    def own_spelling(self, word: str) -> str:
+        """A word of the command line; an option of ours, in whatever dialect, as our help writes it."""
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name not in self._option_string_actions:
+            dashes = name.replace("_", "-")
+            for spelling in (
+                dashes,
+                dashes.replace("colour", "color").replace("ised", "ized"),
+            ):  # the second: until 1.0
+                if spelling in self._option_string_actions:
+                    return spelling + equals + value
+        return word
 
     def error(self, message: str) -> NoReturn:
         """Exit code 2."""
         self.exit(2, f"error: {one_line(message.removeprefix('argument '), LINE)} (see --help)\n")
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str) -> Parser:
     """An argument parser in the house style; it refuses abbreviated options."""
     return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
@@ -165,8 +176,13 @@ def name(value: str) -> str:
 
 def add_trust(options: argparse.ArgumentParser) -> None:
     """The option ``--trust`` of commands that read a model's YAML."""
-    options.add_argument("--trust", nargs="+", default=[], metavar="PACKAGE",
-                         help="packages (or hub names) that a configuration may name beside ours: their code is run")
+    options.add_argument(
+        "--trust",
+        nargs="+",
+        default=[],
+        metavar="PACKAGE",
+        help="packages (or hub names) that a configuration may name beside ours: their code is run",
+    )
 
 
 def flag(word: str) -> bool:

@@ -1,4 +1,4 @@
-"""Trains a segmentor with and without synthesised images, over several seeds, and says whether they helped."""
+"""Trains a segmentor with and without synthesized images, over several seeds, and says whether they helped."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from scripts.segmentor import parse_args as segmentor_args
 from segmentation.config import add_cfg_options, nodes
 from segmentation.stamp import TEST, TRAIN, data_files, hash_of_settings, named_files
 
-DESCRIPTION = """Trains a segmentor on real images alone and jointly with synthesised ones, over several seeds with
+DESCRIPTION = """Trains a segmentor on real images alone and jointly with synthesized ones, over several seeds with
 equal iterations, tests both on the same held-out images, and writes comparison.json and comparison.html, one page with
 tables, plots and a gallery. A stopped comparison goes on with the same command; seeds or splits may be added. Runs that
 are identical, or made from other files or settings than those of now, are refused. A training that was stopped goes on
 to the weights of an unbroken one, as scripts/segmentor.py --help says.
 
-  python -m scripts.compare configs/mmseg/tiny.py --data-root data --classes MBRSC --synthesised out/resampled \\
+  python -m scripts.compare configs/mmseg/tiny.py --data-root data --classes MBRSC --synthesized out/resampled \\
       --seeds 5 --max-iters 1000 --splits test target --out-dir out/comparison \\
       --syn-img-path out/images --mask-path data/label_train --filtered-mask-path out/filtered"""
 
@@ -42,10 +42,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = cli.parser(DESCRIPTION)
     parser.add_argument("config", help="mmseg config of the baseline, trained on real images")
-    parser.add_argument("--joint-config", help="config of the joint training (default: the same, with --synthesised)")
-    parser.add_argument("--synthesised", help="folder with resampled_img and resampled_label")
-    parser.add_argument("--repeat", type=integer(1, 10**6), default=10,
-                        help="how often a real pair counts in joint training")
+    parser.add_argument("--joint-config", help="config of the joint training (default: the same, with --synthesized)")
+    parser.add_argument("--synthesized", help="folder with resampled_img and resampled_label")
+    parser.add_argument(
+        "--repeat", type=integer(1, 10**6), default=10, help="how often a real pair counts in joint training"
+    )
     parser.add_argument("--data-root", help="data set's folder (default: the config's)")
     parser.add_argument("--classes", help="class table, by name or path to a classes.json (default: the config's)")
     parser.add_argument("--splits", nargs="+", default=["test"], help="test sets: img_<split>, label_<split>")
@@ -56,15 +57,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_cfg_options(parser)
     parser.add_argument("--out-dir", type=Path, required=True, help="folder for runs, comparison.json and the page")
     parser.add_argument("--jobs", type=integer(1, 256), default=1, help="trainings at once on this machine")
-    parser.add_argument("--syn-img-path", type=Path, help="gallery: synthesised images, with samples.jsonl")
-    parser.add_argument("--mask-path", type=Path, help="gallery: masks that they were synthesised from")
+    parser.add_argument("--syn-img-path", type=Path, help="gallery: synthesized images, with samples.jsonl")
+    parser.add_argument("--mask-path", type=Path, help="gallery: masks that they were synthesized from")
     parser.add_argument("--filtered-mask-path", type=Path, help="gallery: masks that filter.sh wrote")
     parser.add_argument("--evaluation", type=Path, help="scripts/evaluate_samples.py's --out-dir, to show its figure")
-    parser.add_argument("--gallery", type=integer(0, 1000), default=12,
-                        help="images in the gallery, evenly spread over all")
+    parser.add_argument(
+        "--gallery", type=integer(0, 1000), default=12, help="images in the gallery, evenly spread over all"
+    )
     args = parser.parse_args(argv)
-    if not (args.joint_config or args.synthesised):
-        raise InputError("give --synthesised DIR (resample.sh's --out-dir), or --joint-config")
+    if not (args.joint_config or args.synthesized):
+        raise InputError("give --synthesized DIR (resample.sh's --out-dir), or --joint-config")
     for option in ("syn_img_path", "mask_path", "filtered_mask_path", "evaluation"):
         folder = getattr(args, option)
         if folder and not folder.is_dir():
@@ -79,10 +81,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def segmentor_options(args: argparse.Namespace, kind: str) -> list[str]:
     """Options of scripts/segmentor.py for a kind; ``--cfg-options`` as the user wrote them, never formatted again."""
-    given: dict[str, Any] = {"data-root": args.data_root, "classes": args.classes, "max-iters": args.max_iters,
-                             "crop-size": args.crop_size, "pretrained": args.pretrained}
+    given: dict[str, Any] = {
+        "data-root": args.data_root,
+        "classes": args.classes,
+        "max-iters": args.max_iters,
+        "crop-size": args.crop_size,
+        "pretrained": args.pretrained,
+    }
     if kind == "joint":
-        given |= {"synthesised": args.synthesised, "repeat": args.repeat if args.synthesised else None}
+        given |= {"synthesized": args.synthesized, "repeat": args.repeat if args.synthesized else None}
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     options += ["--trust-config"] if args.trust_config else []
     return [*options, *(["--cfg-options", *args.cfg_words] if args.cfg_options else [])]
@@ -105,21 +112,24 @@ def training_configs(args: argparse.Namespace) -> dict[str, Config]:
         InputError: they differ in more than data, which would be unfair, or not even in data.
     """
     configs = {kind: resolved(args, kind, "train") for kind in KINDS}
-    for what, value in (("train_cfg.max_iters", lambda cfg: cfg.train_cfg.max_iters),
-                        ("train_dataloader.batch_size", lambda cfg: cfg.train_dataloader.batch_size),
-                        ("model", lambda cfg: cfg.model), ("optim_wrapper", lambda cfg: cfg.optim_wrapper),
-                        ("param_scheduler", lambda cfg: cfg.get("param_scheduler")),
-                        ("custom_hooks", lambda cfg: cfg.get("custom_hooks"))):
+    for what, value in (
+        ("train_cfg.max_iters", lambda cfg: cfg.train_cfg.max_iters),
+        ("train_dataloader.batch_size", lambda cfg: cfg.train_dataloader.batch_size),
+        ("model", lambda cfg: cfg.model),
+        ("optim_wrapper", lambda cfg: cfg.optim_wrapper),
+        ("param_scheduler", lambda cfg: cfg.get("param_scheduler")),
+        ("custom_hooks", lambda cfg: cfg.get("custom_hooks")),
+    ):
         before, after = (value(configs[kind]) for kind in KINDS)
         if before != after:
             raise InputError(f"{args.config} and {args.joint_config}: {what} differs; both trainings must match")
     real, joint = (list(nodes(configs[kind].train_dataloader, "MaskDataset")) for kind in KINDS)
-    for folder in sorted({entry.synthesised for entry in joint if entry.get("synthesised")}):
-        list_files(Path(folder) / "resampled_img", IMAGE_SUFFIXES, "--synthesised")
-    if any(entry.get("synthesised") for entry in real):
-        raise InputError(f"{args.config}: the baseline has synthesised images; name a config without them")
+    for folder in sorted({entry.synthesized for entry in joint if entry.get("synthesized")}):
+        list_files(Path(folder) / "resampled_img", IMAGE_SUFFIXES, "--synthesized")
+    if any(entry.get("synthesized") for entry in real):
+        raise InputError(f"{args.config}: the baseline has synthesized images; name a config without them")
     if configs["baseline"].train_dataloader == configs["joint"].train_dataloader:
-        raise InputError(f"{args.joint_config}: trains on the same data as the baseline; add --synthesised DIR")
+        raise InputError(f"{args.joint_config}: trains on the same data as the baseline; add --synthesized DIR")
     return configs
 
 
@@ -131,21 +141,31 @@ def plan(args: argparse.Namespace, configs: dict[str, Config]) -> Comparison:
     made_from = {}
     for kind, cfg in configs.items():
         made_from[kind] = {
-            "max_iters": cfg.train_cfg.max_iters, "batch_size": cfg.train_dataloader.batch_size,
+            "max_iters": cfg.train_cfg.max_iters,
+            "batch_size": cfg.train_dataloader.batch_size,
             "settings": hash_of_settings(cfg, TRAIN),
             "weights or other files of the config": contents.all(named_files(cfg, TRAIN)),
             "real images and masks": contents.all(path for path in files[kind] if path in real),
-            "synthesised images and masks": contents.all(path for path in files[kind] if path not in real),
+            "synthesized images and masks": contents.all(path for path in files[kind] if path not in real),
         }
     test_sets = {}
     for split in args.splits:
         cfg = resolved(args, "baseline", "test", f"--split={split}")
-        test_sets[split] = digest(hash_of_settings(cfg, TEST), contents.all(named_files(cfg, TEST)),
-                                  contents.all(data_files(cfg.test_dataloader)))
+        test_sets[split] = digest(
+            hash_of_settings(cfg, TEST),
+            contents.all(named_files(cfg, TEST)),
+            contents.all(data_files(cfg.test_dataloader)),
+        )
     contents.save()
     return Comparison(
-        args.out_dir, args.seeds, {kind: config_path(args, kind) for kind in KINDS},
-        {kind: segmentor_options(args, kind) for kind in KINDS}, made_from, test_sets, read_state_dict)
+        args.out_dir,
+        args.seeds,
+        {kind: config_path(args, kind) for kind in KINDS},
+        {kind: segmentor_options(args, kind) for kind in KINDS},
+        made_from,
+        test_sets,
+        read_state_dict,
+    )
 
 
 def check_data(args: argparse.Namespace, configs: dict[str, Config]) -> None:
@@ -162,17 +182,26 @@ def pictures_of(args: argparse.Namespace, cfg: Config) -> str:
         return ""
     classes = args.classes or next((entry.classes for entry in nodes(cfg.train_dataloader, "MaskDataset")), None)
     if classes is None:
-        raise InputError("--syn-img-path: the gallery needs --classes for its colours")
+        raise InputError("--syn-img-path: the gallery needs --classes for its colors")
     records = {name: record.model_dump() for name, record in read_records(args.syn_img_path).items()}
-    return gallery_of(args.syn_img_path, args.mask_path, args.filtered_mask_path, args.gallery,
-                      load_class_table(classes), records, args.data_root)
+    return gallery_of(
+        args.syn_img_path,
+        args.mask_path,
+        args.filtered_mask_path,
+        args.gallery,
+        load_class_table(classes),
+        records,
+        args.data_root,
+    )
 
 
 def reports_of(args: argparse.Namespace) -> dict[str, bytes]:
     """Figures that other commands wrote, by title."""
-    figures = {"What the filter kept": args.filtered_mask_path and args.filtered_mask_path / "filter_stats.svg",
-               "What re-sampling kept": args.synthesised and Path(args.synthesised) / "resample_stats.svg",
-               "The synthesised images by themselves": args.evaluation and args.evaluation / "evaluation.svg"}
+    figures = {
+        "What the filter kept": args.filtered_mask_path and args.filtered_mask_path / "filter_stats.svg",
+        "What re-sampling kept": args.synthesized and Path(args.synthesized) / "resample_stats.svg",
+        "The synthesized images by themselves": args.evaluation and args.evaluation / "evaluation.svg",
+    }
     return {title: read_svg(path) for title, path in figures.items() if path and path.is_file()}
 
 
@@ -192,11 +221,15 @@ def run_comparison(args: argparse.Namespace, configs: dict[str, Config]) -> None
     for split, result in results.items():
         for name in SCORES:
             entry = result["scores"][name]
-            interval = [f"{100 * entry['difference'][end]:+.2f}" if entry["difference"][end] is not None else "?"
-                        for end in ("low", "high")]
-            print(f"{split:8} {name:4}  real {100 * entry['baseline']['mean']:6.2f}  "
-                  f"joint {100 * entry['joint']['mean']:6.2f}  difference {100 * entry['difference']['mean']:+.2f} "
-                  f"(95 %: {' to '.join(interval)})")
+            interval = [
+                f"{100 * entry['difference'][end]:+.2f}" if entry["difference"][end] is not None else "?"
+                for end in ("low", "high")
+            ]
+            print(
+                f"{split:8} {name:4}  real {100 * entry['baseline']['mean']:6.2f}  "
+                f"joint {100 * entry['joint']['mean']:6.2f}  difference {100 * entry['difference']['mean']:+.2f} "
+                f"(95 %: {' to '.join(interval)})"
+            )
     print(f"page: {args.out_dir / 'comparison.html'}")
 
 

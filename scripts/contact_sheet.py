@@ -1,6 +1,6 @@
-r"""Shows synthesised images beside what they were made from: mask, reference, synthesised, and real image of the mask.
+r"""Shows synthesized images beside what they were made from: mask, reference, synthesized, and real image of the mask.
 
-  python -m scripts.contact_sheet --samples synth --data_root DATA --items DATA/inference_set_items.json \
+  python -m scripts.contact_sheet --samples synth --data-root DATA --items DATA/inference_set_items.json \
       --classes MBRSC --out sheet.png
 
 Rows are spread evenly over the folder's records.
@@ -24,7 +24,7 @@ from common.schema import OpenSchema, parse
 from ldm.data.hints import colorize
 from scripts.cli import integer, parser, run
 
-COLUMNS = ("mask", "reference", "synthesised", "real")
+COLUMNS = ("mask", "reference", "synthesized", "real")
 
 
 class Listed(OpenSchema):
@@ -53,9 +53,7 @@ def real_images(items: Path, data_root: Path) -> dict[str, Path]:
     return real
 
 
-def rows(
-    samples: Path, data_root: Path, items: Path, classes: str, count: int, size: int
-) -> list[list[np.ndarray]]:
+def rows(samples: Path, data_root: Path, items: Path, classes: str, count: int, size: int) -> list[list[np.ndarray]]:
     """Pictures (size, size, 3) of ``count`` samples spread over the folder's records.
 
     Raises:
@@ -97,7 +95,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     add = options.add_argument
     add("--samples", type=Path, required=True, metavar="DIR", help="folder that inference wrote")
-    add("--data_root", type=Path, required=True, metavar="DIR", help="folder that the list's paths are relative to")
+    add("--data-root", type=Path, required=True, metavar="DIR", help="folder that the list's paths are relative to")
     add("--items", type=Path, required=True, metavar="FILE", help="the list that inference was given")
     add("--classes", required=True, metavar="TABLE", help="FUSU, GID, LoveDA, MBRSC or a classes.json")
     add("--count", type=integer(1, 1000), default=8, help="samples to show")

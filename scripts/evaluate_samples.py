@@ -1,4 +1,4 @@
-"""Says how good synthesised images are, without training anything."""
+"""Says how good synthesized images are, without training anything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scripts.pairs import pick_device
 from segmentation.config import add_cfg_options, load_config, set_data
 from segmentation.inference import Segmentor, load_segmentor, segment
 
-DESCRIPTION = """Evaluates synthesised images without training: does a segmentor trained on real images find the mask in
+DESCRIPTION = """Evaluates synthesized images without training: does a segmentor trained on real images find the mask in
 them (beside its score on real images that it was not trained on), how far are they from their nearest training image
 (copies are flagged), which classes do they cover, and FID and KID where Inception weights are given.
 
@@ -38,20 +38,36 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="its weights")
     parser.add_argument("--real-img-path", type=Path, required=True, help="real images that it was not trained on")
     parser.add_argument("--real-label-path", "--real-mask-path", type=Path, required=True, help="their masks")
-    parser.add_argument("--syn-img-path", type=Path, required=True, help="synthesised images")
-    parser.add_argument("--syn-mask-path", type=Path, required=True, help="masks that they were synthesised from")
-    parser.add_argument("--train-img-path", type=Path, nargs="+", required=True,
-                        help="images that the synthesis model has seen, in training or as references")
+    parser.add_argument("--syn-img-path", type=Path, required=True, help="synthesized images")
+    parser.add_argument("--syn-mask-path", type=Path, required=True, help="masks that they were synthesized from")
+    parser.add_argument(
+        "--train-img-path",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="images that the synthesis model has seen, in training or as references",
+    )
     parser.add_argument("--out-dir", type=Path, required=True, help="folder for evaluation.json and pictures")
     parser.add_argument("--classes", help="class table, by name or path to a classes.json (default: the config's)")
-    parser.add_argument("--copy-distance", type=number(0), default=0.02,
-                        help="an image nearer to a training image is flagged as copy (RMS of 32 x 32 thumbnails, 0..1)")
-    parser.add_argument("--inception-weights", type=Path,
-                        help="torchvision's inception_v3 weights (.pth), for FID and KID to the training images")
+    parser.add_argument(
+        "--copy-distance",
+        type=number(0),
+        default=0.02,
+        help="an image nearer to a training image is flagged as copy (RMS of 32 x 32 thumbnails, 0..1)",
+    )
+    parser.add_argument(
+        "--inception-weights",
+        type=Path,
+        help="torchvision's inception_v3 weights (.pth), for FID and KID to the training images",
+    )
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
-    parser.add_argument("--batch_size", "--batch-size", type=batch_size,
-                        help="images a batch, of one size (default: as in the config's own test)")
-    parser.add_argument("--num_workers", "--num-workers", type=workers, default=2, help="processes that read images")
+    parser.add_argument(
+        "--batch-size",
+        "--batch-size",
+        type=batch_size,
+        help="images a batch, of one size (default: as in the config's own test)",
+    )
+    parser.add_argument("--num-workers", "--num-workers", type=workers, default=2, help="processes that read images")
     add_cfg_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(argv)
@@ -59,6 +75,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def judge(segmentor: Segmentor, batch_size: int, num_workers: int) -> Judge:
     """The segmentor as ``post_processing`` needs it."""
+
     def find(files: Sequence[tuple[Path, Path]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         batches = [range(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)]
         for found in segment(segmentor, files, batches, num_workers):
@@ -82,10 +99,18 @@ def run_evaluation(args: argparse.Namespace) -> dict[str, Any]:
     labels = segmentor.rule.labels()
     pairs: dict[str, list[Pair]] = {}
     skipped: list[str] = []
-    for kind, images, masks, option in (("real", args.real_img_path, args.real_label_path, "--real-label-path"),
-                                        ("syn", args.syn_img_path, args.syn_mask_path, "--syn-mask-path")):
-        pairs[kind], _, left_out = sound_pairs(images, masks, (f"--{kind}-img-path", option), labels,
-                                               same_size=kind == "real", skip_invalid=args.skip_invalid)
+    for kind, images, masks, option in (
+        ("real", args.real_img_path, args.real_label_path, "--real-label-path"),
+        ("syn", args.syn_img_path, args.syn_mask_path, "--syn-mask-path"),
+    ):
+        pairs[kind], _, left_out = sound_pairs(
+            images,
+            masks,
+            (f"--{kind}-img-path", option),
+            labels,
+            same_size=kind == "real",
+            skip_invalid=args.skip_invalid,
+        )
         skipped += left_out
     training, pool, left_out = training_images(args.train_img_path, "--train-img-path", args.skip_invalid)
     skipped += left_out
@@ -106,13 +131,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_writable(args.out_dir, "--out-dir")
         with only_writer(args.out_dir, "--out-dir"):
             report = run_evaluation(args)
-    for kind in ("real", "synthesised"):
+    for kind in ("real", "synthesized"):
         entry = report[kind]
-        print(f"{kind:12} {entry['images']:6} images  OA {entry['OA']:.4f}  mIoU {entry['mIoU']:.4f}  "
-              f"mAcc {entry['mAcc']:.4f}")
+        print(
+            f"{kind:12} {entry['images']:6} images  OA {entry['OA']:.4f}  mIoU {entry['mIoU']:.4f}  "
+            f"mAcc {entry['mAcc']:.4f}"
+        )
     copies = report["copies"]
-    print(f"copies       {len(copies['images']):6} images nearer than {copies['limit']:g} to a training image (median "
-          f"{copies['median_distance']:.4f}; of training images {copies['median_distance_of_training_images']:.4f})")
+    print(
+        f"copies       {len(copies['images']):6} images nearer than {copies['limit']:g} to a training image (median "
+        f"{copies['median_distance']:.4f}; of training images {copies['median_distance_of_training_images']:.4f})"
+    )
     if "FID" in report:
         print(f"FID {report['FID']:.2f}  KID {report['KID']:.4f} +- {report['KID_std']:.4f}")
     if report["skipped"]:

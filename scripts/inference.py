@@ -1,7 +1,7 @@
-r"""Synthesises images: one an item of the list and seed, after the item's mask, reference image and prompt.
+r"""Synthesizes images: one an item of the list and seed, after the item's mask, reference image and prompt.
 
-  bash inference.sh --config configs/model/tisynth_v15.yaml --ckpt GID_model.ckpt --data_root DATA \
-      --train_txt_file DATA/inference_set_items.json --outdir synth --seed 0 --gpus 0,1
+  bash inference.sh --config configs/model/tisynth_v15.yaml --ckpt GID_model.ckpt --data-root DATA \
+      --train-txt-file DATA/inference_set_items.json --outdir synth --seed 0 --gpus 0,1
 
 Writes <mask name>_seed_<seed>.jpg and samples.jsonl, which says what each image was made of. Started again, it makes
 what is missing; images that were made of something else are refused by name, or made again with --remake.
@@ -34,7 +34,7 @@ from cldm.plan import (
 )
 from cldm.prompts import cut_lines, read_long_prompts, reading
 from cldm.records import working_in
-from cldm.synthesis import JobDataset, check_model, collate, few_steps, synthesise
+from cldm.synthesis import JobDataset, check_model, collate, few_steps, synthesize
 from cldm.training_options import parse_devices
 from common.errors import InputError
 from common.files import check_writable
@@ -58,57 +58,76 @@ def arguments() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--config", type=Path, default=MODEL, metavar="YAML", help="model settings, or a training run's config.yaml")
     add("--ckpt", type=Path, required=True, help="weights: .ckpt, .safetensors or a diffusers folder")
-    add("--use_ema", action="store_true", help="use the checkpoint's running averages (model_ema.*)")
-    add("--allow_mismatch", nargs="+", default=[], metavar="MODULE", help="modules that --ckpt need not fit")
-    add("--data_root", required=True, metavar="DIR", help="folder that the list's paths are relative to")
-    add("--train_txt_file", "--txt_file", dest="items", required=True, metavar="FILE", help="items with ref_image")
+    add("--use-ema", action="store_true", help="use the checkpoint's running averages (model_ema.*)")
+    add("--allow-mismatch", nargs="+", default=[], metavar="MODULE", help="modules that --ckpt need not fit")
+    add("--data-root", required=True, metavar="DIR", help="folder that the list's paths are relative to")
+    add("--train-txt-file", "--txt-file", dest="items", required=True, metavar="FILE", help="items with ref_image")
     add("--outdir", type=Path, required=True, metavar="DIR", help="folder of the images; made if need be")
     add("--seed", type=integer(0, 2**62), default=42, help="first seed")
-    add("--num_samples", type=integer(1, 100_000), default=1, help="images a mask: seeds seed, seed + 1, ...")
+    add("--num-samples", type=integer(1, 100_000), default=1, help="images a mask: seeds seed, seed + 1, ...")
     add("--scale", type=number(0, 1000), default=9.0, help="guidance scale; 1 is no guidance")
-    add("--ddim_steps", "--steps", dest="steps", type=integer(1, 500), default=50, help="denoising steps")
+    add("--ddim-steps", "--steps", dest="steps", type=integer(1, 500), default=50, help="denoising steps")
     add("--sampler", choices=SAMPLERS, default="ddim", help="solver")
-    add("--spacing", choices=SPACINGS, default="auto", help="time steps: leading (published), or trailing, from the "
-        "noise's end, for few steps; auto: leading, but trailing for a single step")
-    add("--ddim_eta", type=number(0, 1), default=0.0, help="share of fresh noise a step, for ddim; 0 is deterministic")
+    add(
+        "--spacing",
+        choices=SPACINGS,
+        default="auto",
+        help="time steps: leading (published), or trailing, from the "
+        "noise's end, for few steps; auto: leading, but trailing for a single step",
+    )
+    add("--ddim-eta", type=number(0, 1), default=0.0, help="share of fresh noise a step, for ddim; 0 is deterministic")
     add("--size", type=pixels, nargs="+", metavar="PX", help="side, or height and width; each mask's by default")
-    add("--reference_fit", choices=REFERENCE_FITS, default="crop", help="a reference of another shape than its mask: "
-        "keep its middle, or stretch it (published)")
-    add("--reference_latent", choices=REFERENCE_LATENTS, default="mode", help="what the model reads of a reference: "
-        "the mode of its latent's distribution, or a sample (published; drawn by image's name and seed)")
-    add("--long_prompts", action="store_true", help="read prompts beyond 75 tokens in windows of 75; not cut")
+    add(
+        "--reference-fit",
+        choices=REFERENCE_FITS,
+        default="crop",
+        help="a reference of another shape than its mask: keep its middle, or stretch it (published)",
+    )
+    add(
+        "--reference-latent",
+        choices=REFERENCE_LATENTS,
+        default="mode",
+        help="what the model reads of a reference: "
+        "the mode of its latent's distribution, or a sample (published; drawn by image's name and seed)",
+    )
+    add("--long-prompts", action="store_true", help="read prompts beyond 75 tokens in windows of 75; not cut")
     add("--classes", metavar="TABLE", help="class table to check masks by: FUSU, GID, LoveDA, MBRSC or a classes.json")
-    add("--batch_size", type=batch_size, default=8, help="images at once on a device")
-    add("--num_workers", type=workers, default=2, help="processes that read items, a device")
-    add("--precision", choices=(*PRECISIONS, *PUBLISHED_PRECISIONS), default="32", help="of the "
-        "weights, or mixed: weights in 32 bit; published: full is 32, autocast 16-mixed on a GPU, 32 on the CPU")
+    add("--batch-size", type=batch_size, default=8, help="images at once on a device")
+    add("--num-workers", type=workers, default=2, help="processes that read items, a device")
+    add(
+        "--precision",
+        choices=(*PRECISIONS, *PUBLISHED_PRECISIONS),
+        default="32",
+        help="of the "
+        "weights, or mixed: weights in 32 bit; published: full is 32, autocast 16-mixed on a GPU, 32 on the CPU",
+    )
     add("--gpus", default="auto", help="auto, cpu, or indices: 0 or 0,1,2,3")
-    add("--num_nodes", type=integer(1), default=1, help="machines; start the same command on each by SLURM or torchrun")
+    add("--num-nodes", type=integer(1), default=1, help="machines; start the same command on each by SLURM or torchrun")
     add("--format", choices=("jpg", "png"), default="jpg", help="of the images")
     add("--quality", type=integer(1, 100), default=95, help="of JPEG files, 1 to 100")
-    add("--split_guidance", action="store_true", help="the two texts one after the other: less memory, slower")
+    add("--split-guidance", action="store_true", help="the two texts one after the other: less memory, slower")
     add("--compile", action="store_true", help="torch.compile the networks: slow start, quicker steps")
     add("--only", nargs="+", default=[], metavar="NAME", help="make just these images (<mask name>_seed_<seed>), again")
     add("--remake", action="store_true", help="make images again that were made otherwise than this command would")
-    add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
-    add("--follow_links", action="store_true", help="take files outside --data_root that links below it lead to")
+    add("--skip-invalid", action="store_true", help="leave faulty items out instead of stopping")
+    add("--follow-links", action="store_true", help="take files outside --data-root that links below it lead to")
     published = options.add_argument_group("published options, checked or without effect")
     published.add_argument("--dataset", choices=DATASETS, help="GID26K; the two others were never implemented")
     for side in ("--H", "--W"):
         published.add_argument(side, type=pixels, metavar="PX", help="of all masks; nothing is resized by it")
     published.add_argument("--C", type=integer(1), help="channels of the latent, as the model has them")
     published.add_argument("--f", type=integer(1), help="image pixels a latent pixel, as the model has them")
-    published.add_argument("--fixed_code", action="store_true", help="without effect, as published")
-    published.add_argument("--err_log", metavar="FILE", help="without effect: faults are named before work")
+    published.add_argument("--fixed-code", action="store_true", help="without effect, as published")
+    published.add_argument("--err-log", metavar="FILE", help="without effect: faults are named before work")
     add_trust(options)
-    add("--dry_run", action="store_true", help="check everything, print the plan, and stop")
+    add("--dry-run", action="store_true", help="check everything, print the plan, and stop")
     return options
 
 
 def check_together(args: argparse.Namespace) -> None:
     """Refuses options that contradict each other."""
     if args.ddim_eta and args.sampler != "ddim":
-        raise InputError(f"--ddim_eta {args.ddim_eta}: only --sampler ddim takes fresh noise")
+        raise InputError(f"--ddim-eta {args.ddim_eta}: only --sampler ddim takes fresh noise")
     if args.size and len(args.size) > 2:
         raise InputError("--size: write one number, or height and width")
 
@@ -127,10 +146,11 @@ def published_options(args: argparse.Namespace) -> list[str]:
         given, args.precision = args.precision, "16-mixed" if args.precision == "autocast" and gpu else "32"
         lines.append(f"--precision {given}: taken as --precision {args.precision}")
     if args.fixed_code:
-        lines.append("--fixed_code: without effect, as published; an image's noise follows from --seed and its name")
+        lines.append("--fixed-code: without effect, as published; an image's noise follows from --seed and its name")
     if args.err_log:
-        lines.append("--err_log: without effect; faulty items are named before work starts, --skip_invalid leaves "
-                     "them out")
+        lines.append(
+            "--err-log: without effect; faulty items are named before work starts, --skip-invalid leaves them out"
+        )
     return lines
 
 
@@ -196,7 +216,7 @@ def main() -> None:
     }
     if args.long_prompts:
         read_long_prompts(model)
-    remedy = "shorten it" if args.long_prompts else "--long_prompts reads more, in windows of 75 tokens"
+    remedy = "shorten it" if args.long_prompts else "--long-prompts reads more, in windows of 75 tokens"
     for line in [*lines, *cut_lines(model, dataset, remedy), *few_steps(model, options)] if first else []:
         print(line)
     recipe = Recipe(dataset, options, about, partial(reading, model))
@@ -220,7 +240,7 @@ def main() -> None:
             return
     model.accelerate(compile_networks=args.compile)
     torch.set_float32_matmul_precision("high")
-    synthesise(
+    synthesize(
         model, dataset, jobs, options, recipe, args.batch_size, args.num_workers,
         num_nodes=args.num_nodes, precision=args.precision, **devices,
     )  # fmt: skip

@@ -75,14 +75,14 @@ def main() -> None:
     options.add_argument("--seed", type=random_seed, default=0, help="of the new weights that are random")
     options.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the weights in the file")
     options.add_argument(
-        "--reset_branches",
+        "--reset-branches",
         "--reset-branches",
         action="store_true",
         help="copy the U-Net's encoder even where a source has branches",
     )
-    options.add_argument("--use_ema", action="store_true", help="take the sources' EMA weights (model_ema.*)")
+    options.add_argument("--use-ema", action="store_true", help="take the sources' EMA weights (model_ema.*)")
     options.add_argument(
-        "--allow_mismatch",
+        "--allow-mismatch",
         nargs="+",
         default=[],
         metavar="MODULE",

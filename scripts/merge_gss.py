@@ -19,12 +19,12 @@ GSS-FT-W checkpoint (trained, say, on an earlier GSS-FF checkpoint). The result 
 
   python -m scripts.merge_gss --ff gss-ff.pth --ftw gss-ft-w.pth --out merged.pth
 
-With --backbone_type it is the published merge, which adds to the first checkpoint what it lacks of the second, and
+With --backbone-type it is the published merge, which adds to the first checkpoint what it lacks of the second, and
 keeps all that it has, its meta information and optimizer too: `swin` adds every such entry, `hrnet` those of the
 decode head that are not of the pixel branch.
 
-  python -m scripts.merge_gss --model_path gss-ff.pth --post_model_path post.pth --target_path merged.pth \\
-      --backbone_type swin"""
+  python -m scripts.merge_gss --model-path gss-ff.pth --post-model-path post.pth --target-path merged.pth \\
+      --backbone-type swin"""
 
 WAY_BACK = tuple(
     f"decode_head.{name}." for name in ("projection", "post_transformer_block", "cls_segmap", "post_swin_ln")
@@ -62,19 +62,24 @@ def add(ff: dict[str, Tensor], ftw: dict[str, Tensor], args: Any) -> dict[str, T
     if args.backbone_type == "hrnet":
         lacking = {key: value for key, value in lacking.items() if "decode_head" in key and "pixel" not in key}
     if not lacking:
-        raise InputError(f"--post_model_path {args.ftw}: nothing in it that {args.ff} lacks; are the two exchanged?")
+        raise InputError(f"--post-model-path {args.ftw}: nothing in it that {args.ff} lacks; are the two exchanged?")
     return {**ff, **lacking}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = cli.parser(DESCRIPTION)
-    parser.add_argument("--ff", "--model-path", required=True,
-                        help="GSS-FF checkpoint: backbone, token branch and dVAE")
+    parser.add_argument(
+        "--ff", "--model-path", required=True, help="GSS-FF checkpoint: backbone, token branch and dVAE"
+    )
     parser.add_argument("--ftw", "--post-model-path", required=True, help="GSS-FT-W checkpoint: the way back")
     parser.add_argument("--out", "--target-path", required=True, help="checkpoint to write (.pth)")
-    parser.add_argument("--backbone-type", choices=("swin", "hrnet"), default=None,
-                        help="the published merge for this backbone (default: a checked GSS-FT-W model)")
+    parser.add_argument(
+        "--backbone-type",
+        choices=("swin", "hrnet"),
+        default=None,
+        help="the published merge for this backbone (default: a checked GSS-FT-W model)",
+    )
     args = parser.parse_args(argv)
     out = Path(args.out)
     if out.is_dir():

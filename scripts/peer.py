@@ -41,7 +41,7 @@ class ControlNetPeer:
         blocks = sum(len(block) > 1 or not hasattr(block[0], "op") for block in unet.input_blocks[1:])
         depth = len([b for b in unet.input_blocks[1:] if hasattr(b[0], "op")]) + 1
         per_level = blocks // depth
-        while len(widths) < depth:  # equal neighbours, as SD's last two levels
+        while len(widths) < depth:  # equal neighbors, as SD's last two levels
             widths.append(widths[-1])
         attends = [
             any(isinstance(m, SpatialTransformer) for m in unet.input_blocks[1 + i * (per_level + 1)])

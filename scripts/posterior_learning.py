@@ -1,4 +1,4 @@
-"""Learns a palette: far-apart colours for classes (posterior learning, GSS, CVPR 2023, section 3.2)."""
+"""Learns a palette: far-apart colors for classes (posterior learning, GSS, CVPR 2023, section 3.2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.files import atomic_path, check_writable, only_writer_of, room_for, 
 from common.images import IGNORE, Labels
 from common.pairing import MASK_SUFFIXES, list_files
 from gss.dvae import DVAE
-from gss.maskige import PALETTE_FOLDER, Maskige, farthest_colour, load_palette, min_distance, read_palette_file
+from gss.maskige import PALETTE_FOLDER, Maskige, farthest_color, load_palette, min_distance, read_palette_file
 from gss.palette_search import RoundTrip, grid_palette, refine, spread_palette, voronoi_masks
 from gss.roundtrip import class_iou
 from scripts import cli
@@ -27,20 +27,20 @@ from scripts.pairs import pick_device
 
 PICTURES = (".png", ".jpg", ".svg", ".pdf")
 
-DESCRIPTION = """Learns a palette for N classes and one colour more for ignored pixels.
+DESCRIPTION = """Learns a palette for N classes and one color more for ignored pixels.
 
   python -m scripts.posterior_learning --dataset ade20k --out gss/palettes/ade20k.json --picture ade20k.png
   python -m scripts.posterior_learning --classes classes.json --d-vae dvae.safetensors --masks label_train --out my.json
 
-Method `spread` maximises the smallest distance between two colours; `grid` is the published colour grid with jitter.
-Both count with integers: a seed gives the same colours on every machine.
-With --d-vae, classes that the round trip mask -> tokens -> mask confuses then change colours until that stops helping
+Method `spread` maximizes the smallest distance between two colors; `grid` is the published color grid with jitter.
+Both count with integers: a seed gives the same colors on every machine.
+With --d-vae, classes that the round trip mask -> tokens -> mask confuses then change colors until that stops helping
 (which the last bits of a dVAE's sums may decide).
 The result is a class table (classes, palette, ignore_index) with the field ignore_color."""
 
 
 def draw(path: Path, palette: np.ndarray, names: list[str], trip: RoundTrip) -> None:
-    """A picture: the colours with their ids, and a mask before and after the round trip."""
+    """A picture: the colors with their ids, and a mask before and after the round trip."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -52,17 +52,16 @@ def draw(path: Path, palette: np.ndarray, names: list[str], trip: RoundTrip) -> 
     swatches = np.full((rows * columns, 3), 255)
     swatches[: len(palette)] = palette
     axes[0].imshow(swatches.reshape(rows, columns, 3).astype(np.uint8), aspect="auto")
-    for i, colour in enumerate(palette):
+    for i, color in enumerate(palette):
         text = "ignore" if i == len(names) else names[i].replace(" ", "\n") if len(names) <= 20 else str(i)
-        ink = "black" if colour @ [0.3, 0.59, 0.11] > 110 else "white"
-        axes[0].text(i % columns, i // columns, text, ha="center", va="center", color=ink, fontsize=6,
-                     parse_math=False)
+        ink = "black" if color @ [0.3, 0.59, 0.11] > 110 else "white"
+        axes[0].text(i % columns, i // columns, text, ha="center", va="center", color=ink, fontsize=6, parse_math=False)
     axes[0].set_title(f"{len(names)} classes, smallest distance {min_distance(palette):.1f}")
     mask = trip.masks[0]
-    found, colours = trip(palette, mask)
+    found, colors = trip(palette, mask)
     first = Maskige(palette).encode(mask[None])[0]
     wrong = ((found != mask) & (mask < len(names))).cpu()
-    images = [first.movedim(0, -1).cpu(), colours.round().byte().movedim(0, -1).cpu(), ~wrong]
+    images = [first.movedim(0, -1).cpu(), colors.round().byte().movedim(0, -1).cpu(), ~wrong]
     for i, (image, title) in enumerate(zip(images, ("maskige", "after the round trip", "wrong pixels"), strict=True)):
         inset = axes[1].inset_axes((i / 3 + 0.01, 0, 0.31, 0.95))
         inset.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -78,22 +77,24 @@ def draw(path: Path, palette: np.ndarray, names: list[str], trip: RoundTrip) -> 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = cli.parser(DESCRIPTION)
-    parser.add_argument("--num-classes", type=integer(0, 10**6), default=None,
-                        help="N (default: the data set's or class table's)")
     parser.add_argument(
-        "--dataset", default=None, help="cityscapes, ade20k or mseg: compares with its published colours"
+        "--num-classes", type=integer(0, 10**6), default=None, help="N (default: the data set's or class table's)"
+    )
+    parser.add_argument(
+        "--dataset", default=None, help="cityscapes, ade20k or mseg: compares with its published colors"
     )
     parser.add_argument("--classes", default=None, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
-    parser.add_argument("--method", choices=("spread", "grid"), default="spread", help="how colours are chosen")
+    parser.add_argument("--method", choices=("spread", "grid"), default="spread", help="how colors are chosen")
     parser.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="seed of all random choices")
-    parser.add_argument("--restarts", type=integer(1), default=16, help="starts of the search for far-apart colours")
+    parser.add_argument("--restarts", type=integer(1), default=16, help="starts of the search for far-apart colors")
     parser.add_argument("--d-vae", default=None, help="dVAE weights, or a GSS checkpoint: improves the round trip")
     parser.add_argument("--masks", default=None, help="folder of index masks for the round trip (default: polygons)")
     parser.add_argument("--max-masks", type=integer(1, 10**6), default=16, help="masks used for the round trip")
-    parser.add_argument("--scale", type=integer(1, 64), default=2,
-                        help="enlargement of masks for the dVAE; heads use 2")
+    parser.add_argument(
+        "--scale", type=integer(1, 64), default=2, help="enlargement of masks for the dVAE; heads use 2"
+    )
     parser.add_argument("--rounds", type=integer(0, 10**6), default=10, help="rounds of improvement at most")
-    parser.add_argument("--tries", type=integer(1, 10**6), default=6, help="colours tried a class and round")
+    parser.add_argument("--tries", type=integer(1, 10**6), default=6, help="colors tried a class and round")
     parser.add_argument("--keep-distance", type=number(0, 1), default=0.7, help="share of the least distance to keep")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", default=None, help="palette file to write (default: print only)")
@@ -157,15 +158,17 @@ def mask_fields(labels: Labels) -> dict[str, list[int]]:
     if labels.of_id is None:
         return {}
     ignored = np.flatnonzero(labels.table == IGNORE).tolist()
-    return {"mask_values": [labels.of_id.index(i) for i in range(labels.num_classes)],
-            "mask_ignore": [id_ for id_ in ignored if id_ != labels.ignore_index]}
+    return {
+        "mask_values": [labels.of_id.index(i) for i in range(labels.num_classes)],
+        "mask_ignore": [id_ for id_ in ignored if id_ != labels.ignore_index],
+    }
 
 
 def learn(args: argparse.Namespace, names: list[str], labels: Labels, trip: RoundTrip) -> None:
     """Searches, reports, and writes what was asked for."""
     if args.method == "grid":
-        colours = grid_palette(len(names), args.seed, args.dataset)
-        palette = np.concatenate([colours, farthest_colour(colours)[None]])
+        colors = grid_palette(len(names), args.seed, args.dataset)
+        palette = np.concatenate([colors, farthest_color(colors)[None]])
     else:
         palette = spread_palette(len(names) + 1, args.seed, args.restarts)
     rows = [(f"{args.method}, seed {args.seed}", palette)]

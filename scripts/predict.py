@@ -23,7 +23,7 @@ DESCRIPTION = """Predicts the masks of images: --out/masks/<name>.png of 8 bits,
 mask files have, as filter.sh writes them (LoveDA: 1..7); --out/classes.json says which, for other commands' --classes.
 
   python -m scripts.segmentor predict work_dirs/tiny/tiny.py --load-from work_dirs/tiny/iter_1000.pth \\
-      --images data/unlabelled --out predicted --overlay
+      --images data/unlabeled --out predicted --overlay
 With --overlay, --out/overlays/<name>.png shows image and classes in one; with --probabilities,
 --out/probabilities/<name>.npy holds each class's probability, float16 (classes, height, width).
 Several processes: torchrun --nproc-per-node 4 -m scripts.segmentor predict ... A stopped run goes on with the same
@@ -40,14 +40,28 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--classes", help="class table, by name or path to a classes.json (default: the config's)")
     parser.add_argument("--overlay", action="store_true", help="write pictures of the images under their classes")
     parser.add_argument("--probabilities", action="store_true", help="write each class's probabilities")
-    parser.add_argument("--tta", action="store_true", help="the mean over scaled and mirrored views of each image (the "
-                                                           "config's tta_pipeline, else 6 scales, mirrored)")
-    parser.add_argument("--slide", type=integer(1, 10**5), nargs="+", metavar=("WINDOW", "STRIDE"),
-                        help="look at windows of so many pixels, every STRIDE pixels (default: whole images, as the "
-                             "config says; STRIDE: 2/3 of WINDOW)")
-    parser.add_argument("--batch_size", "--batch-size", type=integer(1), default=1, help="images a batch, of one size")
-    parser.add_argument("--num_workers", "--num-workers", type=integer(0), default=min(4, os.cpu_count() or 1),
-                        help="processes that read images")
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="the mean over scaled and mirrored views of each image (the "
+        "config's tta_pipeline, else 6 scales, mirrored)",
+    )
+    parser.add_argument(
+        "--slide",
+        type=integer(1, 10**5),
+        nargs="+",
+        metavar=("WINDOW", "STRIDE"),
+        help="look at windows of so many pixels, every STRIDE pixels (default: whole images, as the "
+        "config says; STRIDE: 2/3 of WINDOW)",
+    )
+    parser.add_argument("--batch-size", "--batch-size", type=integer(1), default=1, help="images a batch, of one size")
+    parser.add_argument(
+        "--num-workers",
+        "--num-workers",
+        type=integer(0),
+        default=min(4, os.cpu_count() or 1),
+        help="processes that read images",
+    )
     add_cfg_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)

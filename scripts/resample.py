@@ -1,4 +1,4 @@
-"""Keeps the filtered images that help: those of poorly recognised classes or enough valid pixels, or by hardness."""
+"""Keeps the filtered images that help: those of poorly recognized classes or enough valid pixels, or by hardness."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from scripts import cli
 from scripts.cli import integer, number
 
 DESCRIPTION = """Writes OUT/resampled_img and OUT/resampled_label for joint training, and a report. Two rules:
---rule class     keeps an image if it shows a poorly recognised class, or if over --min-valid of its pixels survived
+--rule class     keeps an image if it shows a poorly recognized class, or if over --min-valid of its pixels survived
 --rule hardness  keeps more images of a mask the harder its classes are on real images: of n images of the mask of rank
                  i of N (1: easiest), min(1 + round(n * i / N), n), drawn at random; each mask has its own n
 
   python -m scripts.resample --filtered-mask-path out/filtered --syn-img-path out/images --out-dir out/resampled \\
       --classes MBRSC --inaccurate "road,vegetation"
-Poorly recognised classes from a segmentor's metrics (scripts/segmentor.py test): --metrics metrics.json --below 0.5"""
+Poorly recognized classes from a segmentor's metrics (scripts/segmentor.py test): --metrics metrics.json --below 0.5"""
 
 # rule -> its options, and their defaults
 RULES: dict[str, dict[str, float | None]] = {
@@ -46,24 +46,36 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; refused where options contradict each other."""
     parser = cli.parser(DESCRIPTION)
     parser.add_argument("--filtered-mask-path", type=Path, required=True, help="masks that scripts/filter.py wrote")
-    parser.add_argument("--syn-img-path", type=Path, required=True, help="synthesised images of the same names")
+    parser.add_argument("--syn-img-path", type=Path, required=True, help="synthesized images of the same names")
     parser.add_argument("--out-dir", type=Path, required=True, help="folder for resampled_img, resampled_label, report")
     parser.add_argument("--rule", choices=list(RULES), default="class", help="which images are kept")
-    parser.add_argument("--classes", help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json (default: FUSU, as "
-                        "published)")
-    parser.add_argument("--inaccurate", help="poorly recognised classes by name, with commas between them (default: "
-                        "none; without --classes, as published, " + ", ".join(PUBLISHED_POOR) + ")")
+    parser.add_argument(
+        "--classes", help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json (default: FUSU, as published)"
+    )
+    parser.add_argument(
+        "--inaccurate",
+        help="poorly recognized classes by name, with commas between them (default: "
+        "none; without --classes, as published, " + ", ".join(PUBLISHED_POOR) + ")",
+    )
     parser.add_argument("--metrics", type=Path, help="a segmentor's metrics (JSON), to find them by IoU")
     parser.add_argument("--below", type=number(0, 1), help="with --metrics: classes with an IoU below this, 0..1")
     parser.add_argument("--worst", type=integer(1), help="with --metrics: this many classes with the smallest IoU")
-    parser.add_argument("--min-valid", type=number(0, 1),
-                        help="share of pixels that must survive, 0..1 (default: 0.8, as published)")
-    parser.add_argument("--min-pixels", type=integer(1),
-                        help="pixels that make a class count as shown (default: 1)")
-    parser.add_argument("--real-loss", type=Path, help="with --rule hardness: each class's mean loss on real images, a "
-                        f"filter_stats.json or real_loss.json (default: {STATS} in --filtered-mask-path)")
-    parser.add_argument("--syn-mask-path", type=Path, help="with --rule hardness: the masks that the images were made "
-                        f"of (default: their pixels as {STATS} in --filtered-mask-path counts them)")
+    parser.add_argument(
+        "--min-valid", type=number(0, 1), help="share of pixels that must survive, 0..1 (default: 0.8, as published)"
+    )
+    parser.add_argument("--min-pixels", type=integer(1), help="pixels that make a class count as shown (default: 1)")
+    parser.add_argument(
+        "--real-loss",
+        type=Path,
+        help="with --rule hardness: each class's mean loss on real images, a "
+        f"filter_stats.json or real_loss.json (default: {STATS} in --filtered-mask-path)",
+    )
+    parser.add_argument(
+        "--syn-mask-path",
+        type=Path,
+        help="with --rule hardness: the masks that the images were made "
+        f"of (default: their pixels as {STATS} in --filtered-mask-path counts them)",
+    )
     parser.add_argument("--seed", type=integer(0), help="with --rule hardness: of the draws (default: 0)")
     parser.add_argument("--copy", action="store_true", help="copy files, where hard links would share them")
     parser.add_argument("--skip-invalid", action="store_true", help="leave out files that are unpaired or damaged")
@@ -72,8 +84,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for rule, options in RULES.items():
         for name, default in options.items():
             if rule != args.rule and getattr(args, name) is not None:
-                raise InputError(f"--{name.replace('_', '-')}: belongs to --rule {rule}, this is --rule {args.rule}; "
-                                 "leave out one of them")
+                raise InputError(
+                    f"--{name.replace('_', '-')}: belongs to --rule {rule}, this is --rule {args.rule}; "
+                    "leave out one of them"
+                )
             if rule == args.rule and getattr(args, name) is None:
                 setattr(args, name, default)
     if args.inaccurate and args.metrics:
@@ -86,7 +100,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         poor = None if args.inaccurate or args.metrics or args.rule != "class" else ",".join(PUBLISHED_POOR)
         check_published(args.filtered_mask_path)
         args.classes, args.inaccurate = PUBLISHED_CLASSES, args.inaccurate or poor
-        named = f", poorly recognised {', '.join(PUBLISHED_POOR)}" if poor else ""
+        named = f", poorly recognized {', '.join(PUBLISHED_POOR)}" if poor else ""
         print(f"classes of {PUBLISHED_CLASSES}{named}: the published defaults; see --classes, --inaccurate")
     for folder in (args.filtered_mask_path, args.syn_img_path):
         if inside(args.out_dir, folder):
@@ -104,12 +118,14 @@ def check_published(filtered: Path) -> None:
     table = load_class_table(PUBLISHED_CLASSES)
     known = {plain_name(name) for name in table.names}
     if other := [name for name in found or () if plain_name(name) not in known]:
-        raise InputError(f"--classes: not given, and {filtered} was filtered with a class {one_line(other[0], 60)} "
-                         f"that is none of {PUBLISHED_CLASSES}'s; name its class table")
+        raise InputError(
+            f"--classes: not given, and {filtered} was filtered with a class {one_line(other[0], 60)} "
+            f"that is none of {PUBLISHED_CLASSES}'s; name its class table"
+        )
 
 
 def inaccurate_classes(args: argparse.Namespace, classes: Sequence[str]) -> list[int]:
-    """Ids of the poorly recognised classes that the options name; none where no option does."""
+    """Ids of the poorly recognized classes that the options name; none where no option does."""
     if args.inaccurate:
         names = [name.strip() for name in args.inaccurate.split(",") if name.strip()]
         return balancing.classes_by_name(names, classes)
@@ -124,13 +140,18 @@ def run_resample(args: argparse.Namespace) -> None:
     table = load_class_table(args.classes)
     classes = list(table.names)
     inaccurate = inaccurate_classes(args, classes)
-    mean_loss = read_class_loss(args.real_loss or args.filtered_mask_path / STATS, classes) \
-        if args.rule == "hardness" else None
+    mean_loss = (
+        read_class_loss(args.real_loss or args.filtered_mask_path / STATS, classes) if args.rule == "hardness" else None
+    )
     of_id = label_of_id(args.filtered_mask_path)
     labels = table.labels if of_id is None else Labels(len(classes), of_id=of_id)
     pairs, checked, skipped = sound_pairs(
-        args.syn_img_path, args.filtered_mask_path, ("--syn-img-path", "--filtered-mask-path"), labels,
-        skip_invalid=args.skip_invalid)
+        args.syn_img_path,
+        args.filtered_mask_path,
+        ("--syn-img-path", "--filtered-mask-path"),
+        labels,
+        skip_invalid=args.skip_invalid,
+    )
     if skipped:
         print(f"{len(skipped)} files left out: {listed(skipped)}", file=sys.stderr)
     given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
@@ -138,8 +159,11 @@ def run_resample(args: argparse.Namespace) -> None:
     if mean_loss is None:
         choice = by_class(checked, classes, inaccurate, args.min_valid, args.min_pixels)
     else:
-        pixels, mask_of = (masks_pixels(args.syn_mask_path, pairs, labels, args.num_workers) if args.syn_mask_path
-                           else filtered_pixels(args.filtered_mask_path, pairs, classes))
+        pixels, mask_of = (
+            masks_pixels(args.syn_mask_path, pairs, labels, args.num_workers)
+            if args.syn_mask_path
+            else filtered_pixels(args.filtered_mask_path, pairs, classes)
+        )
         choice = by_hardness(pairs, classes, mean_loss, pixels, mask_of, args.seed)
     print(resample(pairs, checked, classes, choice, put, args.out_dir, given, skipped))
 

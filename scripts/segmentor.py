@@ -38,7 +38,7 @@ DESCRIPTION = """Trains or tests a segmentor with mmengine's Runner.
   python -m scripts.segmentor test configs/mmseg/tiny.py --data-root data/mbrsc --classes MBRSC \\
       --load-from work_dirs/tiny/iter_1000.pth
 Masks for images that have none: python -m scripts.segmentor predict --help
-Joint training: add --synthesised DIR (the --out-dir of resample.sh) --repeat 10. Several processes, with GPUs or none:
+Joint training: add --synthesized DIR (the --out-dir of resample.sh) --repeat 10. Several processes, with GPUs or none:
   torchrun --nproc-per-node 4 -m scripts.segmentor train CONFIG --launcher pytorch
 A stopped training goes on with --resume and gives the weights of an unbroken one: to the bit on a CPU, and on a GPU
 with --cfg-options randomness.deterministic=True. Not with augmentation that has random numbers of its own (Albu), nor
@@ -50,47 +50,85 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(DESCRIPTION)
     parser.add_argument("task", choices=("train", "test", "predict"), help="what to do")
     parser.add_argument("config", help="mmseg config, e.g. configs/mmseg/pspnet_r50.py; it is Python, and runs")
-    parser.add_argument("--work-dir", type=Path, default=None,
-                        help="folder for weights and logs (default: work_dirs/<config>)")
-    parser.add_argument("--load-from", default=None,
-                        help="weights to test, or to start from: those that fit; others are listed")
-    parser.add_argument("--resume", action="store_true",
-                        help="go on from the last whole weights in --work-dir, or from --load-from; with none, start")
-    parser.add_argument("--pretrained", default=None,
-                        help="backbone weights: a file, an address, or none (default: the config's)")
+    parser.add_argument(
+        "--work-dir", type=Path, default=None, help="folder for weights and logs (default: work_dirs/<config>)"
+    )
+    parser.add_argument(
+        "--load-from", default=None, help="weights to test, or to start from: those that fit; others are listed"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last whole weights in --work-dir, or from --load-from; with none, start",
+    )
+    parser.add_argument(
+        "--pretrained", default=None, help="backbone weights: a file, an address, or none (default: the config's)"
+    )
     parser.add_argument("--data-root", default=None, help="data set's folder (default: the config's)")
     parser.add_argument("--classes", default=None, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
-    parser.add_argument("--synthesised", default=None, help="folder with resampled_img and resampled_label to add")
+    parser.add_argument("--synthesized", default=None, help="folder with resampled_img and resampled_label to add")
     parser.add_argument("--repeat", type=integer(1), default=None, help="how often real training pairs count")
     parser.add_argument("--split", default=None, help="test on img_<split>, label_<split> (default: the config's)")
-    parser.add_argument("--head-classes", type=integer(2, 255),
-                        help="outputs of the heads (default: one a class; published FUSU: 18 for its 17 names)")
-    parser.add_argument("--val-split", help="validate while training on img_<split>, label_<split>, or none (default: "
-                                            "the config's; the best weights are kept beside the last)")
-    parser.add_argument("--val-interval", type=integer(1, 10**9), help="iterations between two validations (default: "
-                                                                       "the config's, else as often as it saves)")
-    parser.add_argument("--best", choices=tuple(METRICS), help="score that the best weights are chosen by (default: "
-                                                               "the config's, else mIoU)")
+    parser.add_argument(
+        "--head-classes",
+        type=integer(2, 255),
+        help="outputs of the heads (default: one a class; published FUSU: 18 for its 17 names)",
+    )
+    parser.add_argument(
+        "--val-split",
+        help="validate while training on img_<split>, label_<split>, or none (default: "
+        "the config's; the best weights are kept beside the last)",
+    )
+    parser.add_argument(
+        "--val-interval",
+        type=integer(1, 10**9),
+        help="iterations between two validations (default: the config's, else as often as it saves)",
+    )
+    parser.add_argument(
+        "--best",
+        choices=tuple(METRICS),
+        help="score that the best weights are chosen by (default: the config's, else mIoU)",
+    )
     parser.add_argument("--tensorboard", action="store_true", help="write losses and scores for TensorBoard, too")
     parser.add_argument("--crop-size", type=cli.pixels, help="side of training crops (default: the config's)")
     parser.add_argument("--max-iters", type=integer(1), help="training iterations (default: the config's)")
-    parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=None,
-                        help="seed of weights, order and augmentation (default: the config's, else 0)")
-    parser.add_argument("--out", type=Path, default=None,
-                        help="test: metrics as JSON (default: <work-dir>/metrics.json)")
-    parser.add_argument("--confusion", action="store_true",
-                        help="test: which class is taken for which, as <out>_confusion.svg and .json")
+    parser.add_argument(
+        "--seed",
+        type=integer(0, 2**31 - 1),
+        default=None,
+        help="seed of weights, order and augmentation (default: the config's, else 0)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, help="test: metrics as JSON (default: <work-dir>/metrics.json)"
+    )
+    parser.add_argument(
+        "--confusion",
+        action="store_true",
+        help="test: which class is taken for which, as <out>_confusion.svg and .json",
+    )
     parser.add_argument("--tta", action="store_true", help="test: the mean over scaled, mirrored views of each image")
     parser.add_argument("--unchecked", action="store_true", help="do not open every image and mask before the work")
     config.add_cfg_options(parser)
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default=None,
-                        help="how jobs start (default: pytorch if torchrun started this command, else none)")
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm"),
+        default=None,
+        help="how jobs start (default: pytorch if torchrun started this command, else none)",
+    )
     parser.add_argument("--local-rank", type=integer(0), default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.task == "predict":  # with its own options, see main
         parser.error("predict: write it as the first word, then its options")
-    for task, option in (("train", "resume"), ("train", "val_split"), ("train", "val_interval"), ("train", "best"),
-                         ("test", "split"), ("test", "out"), ("test", "confusion"), ("test", "tta")):
+    for task, option in (
+        ("train", "resume"),
+        ("train", "val_split"),
+        ("train", "val_interval"),
+        ("train", "best"),
+        ("test", "split"),
+        ("test", "out"),
+        ("test", "confusion"),
+        ("test", "tta"),
+    ):
         if args.task != task and getattr(args, option):
             parser.error(f"--{option.replace('_', '-')}: is for {task} only")
     return args
@@ -99,7 +137,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def resolve(args: argparse.Namespace) -> Config:
     """The config with everything that the command line sets; refused before work starts where it cannot run."""
     cfg = config.load_config(args.config, args.cfg_options, args.trust_config)
-    config.set_data(cfg, args.data_root, args.classes, args.synthesised, args.repeat, args.split)
+    config.set_data(cfg, args.data_root, args.classes, args.synthesized, args.repeat, args.split)
     config.check_classes(cfg, args.head_classes)
     if args.crop_size:
         config.set_crop_size(cfg, args.crop_size)
@@ -146,8 +184,10 @@ def set_resumed(cfg: Config, args: argparse.Namespace) -> None:
     seed = meta.get("seed") if isinstance(meta, dict) else None
     if type(seed) is int and 0 <= seed < 2**31:
         if args.seed not in (None, seed):
-            raise InputError(f"--seed {args.seed}: {weights} was trained with seed {seed}; leave --seed out, or name "
-                             "another --work-dir")
+            raise InputError(
+                f"--seed {args.seed}: {weights} was trained with seed {seed}; leave --seed out, or name "
+                "another --work-dir"
+            )
         config.set_seed(cfg, seed)
 
 
@@ -158,8 +198,14 @@ def metrics_report(scores: dict[str, Any], **facts: Any) -> dict[str, Any]:
     """
     scores = {key: None if value != value else float(value) for key, value in scores.items()}
     if sets := [key.removesuffix("/mIoU") for key in scores if key.endswith("/mIoU")]:
-        parts = {name: {key.removeprefix(f"{name}/"): math.nan if value is None else value
-                        for key, value in scores.items() if key.startswith(f"{name}/")} for name in sets}
+        parts = {
+            name: {
+                key.removeprefix(f"{name}/"): math.nan if value is None else value
+                for key, value in scores.items()
+                if key.startswith(f"{name}/")
+            }
+            for name in sets
+        }
         reports = {name: metrics_report(part) for name, part in parts.items()}
         return {"h_mean": scores["h_mean"], "sets": reports, **facts}
     names = [key.removeprefix("IoU/") for key in scores if key.startswith("IoU/")]
@@ -205,8 +251,15 @@ def test(cfg: Config, out: Path) -> dict[str, Any]:
         raise InputError(f"{cfg.filename}: nothing to test with: needs test_dataloader, test_cfg and test_evaluator")
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; name a file")
-    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler",
-                "val_dataloader", "val_cfg", "val_evaluator"):
+    for key in (
+        "train_dataloader",
+        "train_cfg",
+        "optim_wrapper",
+        "param_scheduler",
+        "val_dataloader",
+        "val_cfg",
+        "val_evaluator",
+    ):
         cfg.pop(key, None)
     cfg.resume = False
     rehearse(cfg, "test")
@@ -217,8 +270,9 @@ def test(cfg: Config, out: Path) -> dict[str, Any]:
         with nothing_left(), stage(cfg, f"testing (see the log in {folder})"):
             runner = TestRunner.from_cfg(cfg)
             scores = runner.test()
-    report = metrics_report(scores, images=len(runner.test_dataloader.dataset), checkpoint=str(cfg.load_from),
-                            config=str(cfg.filename))
+    report = metrics_report(
+        scores, images=len(runner.test_dataloader.dataset), checkpoint=str(cfg.load_from), config=str(cfg.filename)
+    )
     if is_main_process():
         write_json(report, out)
         values = {name: part["mIoU"] for name, part in report.get("sets", {}).items()}
@@ -227,8 +281,9 @@ def test(cfg: Config, out: Path) -> dict[str, Any]:
         print("  ".join(shown) + f"  ({out})")
         for metric in runner.test_evaluator.metrics:
             if (matrix := getattr(metric, "matrix", None)) is not None:
-                files = write_confusion(matrix, list(metric.dataset_meta["classes"]), out.with_suffix("").with_name(
-                    f"{out.stem}_confusion"))
+                files = write_confusion(
+                    matrix, list(metric.dataset_meta["classes"]), out.with_suffix("").with_name(f"{out.stem}_confusion")
+                )
                 print(f"confusion of classes: {files[1]}, {files[0]}")
     return report
 

@@ -1,5 +1,5 @@
 # Sourced by demo/run.sh and tests/run.sh: makes .venv from requirements.txt once, and leaves its python in $PYTHON.
-# A finished set-up is recognised by a stamp with the checksum of requirements.txt and reused.
+# A finished set-up is recognized by a stamp with the checksum of requirements.txt and reused.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,8 +1,8 @@
 r"""Trains TISynth: paints images from masks, references and texts.
 
-  bash train.sh --base configs/train/tisynth.yaml --config_model configs/model/tisynth_v15.yaml -n my_run \
-      --data_root DATA --train_txt_file DATA/train_set_items.json --val_txt_file DATA/test_set_items.json \
-      --pretrain_path controlnet1.5.ckpt --gpus 0,1,2,3
+  bash train.sh --base configs/train/tisynth.yaml --config-model configs/model/tisynth_v15.yaml -n my_run \
+      --data-root DATA --train-txt-file DATA/train_set_items.json --val-txt-file DATA/test_set_items.json \
+      --pretrain-path controlnet1.5.ckpt --gpus 0,1,2,3
 
 Any value of the configuration can be set by key=value, or as an option:
   data.params.batch_size=4 lightning.trainer.max_steps=50000 --data.params.num_workers 2
@@ -30,53 +30,101 @@ from cldm.training_options import SEED, TrainingOptions
 from common.errors import InputError
 from common.schema import one_line
 from ldm.util import trust
-from scripts.cli import add_trust, file_path, flag, integer, name, parser, random_seed, run
+from scripts.cli import Parser, add_trust, file_path, flag, integer, name, parser, random_seed, run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASE, MODEL = CONFIGS / "train" / "tisynth.yaml", CONFIGS / "model" / "tisynth_v15.yaml"  # published
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments() -> Parser:
     """The command line."""
     options = parser(__doc__ or "")
     add = options.add_argument
-    add("-b", "--base", type=Path, nargs="*", metavar="YAML",
-        help="training settings: data, rate, trainer; configs/train/tisynth.yaml by default, the run's own to --resume")
-    add("--config_model", type=Path, metavar="YAML", help="model settings; configs/model/tisynth_v15.yaml by default")
-    add("-n", "--name", type=or_none(name), nargs="?", help="name of the run's folder below --logdir; "
-        "the time by default")
+    add(
+        "-b",
+        "--base",
+        type=Path,
+        nargs="*",
+        metavar="YAML",
+        help="training settings: data, rate, trainer; configs/train/tisynth.yaml by default, the run's own to --resume",
+    )
+    add("--config-model", type=Path, metavar="YAML", help="model settings; configs/model/tisynth_v15.yaml by default")
+    add(
+        "-n",
+        "--name",
+        type=or_none(name),
+        nargs="?",
+        help="name of the run's folder below --logdir; the time by default",
+    )
     add("-l", "--logdir", type=Path, default=Path("logs"), help="folder of all runs")
-    add("--data_root", metavar="DIR", help="folder that the lists' paths are relative to")
-    add("--train_txt_file", metavar="FILE", help="training items as JSON lines")
-    add("--val_txt_file", metavar="FILE", help="validation items as JSON lines")
-    add("--pretrain_path", type=Path, metavar="CKPT", help="start weights: Stable Diffusion, ControlNet or TISynth")
-    add("--allow_mismatch", nargs="+", default=[], metavar="MODULE", help="modules that --pretrain_path need not fit")
+    add("--data-root", metavar="DIR", help="folder that the lists' paths are relative to")
+    add("--train-txt-file", metavar="FILE", help="training items as JSON lines")
+    add("--val-txt-file", metavar="FILE", help="validation items as JSON lines")
+    add("--pretrain-path", type=Path, metavar="CKPT", help="start weights: Stable Diffusion, ControlNet or TISynth")
+    add("--allow-mismatch", nargs="+", default=[], metavar="MODULE", help="modules that --pretrain-path need not fit")
     add("--gpus", default="auto", help="auto, cpu, or indices: 0 or 0,1,2,3 (a comma separated list, as published)")
-    add("--num_nodes", type=integer(1), default=1, help="machines; start the same command on each by SLURM or torchrun")
+    add("--num-nodes", type=integer(1), default=1, help="machines; start the same command on each by SLURM or torchrun")
     add("--precision", help="32-true, bf16-mixed, 16-mixed, ...: see Lightning; the configuration's by default")
-    add("-s", "--seed", type=random_seed,
-        help=f"of order, time steps, noise, references, weights; the configuration's by default, or {SEED}")
-    add("-t", "--train", type=flag, nargs="?", const=True, default=True, help="train; false is --dry_run")
-    add("-r", "--resume", type=or_none(file_path), nargs="?", metavar="RUN", help="go on with a run: "
-        "its folder, or one of its checkpoints; without either, as published, a new run")
-    add("--scale_lr", type=flag, nargs="?", const=True,
-        help="rate x batch size x GPUs x accumulation; true by default, the run's own to --resume")
+    add(
+        "-s",
+        "--seed",
+        type=random_seed,
+        help=f"of order, time steps, noise, references, weights; the configuration's by default, or {SEED}",
+    )
+    add("-t", "--train", type=flag, nargs="?", const=True, default=True, help="train; false is --dry-run")
+    add(
+        "-r",
+        "--resume",
+        type=or_none(file_path),
+        nargs="?",
+        metavar="RUN",
+        help="go on with a run: its folder, or one of its checkpoints; without either, as published, a new run",
+    )
+    add(
+        "--scale-lr",
+        type=flag,
+        nargs="?",
+        const=True,
+        help="rate x batch size x GPUs x accumulation; true by default, the run's own to --resume",
+    )
     add("-f", "--postfix", default="", help="put behind the run's name")
-    add("--sd_locked", type=flag, nargs="?", const=True, help="false: Stable Diffusion's decoder trains, too; the "
-        "configuration's by default, or true")
-    add("--only_mid_control", type=flag, nargs="?", const=True, help="true: features join at the middle block alone, "
-        "for plain ControlNets; the configuration's by default, or false")
-    add("--actual_resume", type=or_none(file_path), nargs="?", metavar="CKPT", help="as --pretrain_path")
+    add(
+        "--sd-locked",
+        type=flag,
+        nargs="?",
+        const=True,
+        help="false: Stable Diffusion's decoder trains, too; the configuration's by default, or true",
+    )
+    add(
+        "--only-mid-control",
+        type=flag,
+        nargs="?",
+        const=True,
+        help="true: features join at the middle block alone, "
+        "for plain ControlNets; the configuration's by default, or false",
+    )
+    add("--actual-resume", type=or_none(file_path), nargs="?", metavar="CKPT", help="as --pretrain-path")
     add("-p", "--project", nargs="?", help="published, without effect: --logdir and -n say where the run lies")
-    add("-d", "--debug", type=flag, nargs="?", const=True, default=False, help="published, without effect: "
-        "python -m pdb -m scripts.train debugs")
+    add(
+        "-d",
+        "--debug",
+        type=flag,
+        nargs="?",
+        const=True,
+        default=False,
+        help="published, without effect: python -m pdb -m scripts.train debugs",
+    )
     add("--no-test", type=flag, nargs="?", const=True, default=False, help="published, without effect: no test follows")
-    add("--save_every", type=integer(1), metavar="STEPS",
-        help="write last.ckpt every so many steps, too, not at the end of epochs and of training alone")
-    add("--skip_invalid", action="store_true", help="leave faulty items out instead of stopping")
-    add("--follow_links", action="store_true", help="take files outside --data_root that links below it lead to")
+    add(
+        "--save-every",
+        type=integer(1),
+        metavar="STEPS",
+        help="write last.ckpt every so many steps, too, not at the end of epochs and of training alone",
+    )
+    add("--skip-invalid", action="store_true", help="leave faulty items out instead of stopping")
+    add("--follow-links", action="store_true", help="take files outside --data-root that links below it lead to")
     add_trust(options)
-    add("--dry_run", action="store_true", help="check everything, print the plan, and stop")
+    add("--dry-run", action="store_true", help="check everything, print the plan, and stop")
     add("overrides", nargs="*", metavar="key=value", help="any value of the configuration")
     return options
 
@@ -93,7 +141,7 @@ def command_line(words: Sequence[str]) -> argparse.Namespace:
         InputError: an option that is not known, or two that contradict each other.
     """
     options = arguments()
-    line = read_line(words, options._option_string_actions)
+    line = read_line([options.own_spelling(word) for word in words], options._option_string_actions)
     args = options.parse_intermixed_args(line.others)
     args.overrides += line.settings
     notes = line.notes
@@ -101,13 +149,13 @@ def command_line(words: Sequence[str]) -> argparse.Namespace:
     notes += [f"{option}: without effect (see --help)" for option, given in without_effect.items() if given]
     if args.actual_resume is not None:
         if args.pretrain_path is not None:
-            raise InputError("--actual_resume and --pretrain_path: both name start weights; give one of them")
-        notes.append("--actual_resume: taken as --pretrain_path, weights to start from; --resume goes on with a run")
+            raise InputError("--actual-resume and --pretrain-path: both name start weights; give one of them")
+        notes.append("--actual-resume: taken as --pretrain-path, weights to start from; --resume goes on with a run")
         args.pretrain_path = args.actual_resume
     if resume := line.taken.get("resume_from_checkpoint"):
         if args.resume is not None:
-            raise InputError("--resume and --resume_from_checkpoint: give one of them")
-        notes.append("--resume_from_checkpoint: taken as --resume")
+            raise InputError("--resume and --resume-from-checkpoint: give one of them")
+        notes.append("--resume-from-checkpoint: taken as --resume")
         args.resume = file_path(resume)
     if {"accelerator", "devices"} & set(line.taken):
         gpus = gpus_of(line.taken.get("accelerator"), line.taken.get("devices"))

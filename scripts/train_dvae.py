@@ -31,7 +31,7 @@ weights and for palettes it has never seen.
   python -m scripts.train_dvae --masks data/mbrsc/label_train --palette mbrsc --out work_dirs/dvae_mbrsc.safetensors \\
       --test-masks data/mbrsc/label_test
 
-Tokens are learnt by vector quantisation (van den Oord et al., "Neural Discrete Representation Learning", 2017). The
+Tokens are learned by vector quantization (van den Oord et al., "Neural Discrete Representation Learning", 2017). The
 state is kept beside --out while training; SIGTERM and Ctrl-C save it at the next step, and the same command goes on
 there, to the same weights as an unbroken run."""
 
@@ -56,7 +56,7 @@ def find_masks(option: str, folders: list[str], read: Read, min_size: int) -> li
 
 
 def settings(args: argparse.Namespace, palette: np.ndarray, masks: list[Path]) -> dict[str, str]:
-    """What must be the same when a run goes on: options, colours, and the contents of masks."""
+    """What must be the same when a run goes on: options, colors, and the contents of masks."""
     free = ("device", "save_every", "test_masks", "masks", "palette", "out")
     options = {key: str(value) for key, value in vars(args).items() if key not in free}
     return {**options, "palette": digest(palette.tolist()), "masks": digest([path.name for path in masks], *masks)}
@@ -78,14 +78,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(DESCRIPTION)
     parser.add_argument("--masks", nargs="+", required=True, help="folders of index masks (PNG or TIFF) to train on")
     parser.add_argument("--test-masks", nargs="+", default=None, help="folders to test on (default: --masks)")
-    parser.add_argument("--palette", required=True, help="palette: a JSON file, or a name in gss/palettes; as in "
-                        "class tables, :ids behind it says that masks hold 0..N-1, :from1 1..N and 0 for no data")
+    parser.add_argument(
+        "--palette",
+        required=True,
+        help="palette: a JSON file, or a name in gss/palettes; as in "
+        "class tables, :ids behind it says that masks hold 0..N-1, :from1 1..N and 0 for no data",
+    )
     parser.add_argument("--out", required=True, help="weights to write (.safetensors or .pth)")
     parser.add_argument("--steps", type=integer(2, 10**9), default=1000, help="training steps")
-    parser.add_argument("--warmup", type=integer(1, 10**9), default=100, help="steps before the latents are quantised")
+    parser.add_argument("--warmup", type=integer(1, 10**9), default=100, help="steps before the latents are quantized")
     parser.add_argument("--batch-size", type=integer(1, 4096), default=8, help="crops a step")
-    parser.add_argument("--crop-size", type=integer(1, 8192), default=48,
-                        help="side of the crops, in pixels of the masks")
+    parser.add_argument(
+        "--crop-size", type=integer(1, 8192), default=48, help="side of the crops, in pixels of the masks"
+    )
     parser.add_argument(
         "--scale", type=integer(1, 64), default=2, help="enlargement of masks in front of the dVAE; the heads use 2"
     )
@@ -94,8 +99,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--n-init", type=integer(2, 4096), default=16, help="width of a code (DALL-E: 128)")
     parser.add_argument("--vocab-size", type=integer(2, 2**20), default=512, help="number of tokens (DALL-E: 8192)")
     parser.add_argument("--learning-rate", type=number(0), default=3e-3, help="highest learning rate")
-    parser.add_argument("--colour-std", type=number(1e-6, 1e6), default=40.0,
-                        help="softness of the nearest colour, of 255")
+    parser.add_argument(
+        "--color-std", type=number(1e-6, 1e6), default=40.0, help="softness of the nearest color, of 255"
+    )
     parser.add_argument("--save-every", type=integer(1), default=200, help="steps between saved states")
     parser.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="seed of weights, crops and codes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -61,15 +61,19 @@ def check_sources(config: Config, training: bool) -> None:
     for part in _parts(config.model):
         named = str(part.get("type")).rpartition(".")[2]
         if named == "TIMMBackbone" and (part.get("pretrained") or part.get("checkpoint_path")):
-            raise InputError(f"{config.filename}: TIMMBackbone would fetch or read weights by itself; set its "
-                             "pretrained to False, without checkpoint_path, and give weights by --load-from")
+            raise InputError(
+                f"{config.filename}: TIMMBackbone would fetch or read weights by itself; set its "
+                "pretrained to False, without checkpoint_path, and give weights by --load-from"
+            )
         source = part.get("checkpoint") if named == "Pretrained" else part.get("pretrained")
         if not training or not isinstance(source, str):
             continue
         if _ADDRESS.match(source) and source not in _given:
             source = one_line(source, 200)
-            raise InputError(f"{config.filename}: starts from weights at {source}, which are fetched only where you "
-                             f"ask for it: --pretrained {source}, or a file, or none")
+            raise InputError(
+                f"{config.filename}: starts from weights at {source}, which are fetched only where you "
+                f"ask for it: --pretrained {source}, or a file, or none"
+            )
         try:
             load_from_file(source)
         except InputError as error:
@@ -116,8 +120,10 @@ def _check(content: Any, path: Path) -> None:
         meta = content["meta"]
         facts = meta.get("dataset_meta") if isinstance(meta, dict) else None
         if not isinstance(meta, (dict, type(None))) or not isinstance(facts, (dict, type(None))):
-            raise InputError(f"{path}: field meta{'.dataset_meta' * isinstance(meta, dict)} is no table of names and "
-                             "values; damaged? take another checkpoint")
+            raise InputError(
+                f"{path}: field meta{'.dataset_meta' * isinstance(meta, dict)} is no table of names and "
+                "values; damaged? take another checkpoint"
+            )
         content["meta"] = {key: value for key, value in (meta or {}).items() if key != "config"}  # Python, to be run
     hub = content.get("message_hub")
     logs = hub.get("log_scalars") if isinstance(hub, dict) else None
@@ -145,8 +151,10 @@ def _fetch(address: str) -> Path:
     """
     shown = one_line(address, 200)
     if address not in _given:
-        raise InputError(f"{shown}: weights are fetched only from addresses on the command line; name it there, or "
-                         "fetch the file yourself and name that")
+        raise InputError(
+            f"{shown}: weights are fetched only from addresses on the command line; name it there, or "
+            "fetch the file yourself and name that"
+        )
     url = _resolve(address)
     if not url.startswith(("http://", "https://")):
         raise InputError(f"{shown}: nothing can be fetched from there; fetch the file yourself and name that")
@@ -157,15 +165,21 @@ def _fetch(address: str) -> Path:
             if not target.is_file():
                 torch.hub.download_url_to_file(url, str(target), progress=False)  # whole, or not there
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{shown}: cannot be fetched to {target.parent} ({one_line(error)}); name a file of weights"
-                         ) from error
+        raise InputError(
+            f"{shown}: cannot be fetched to {target.parent} ({one_line(error)}); name a file of weights"
+        ) from error
     return target
 
 
 def _resolve(address: str) -> str:
     scheme, _, name = address.partition("://")
-    tables = {"open-mmlab": get_external_models, "openmmlab": get_external_models, "mmcls": get_mmcls_models,
-              "torchvision": torchvision_models, "modelzoo": torchvision_models}
+    tables = {
+        "open-mmlab": get_external_models,
+        "openmmlab": get_external_models,
+        "mmcls": get_mmcls_models,
+        "torchvision": torchvision_models,
+        "modelzoo": torchvision_models,
+    }
     if scheme not in tables:
         return address
     if scheme in ("open-mmlab", "openmmlab"):
@@ -207,9 +221,11 @@ def with_its_dvae(model: Any, path: str | None) -> Any:
         if held:
             part["d_vae"] = {**d_vae, "weights": path}
         elif not d_vae.get("weights"):
-            raise InputError(f"{part.get('type')}: no dVAE: the config names none"
-                             f"{f', and {path} holds none (d_vae.encoder ...)' if path else ''}; set d_vae.weights of "
-                             "the head, or load a whole GSS checkpoint (--load-from)")
+            raise InputError(
+                f"{part.get('type')}: no dVAE: the config names none"
+                f"{f', and {path} holds none (d_vae.encoder ...)' if path else ''}; set d_vae.weights of "
+                "the head, or load a whole GSS checkpoint (--load-from)"
+            )
     return model
 
 
@@ -228,10 +244,16 @@ def differences(expected: Mapping[str, Any], weights: Mapping[str, Any], optiona
     found = [f"{key} is missing" for key in expected if key not in weights and needed(key)]
     found += [f"{key} is unknown" for key in weights if key not in expected and needed(key)]
     shared = [(key, value, expected[key]) for key, value in weights.items() if key in expected]
-    found += [f"{key} is {tuple(value.shape)}, the config's {tuple(own.shape)}" for key, value, own in shared
-              if value.shape != own.shape]
-    return found + [f"{key} holds {value.dtype}" for key, value, own in shared
-                    if value.is_floating_point() != own.is_floating_point()]
+    found += [
+        f"{key} is {tuple(value.shape)}, the config's {tuple(own.shape)}"
+        for key, value, own in shared
+        if value.shape != own.shape
+    ]
+    return found + [
+        f"{key} holds {value.dtype}"
+        for key, value, own in shared
+        if value.is_floating_point() != own.is_floating_point()
+    ]
 
 
 def some(lines: list[str]) -> str:

@@ -138,7 +138,7 @@ def set_data(
     config: Config,
     data_root: str | None = None,
     classes: str | None = None,
-    synthesised: str | None = None,
+    synthesized: str | None = None,
     repeat: int | None = None,
     test_split: str | None = None,
 ) -> None:
@@ -148,7 +148,7 @@ def set_data(
         config: changed in place.
         data_root: the data set's folder, for training and testing.
         classes: class table, by name or path; sets the heads' number of classes as well.
-        synthesised: resample.sh's output folder, joined to the training data.
+        synthesized: resample.sh's output folder, joined to the training data.
         repeat: how often real training pairs count.
         test_split: tests on ``img_<split>`` and ``label_<split>``.
 
@@ -156,10 +156,12 @@ def set_data(
         InputError: the config's data sets are of another class, which does not take these values.
     """
     loaders = [config.get(f"{part}_dataloader") or {} for part in PARTS]
-    for given, loader in ((data_root or synthesised or repeat is not None, loaders[0]), (test_split, loaders[2])):
+    for given, loader in ((data_root or synthesized or repeat is not None, loaders[0]), (test_split, loaders[2])):
         if given and not any(nodes(loader, "MaskDataset")):
-            raise InputError(f"{config.filename}: has no MaskDataset: --data-root, --synthesised, --repeat and "
-                                    "--split do not apply; use --cfg-options")
+            raise InputError(
+                f"{config.filename}: has no MaskDataset: --data-root, --synthesized, --repeat and "
+                "--split do not apply; use --cfg-options"
+            )
     if data_root or classes or test_split:
         for dataset in nodes(loaders, "MaskDataset"):
             dataset.update({key: value for key, value in (("data_root", data_root), ("classes", classes)) if value})
@@ -167,8 +169,9 @@ def set_data(
             for head in heads(config):
                 head.num_classes = len(class_table(classes)["classes"])
     for dataset in nodes(loaders[0], "MaskDataset"):
-        dataset.update({key: value for key, value in (("synthesised", synthesised), ("repeat", repeat))
-                        if value is not None})
+        dataset.update(
+            {key: value for key, value in (("synthesized", synthesized), ("repeat", repeat)) if value is not None}
+        )
     if test_split:
         for dataset in nodes(loaders[2], "MaskDataset"):
             dataset.data_prefix = {"img_path": f"img_{test_split}", "seg_map_path": f"label_{test_split}"}
@@ -191,13 +194,15 @@ def check_classes(config: Config, outputs: int | None = None) -> None:
     for dataset in nodes(loaders, "MaskDataset"):
         count = len(class_table(dataset.classes)["classes"])
         if outputs and outputs < count:
-            raise InputError(f"--head-classes {outputs}: class table {dataset.classes} has {count} classes; at least "
-                             "one output each")
+            raise InputError(
+                f"--head-classes {outputs}: class table {dataset.classes} has {count} classes; at least one output each"
+            )
         for head in heads(config) if not outputs else ():
             if head.get("num_classes") != count:
                 raise InputError(
                     f"{config.filename}: {head.get('type')}: num_classes is {head.get('num_classes')}, but class table "
-                    f"{dataset.classes} has {count} classes; correct one (--classes sets both)")
+                    f"{dataset.classes} has {count} classes; correct one (--classes sets both)"
+                )
 
 
 def set_max_iters(config: Config, max_iters: int) -> None:
@@ -211,8 +216,10 @@ def set_max_iters(config: Config, max_iters: int) -> None:
     """
     old = (config.get("train_cfg") or {}).get("max_iters")
     if old is None:
-        raise InputError(f"{config.filename}: --max-iters: this config trains by epochs; set them with --cfg-options "
-                         "train_cfg.max_epochs=N")
+        raise InputError(
+            f"{config.filename}: --max-iters: this config trains by epochs; set them with --cfg-options "
+            "train_cfg.max_epochs=N"
+        )
     config.train_cfg.max_iters = max_iters
     often = max(1, max_iters // 5)
     if "val_interval" in config.train_cfg:
@@ -222,8 +229,12 @@ def set_max_iters(config: Config, max_iters: int) -> None:
     given = config.get("param_scheduler") or []
     schedulers: list[Any] = [given] if isinstance(given, dict) else list(given)
     counted = [scheduler for scheduler in schedulers if not scheduler.get("by_epoch")]
-    beyond = [scheduler for scheduler in counted if scheduler.get("begin", 0) >= max_iters
-              or (scheduler.get("end") not in (None, old) and scheduler["end"] > max_iters)]
+    beyond = [
+        scheduler
+        for scheduler in counted
+        if scheduler.get("begin", 0) >= max_iters
+        or (scheduler.get("end") not in (None, old) and scheduler["end"] > max_iters)
+    ]
     if not beyond or len(counted) < len(schedulers):
         for scheduler in counted:
             if scheduler.get("end") == old:
@@ -231,24 +242,29 @@ def set_max_iters(config: Config, max_iters: int) -> None:
         return
     config.param_scheduler = _scaled(schedulers, old, max_iters)
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"--max-iters {max_iters}: shorter than a part of the schedule, which is scaled: {_spans(schedulers)} "
-              f"becomes {_spans(config.param_scheduler) or 'a constant rate'}", file=sys.stderr)
+        print(
+            f"--max-iters {max_iters}: shorter than a part of the schedule, which is scaled: {_spans(schedulers)} "
+            f"becomes {_spans(config.param_scheduler) or 'a constant rate'}",
+            file=sys.stderr,
+        )
 
 
 def _scaled(schedulers: list[Any], old: int, new: int) -> list[Any]:
     """Schedules for ``new`` iterations in place of ``old``; parts of less than two iterations fall away."""
     scaled = []
     for scheduler in schedulers:
-        begin, end = (min(new, round(place * new / old)) for place in (scheduler.get("begin", 0),
-                                                                       scheduler.get("end") or old))
+        begin, end = (
+            min(new, round(place * new / old)) for place in (scheduler.get("begin", 0), scheduler.get("end") or old)
+        )
         if end - begin >= 2:
             scaled.append({**scheduler, "begin": begin, "end": end})
     return scaled
 
 
 def _spans(schedulers: list[Any]) -> str:
-    return ", ".join(f"{scheduler['type']} {scheduler.get('begin', 0)}..{scheduler.get('end', 'end')}"
-                     for scheduler in schedulers)
+    return ", ".join(
+        f"{scheduler['type']} {scheduler.get('begin', 0)}..{scheduler.get('end', 'end')}" for scheduler in schedulers
+    )
 
 
 def set_crop_size(config: Config, size: int) -> None:

@@ -24,8 +24,11 @@ def write_confusion(matrix: np.ndarray, names: list[str], stem: Path) -> tuple[P
         The two files.
     """
     table, figure = (stem.with_name(stem.name + suffix) for suffix in (".json", ".svg"))
-    write_json({"classes": names, "rows": "true class", "columns": "predicted class", "pixels": matrix.tolist()}, table,
-               indent=None)
+    write_json(
+        {"classes": names, "rows": "true class", "columns": "predicted class", "pixels": matrix.tolist()},
+        table,
+        indent=None,
+    )
     with rc_context({"text.parse_math": False, "svg.hashsalt": "confusion"}), atomic_path(figure) as temporary:
         FigureCanvasSVG(_figure(matrix, names)).print_svg(str(temporary), metadata={"Date": None})
     return table, figure
@@ -47,7 +50,14 @@ def _figure(matrix: np.ndarray, names: list[str]) -> Figure:
     for row in range(count if count <= 40 else 0):  # more numbers than that nobody reads
         for column in range(count):
             if share[row, column] >= 0.5:
-                axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=8,
-                          color="white" if share[row, column] > 50 else "black")
+                axes.text(
+                    column,
+                    row,
+                    f"{share[row, column]:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share[row, column] > 50 else "black",
+                )
     figure.colorbar(image, label="% of the true class's pixels", shrink=0.8)
     return figure

@@ -1,4 +1,4 @@
-"""This project's data-set layout for mmseg: real pairs, and synthesised pairs beside them."""
+"""This project's data-set layout for mmseg: real pairs, and synthesized pairs beside them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _TOLD: set[Path] = set()  # folders of which something was said
 
 @DATASETS.register_module()
 class MaskDataset(BaseSegDataset):
-    """Images with index masks of the same name, optionally joined by synthesised ones.
+    """Images with index masks of the same name, optionally joined by synthesized ones.
 
-    Joint training shows ``repeat`` times the real pairs and once the synthesised ones in an epoch, which is
-    ``ConcatDataset([RepeatDataset(real, repeat), synthesised])``.
+    Joint training shows ``repeat`` times the real pairs and once the synthesized ones in an epoch, which is
+    ``ConcatDataset([RepeatDataset(real, repeat), synthesized])``.
 
     Args:
         classes: name of a built-in class table, or a path to a ``classes.json``.
@@ -35,7 +35,7 @@ class MaskDataset(BaseSegDataset):
         data_prefix: ``img_path`` and ``seg_map_path``, folders below ``data_root``, see ``common.pairing``.
         ann_file: optional mask list below ``data_root``, JSON lines with ``target`` (image) and ``source`` (mask),
             both relative to ``data_root``; without it all images of the folder are taken.
-        synthesised: folder with ``resampled_img`` and ``resampled_label``, as resample.sh writes it.
+        synthesized: folder with ``resampled_img`` and ``resampled_label``, as resample.sh writes it.
         repeat: how often a real pair counts.
         follow_links: links below the data root may lead a list's paths to files outside it.
         **kwargs: see ``BaseSegDataset``.
@@ -44,11 +44,12 @@ class MaskDataset(BaseSegDataset):
         InputError: a folder, a mask or an image is missing; a line of the list is not readable.
     """
 
-    def __init__(self, classes: str, synthesised: str | None = None, repeat: int = 1, follow_links: bool = False,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self, classes: str, synthesized: str | None = None, repeat: int = 1, follow_links: bool = False, **kwargs: Any
+    ) -> None:
         if repeat < 1:
             raise InputError(f"repeat: {repeat}; must be at least 1")
-        self.synthesised = synthesised
+        self.synthesized = synthesized
         self.repeat = repeat
         self.follow_links = follow_links
         self.labels = replace(load_class_table(classes).labels, reduce_zero=bool(kwargs.get("reduce_zero_label")))
@@ -63,13 +64,19 @@ class MaskDataset(BaseSegDataset):
             folders = Path(self.data_prefix["img_path"]), Path(self.data_prefix["seg_map_path"])
             real = _folder_pairs(*folders, "--data-root")
         pairs = real * self.repeat
-        if self.synthesised:
-            folder = Path(self.synthesised)
-            pairs += _folder_pairs(folder / "resampled_img", folder / "resampled_label", "--synthesised")
+        if self.synthesized:
+            folder = Path(self.synthesized)
+            pairs += _folder_pairs(folder / "resampled_img", folder / "resampled_label", "--synthesized")
         refuse_doubt(self.labels, [mask for _, mask in real], f"data_root {self.data_root or '.'}")
         return [
-            {"img_path": str(image), "seg_map_path": str(mask), "label_map": self.label_map, "labels": self.labels,
-             "reduce_zero_label": self.reduce_zero_label, "seg_fields": []}
+            {
+                "img_path": str(image),
+                "seg_map_path": str(mask),
+                "label_map": self.label_map,
+                "labels": self.labels,
+                "reduce_zero_label": self.reduce_zero_label,
+                "seg_fields": [],
+            }
             for image, mask in pairs
         ]
 
@@ -99,7 +106,7 @@ def _listed_pairs(path: Path, root: Path, follow_links: bool) -> list[tuple[Path
                 raise ValueError("needs JSON with source and target, both texts")
             image, mask = (locate(str(name), root, follow_links) for name in written)
         except ValueError as error:
-            reason = str(error).replace("with --follow_links", "with follow_links=True of the config's MaskDataset")
+            reason = str(error).replace("with --follow-links", "with follow_links=True of the config's MaskDataset")
             raise InputError(f"{path}: line {number}: {reason}") from error
         pairs.append((image, mask))
     if not pairs:

@@ -49,8 +49,10 @@ def check_sizes(dataset: Any, where: str) -> None:
         size, mask_size = _size(image), _size(mask)
         if size and mask_size and size != mask_size:
             (width, height), (mask_width, mask_height) = size, mask_size
-            raise InputError(f"{where}: {one_line(image)} is {width} x {height} px, its mask {one_line(mask)} "
-                             f"{mask_width} x {mask_height} (width x height); they must agree")
+            raise InputError(
+                f"{where}: {one_line(image)} is {width} x {height} px, its mask {one_line(mask)} "
+                f"{mask_width} x {mask_height} (width x height); they must agree"
+            )
 
 
 def _paths(dataset: Any) -> Iterator[tuple[str, str]]:

@@ -56,8 +56,14 @@ class Segmentor:
 
     def settings(self) -> str:
         """A digest of all in the config that changes what is predicted or counted; weights aside."""
-        return digest(self.config.model.to_dict(), list(self.views) or test_steps(self.config), self._half_precision(),
-                      self.rule.targets().tolist(), self.rule.ignored, self.class_names)
+        return digest(
+            self.config.model.to_dict(),
+            list(self.views) or test_steps(self.config),
+            self._half_precision(),
+            self.rule.targets().tolist(),
+            self.rule.ignored,
+            self.class_names,
+        )
 
     def batch_size(self) -> int:
         """Images a batch in the config's own test."""
@@ -115,8 +121,10 @@ def load_segmentor(config: Config, checkpoint: str, device: str) -> Segmentor:
     head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
     count = getattr(model, "predicted_classes", None) or getattr(model, "num_classes", None)
     if not isinstance(count, int) or not 2 <= count <= 255:
-        raise InputError(f"{config.filename}: model {model_config.type} tells {count} classes apart; must be 2 to 255 "
-                         "(one of them for what belongs to none)")
+        raise InputError(
+            f"{config.filename}: model {model_config.type} tells {count} classes apart; must be 2 to 255 "
+            "(one of them for what belongs to none)"
+        )
     rule = label_rule(config, count, head)
     test_pipeline(config)
     names = _class_names(config, rule, checkpoint, meta)
@@ -137,8 +145,10 @@ def _class_names(config: Config, rule: LabelRule, checkpoint: str, meta: Any) ->
         if len(names or ()) == rule.num_classes:
             found = [str(name) for name in names or ()]
             if twice := sorted({name for name in found if found.count(name) > 1}):
-                raise InputError(f"{where}: two classes named {one_line(twice[0], 60)}; give each its own name, or "
-                                 "name a class table with --classes")
+                raise InputError(
+                    f"{where}: two classes named {one_line(twice[0], 60)}; give each its own name, or "
+                    "name a class table with --classes"
+                )
             return found
     return [str(c) for c in range(rule.num_classes)]
 
@@ -168,8 +178,9 @@ def test_steps(config: Config) -> list[dict[str, Any]]:
     """
     steps = pipeline(config)
     if any("TestTimeAug" in str(step.get("type")) for step in steps):
-        raise InputError(f"{config.filename}: the test pipeline has TestTimeAug, which is not supported; take a "
-                         "pipeline without it")
+        raise InputError(
+            f"{config.filename}: the test pipeline has TestTimeAug, which is not supported; take a pipeline without it"
+        )
     return [step for step in steps if not loads_masks(step)]
 
 
@@ -214,8 +225,12 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list) else value
 
 
-def segment(segmentor: Segmentor, items: Sequence[tuple[Path, Path | None]], batches: Sequence[Sequence[int]],
-            num_workers: int = 4) -> Iterator[Prediction]:
+def segment(
+    segmentor: Segmentor,
+    items: Sequence[tuple[Path, Path | None]],
+    batches: Sequence[Sequence[int]],
+    num_workers: int = 4,
+) -> Iterator[Prediction]:
     """Runs the segmentor over images of any sizes; an image is first brought to its mask's size.
 
     What is found in an image depends on its batch by the last bits of a sum, so the caller says which images share one.
@@ -231,8 +246,13 @@ def segment(segmentor: Segmentor, items: Sequence[tuple[Path, Path | None]], bat
     """
     config = segmentor.config
     images = _Images(items, test_pipeline(config, segmentor.views), segmentor.rule.labels())
-    loader = DataLoader(images, batch_sampler=[list(batch) for batch in batches],
-                        num_workers=bounded(num_workers, len(batches)), collate_fn=list, worker_init_fn=_start_worker)
+    loader = DataLoader(
+        images,
+        batch_sampler=[list(batch) for batch in batches],
+        num_workers=bounded(num_workers, len(batches)),
+        collate_fn=list,
+        worker_init_fn=_start_worker,
+    )
     torch.backends.cudnn.benchmark = False  # which would choose by speed, differently in every run
     for batch in loader:
         if wrong := next((item for item in batch if isinstance(item, str)), None):
@@ -244,8 +264,9 @@ def segment(segmentor: Segmentor, items: Sequence[tuple[Path, Path | None]], bat
             try:
                 samples = segmentor.test_step(data)
             except RuntimeError as error:
-                raise InputError(f"{items[group[0][0]][0]}: the segmentor of {config.filename} cannot take it "
-                                 f"({one_line(error)})") from error
+                raise InputError(
+                    f"{items[group[0][0]][0]}: the segmentor of {config.filename} cannot take it ({one_line(error)})"
+                ) from error
             for (index, _, ids), sample in zip(group, samples, strict=True):
                 yield _prediction(index, ids, sample, items[index][0], segmentor)
 
@@ -257,8 +278,9 @@ def _start_worker(_: int) -> None:
 
 def _prediction(index: int, ids: np.ndarray, sample: Any, image: Path, segmentor: Segmentor) -> Prediction:
     if "seg_logits" not in sample:
-        raise InputError(f"{segmentor.config.filename}: {segmentor.config.model.type} predicts no logits; name another "
-                         "segmentor")
+        raise InputError(
+            f"{segmentor.config.filename}: {segmentor.config.model.type} predicts no logits; name another segmentor"
+        )
     logits = sample.seg_logits.data
     if logits.isnan().any():
         raise InputError(f"{image}: the segmentor's output is not finite here; are its weights sound?")

@@ -84,8 +84,10 @@ def label_rule(config: Config, num_classes: int, head: nn.Module | None = None) 
             reads = replace(classes.labels, reduce_zero=bool(dataset.get("reduce_zero_label")))
             steps = _annotation_steps(config)
             if any(step.get("reduce_zero_label") not in (None, reads.reduce_zero) for step in steps):
-                raise InputError(f"{config.filename}: reduce_zero_label is {reads.reduce_zero} in the test set, not in "
-                                 "the step that loads masks; say the same in both")
+                raise InputError(
+                    f"{config.filename}: reduce_zero_label is {reads.reduce_zero} in the test set, not in "
+                    "the step that loads masks; say the same in both"
+                )
             names, table, files = classes.names, reads.table, reads
         else:
             reduce_zero_label, label_map, names = _facts(dataset) if dataset else (False, None, ())
@@ -93,8 +95,10 @@ def label_rule(config: Config, num_classes: int, head: nn.Module | None = None) 
     except InputError:
         raise
     except Exception as error:  # classes of a config, which may raise anything
-        raise InputError(f"{config.filename}: the test set's masks cannot be read as it says: "
-                         f"{one_line(error) or type(error).__name__}") from error
+        raise InputError(
+            f"{config.filename}: the test set's masks cannot be read as it says: "
+            f"{one_line(error) or type(error).__name__}"
+        ) from error
     evaluator = config.get("test_evaluator")
     metrics = [*nodes(evaluator, "IoUMetric"), *nodes(evaluator, "ClassIoUMetric")]
     ignored = getattr(head, "ignore_index", IGNORED)
@@ -105,6 +109,7 @@ def label_rule(config: Config, num_classes: int, head: nn.Module | None = None) 
 
 def test_dataset(config: Config) -> Any:
     """The first data set of the config's test loader, whatever wraps it; None where there is none."""
+
     def first(tree: Any) -> Any:
         if isinstance(tree, (list, tuple)):
             return next((found for part in tree if (found := first(part))), None)
@@ -161,14 +166,20 @@ def _default(kind: type, name: str) -> Any:
     return None
 
 
-def _label_of_each_id(steps: list[dict[str, Any]], reduce_zero_label: bool, label_map: dict[int, int] | None
-                      ) -> np.ndarray:
+def _label_of_each_id(
+    steps: list[dict[str, Any]], reduce_zero_label: bool, label_map: dict[int, int] | None
+) -> np.ndarray:
     """(256,) int16: what the config's own step makes of a mask that shows each id once."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "ids.png")
         Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(path)
-        results: Any = {"img_path": str(path), "seg_map_path": str(path), "label_map": label_map,
-                        "reduce_zero_label": reduce_zero_label, "seg_fields": []}
+        results: Any = {
+            "img_path": str(path),
+            "seg_map_path": str(path),
+            "label_map": label_map,
+            "reduce_zero_label": reduce_zero_label,
+            "seg_fields": [],
+        }
         for step in steps:
             results = TRANSFORMS.build(step)(results)
     labels = np.asarray(results["gt_seg_map"])

@@ -44,8 +44,9 @@ class ReadAnnotations(LoadAnnotations):
         """
         reduce_zero = results["reduce_zero_label"] if self.reduce_zero_label is None else self.reduce_zero_label
         if reduce_zero != results["reduce_zero_label"]:
-            raise InputError(f"reduce_zero_label is {reduce_zero} in the pipeline, but not in the data set; say the "
-                             "same in both")
+            raise InputError(
+                f"reduce_zero_label is {reduce_zero} in the pipeline, but not in the data set; say the same in both"
+            )
         path, labels = results["seg_map_path"], results.get("labels")
         if labels is not None:
             ids = labels.read(path)
@@ -57,8 +58,11 @@ class ReadAnnotations(LoadAnnotations):
                 ids = table[ids]
         height, width = results.get("ori_shape", ids.shape)
         if ids.shape != (height, width):
-            raise ImageError.of(path, f"is {ids.shape[1]} x {ids.shape[0]} px, its image {width} x {height} (width x "
-                                      "height); they must agree")
+            raise ImageError.of(
+                path,
+                f"is {ids.shape[1]} x {ids.shape[0]} px, its image {width} x {height} (width x "
+                "height); they must agree",
+            )
         results["gt_seg_map"] = ids
         results["seg_fields"].append("gt_seg_map")
 
@@ -68,9 +72,9 @@ _UNDERSTOOD = {"type", "to_float32", "reduce_zero_label", "imdecode_backend"}
 
 
 def use_own_readers(tree: Any) -> bool:
-    """Names ``ReadImage`` and ``ReadAnnotations`` where a config names mmseg's loading of colour images and masks.
+    """Names ``ReadImage`` and ``ReadAnnotations`` where a config names mmseg's loading of color images and masks.
 
-    Steps that ask for more (another place than the disk, grey images) stay as they are.
+    Steps that ask for more (another place than the disk, gray images) stay as they are.
 
     Args:
         tree: a config, or any part of it; changed in place.

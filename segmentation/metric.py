@@ -36,8 +36,10 @@ class ClassIoUMetric(IoUMetric):
         if self.confusion and not self.format_only:
             count = len(self.dataset_meta["classes"])
             for place, sample in enumerate(data_samples, start):
-                found, truth = (sample[key]["data"].squeeze().cpu().numpy().astype(np.int64)
-                                for key in ("pred_sem_seg", "gt_sem_seg"))
+                found, truth = (
+                    sample[key]["data"].squeeze().cpu().numpy().astype(np.int64)
+                    for key in ("pred_sem_seg", "gt_sem_seg")
+                )
                 known = (truth != self.ignore_index) & (truth < count) & (found < count)
                 pixels = np.bincount(truth[known] * count + found[known], minlength=count**2)
                 self.results[place] = (*self.results[place], pixels)

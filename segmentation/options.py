@@ -53,11 +53,19 @@ def _finite(value: Any) -> bool:
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """``--cfg-options key=value ...``, as mmseg's own commands have it, and ``--trust-config``."""
-    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE",
-                        help="config values to set; nested keys with dots")
-    parser.add_argument("--trust-config", action="store_true",
-                        help="mmseg configs are Python and run: one from a folder of results is taken as plain values, "
-                             "as this project writes it there, unless you vouch for it with this")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=ConfigOptions,
+        metavar="KEY=VALUE",
+        help="config values to set; nested keys with dots",
+    )
+    parser.add_argument(
+        "--trust-config",
+        action="store_true",
+        help="mmseg configs are Python and run: one from a folder of results is taken as plain values, "
+        "as this project writes it there, unless you vouch for it with this",
+    )
 
 
 def set_options(config: Config, options: dict[str, Any]) -> None:
@@ -79,8 +87,10 @@ def _check(config: Config, key: str, value: Any) -> None:
     option = f"--cfg-options {one_line(key, 80)}"
     first, *rest = key.split(".")
     if first not in TOP:
-        raise InputError(f"{option}: the config's {first} is read by nothing{_similar(first, TOP)}; name the place "
-                         "where the value is used, such as train_dataloader.batch_size")
+        raise InputError(
+            f"{option}: the config's {first} is read by nothing{_similar(first, TOP)}; name the place "
+            "where the value is used, such as train_dataloader.batch_size"
+        )
     node, name = config._cfg_dict, first
     for deeper in rest:
         parent, node = node, _child(node, name, option)
@@ -96,8 +106,9 @@ def _check(config: Config, key: str, value: Any) -> None:
     old = _child(node, name, option)
     given = one_line(repr(value), 60)
     if isinstance(old, dict) and value is not None:
-        raise InputError(f"{option}: is a group of settings, not {given}; set one of "
-                         f"{one_line(', '.join(map(str, old)) or 'it')}")
+        raise InputError(
+            f"{option}: is a group of settings, not {given}; set one of {one_line(', '.join(map(str, old)) or 'it')}"
+        )
     if isinstance(old, bool) and not isinstance(value, (bool, type(None))):
         raise InputError(f"{option}: {given} is neither True nor False")
     if isinstance(old, (int, float)) and isinstance(value, (str, bool)) and not isinstance(old, bool):

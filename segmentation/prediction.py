@@ -46,7 +46,7 @@ class Outputs:
 
     Attributes:
         folder: with ``masks``, ``overlays`` and ``probabilities``.
-        overlay: the image with the classes' colours over it (PNG).
+        overlay: the image with the classes' colors over it (PNG).
         probabilities: float16 (C, H, W), ``.npy``.
     """
 
@@ -76,12 +76,13 @@ def open_folder(folder: Path, made_from: dict[str, str]) -> None:
         return
     before = read_json(path, Stamp, "remove the folder, or name another").made_from
     if other := [name for name in {**before, **made_from} if before.get(name) != made_from.get(name)]:
-        raise InputError(f"--out {folder}: holds predictions of another {' and '.join(sorted(other))}; name another "
-                         "folder")
+        raise InputError(
+            f"--out {folder}: holds predictions of another {' and '.join(sorted(other))}; name another folder"
+        )
 
 
 def palette(segmentor: Segmentor) -> np.ndarray:
-    """Colours of the classes, (C, 3) uint8 RGB: the test set's, else far-apart ones."""
+    """Colors of the classes, (C, 3) uint8 RGB: the test set's, else far-apart ones."""
     dataset = test_dataset(segmentor.config)
     colors = class_table(dataset["classes"])["palette"] if dataset and "classes" in dataset else []
     if len(colors) != segmentor.num_classes:
@@ -89,8 +90,14 @@ def palette(segmentor: Segmentor) -> np.ndarray:
     return np.array(colors, dtype=np.uint8)
 
 
-def predict(segmentor: Segmentor, images: dict[str, Path], outputs: Outputs, ranks: Ranks, batch_size: int = 1,
-            num_workers: int = 4) -> int:
+def predict(
+    segmentor: Segmentor,
+    images: dict[str, Path],
+    outputs: Outputs,
+    ranks: Ranks,
+    batch_size: int = 1,
+    num_workers: int = 4,
+) -> int:
     """Predicts each image that is not done.
 
     Args:
@@ -106,9 +113,13 @@ def predict(segmentor: Segmentor, images: dict[str, Path], outputs: Outputs, ran
     """
     journal = Journal(outputs.folder, "predicted", Predicted)
     done = journal.read()
-    todo = [(name, path) for name, path in images.items()
-            if name not in done or done[name].state != _state(path)
-            or not all(file.is_file() for file in outputs.paths(name).values())]
+    todo = [
+        (name, path)
+        for name, path in images.items()
+        if name not in done
+        or done[name].state != _state(path)
+        or not all(file.is_file() for file in outputs.paths(name).values())
+    ]
     if len(todo) < len(images) and ranks.rank == 0:
         print(f"{len(images) - len(todo)} of {len(images)} images are done", flush=True)
     ranks.once(lambda: check_images([path for _, path in todo]))
@@ -133,6 +144,7 @@ def check_images(paths: Sequence[Path]) -> None:
     Raises:
         InputError: names the first ones that cannot be used.
     """
+
     def fault(path: Path) -> str:
         try:
             read_image(path)
@@ -141,8 +153,11 @@ def check_images(paths: Sequence[Path]) -> None:
         return ""
 
     with ThreadPoolExecutor() as pool:
-        faults = [line for line in tqdm(pool.map(fault, paths), "checking files", len(paths), unit="image",
-                                        leave=False) if line]
+        faults = [
+            line
+            for line in tqdm(pool.map(fault, paths), "checking files", len(paths), unit="image", leave=False)
+            if line
+        ]
     if faults:
         raise InputError(listed(faults))
 
@@ -168,7 +183,7 @@ def _probabilities(logits: torch.Tensor) -> np.ndarray:
 
 
 def painted(image: np.ndarray, found: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """An image (H, W, 3) under its classes' colours, half and half, and the borders of classes in full.
+    """An image (H, W, 3) under its classes' colors, half and half, and the borders of classes in full.
 
     Args:
         image: uint8 RGB.
@@ -186,7 +201,7 @@ def painted(image: np.ndarray, found: np.ndarray, colors: np.ndarray) -> np.ndar
 
 
 def write_table(segmentor: Segmentor, folder: Path) -> None:
-    """``classes.json``: names and colours of what the masks hold, for other commands' ``--classes``."""
+    """``classes.json``: names and colors of what the masks hold, for other commands' ``--classes``."""
     rule, n = segmentor.rule, segmentor.num_classes
     values = rule.ids()[:n].tolist()
     table = {"classes": segmentor.class_names, "palette": palette(segmentor).tolist(), "ignore_index": IGNORE}

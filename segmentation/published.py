@@ -31,7 +31,9 @@ class MyFusuDataset(BaseSegDataset):
         "palette": _FUSU.palette.tolist(),
     }
 
-    def __init__(self, img_suffix: str = ".jpg", seg_map_suffix: str = ".png", reduce_zero_label: bool = False,
-                 **kwargs: Any) -> None:
-        super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label,
-                         **kwargs)
+    def __init__(
+        self, img_suffix: str = ".jpg", seg_map_suffix: str = ".png", reduce_zero_label: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label, **kwargs
+        )

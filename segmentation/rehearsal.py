@@ -24,7 +24,7 @@ from segmentation.config import nodes, stage
 from segmentation.files import check_sizes
 from segmentation.runner import SegmentorRunner, TestRunner, nothing_left
 
-_SAMPLES = 2  # a model with batch normalisation of one value an image needs two
+_SAMPLES = 2  # a model with batch normalization of one value an image needs two
 
 
 def rehearse(cfg: Config, task: str) -> None:
@@ -141,8 +141,10 @@ def _check_memory(cfg: Config, loaders: Sequence[str]) -> None:
     for name in loaders:
         batch = (cfg.get(name) or {}).get("batch_size", 1)
         if (needed := 12 * pixels * batch) > memory:
-            raise InputError(f"{cfg.filename}, {name}: {batch} images of {pixels} px need {needed >> 30} GiB, this "
-                             f"machine has {memory >> 30}; lower batch_size or crop_size")
+            raise InputError(
+                f"{cfg.filename}, {name}: {batch} images of {pixels} px need {needed >> 30} GiB, this "
+                f"machine has {memory >> 30}; lower batch_size or crop_size"
+            )
 
 
 def _area(size: Any) -> int:

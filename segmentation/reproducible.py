@@ -102,14 +102,30 @@ def number_draws(loop: Any, seed: int) -> None:
     if not isinstance(loop, (IterBasedTrainLoop, EpochBasedTrainLoop)) or loader.batch_sampler is None:
         return  # another package's loop: it draws as it likes
     if not len(loader):
-        raise InputError(f"train_dataloader: {len(loader.dataset)} items are not one batch of {loader.batch_size}; "
-                         "lower batch_size, or drop_last=False")
+        raise InputError(
+            f"train_dataloader: {len(loader.dataset)} items are not one batch of {loader.batch_size}; "
+            "lower batch_size, or drop_last=False"
+        )
     batches = NumberedBatches(loader.batch_sampler, seed, isinstance(loop, IterBasedTrainLoop))
-    options = {name: getattr(loader, name) for name in ("num_workers", "collate_fn", "pin_memory", "timeout",
-                                                        "prefetch_factor", "persistent_workers", "generator")}
-    loop.dataloader = DataLoader(SeededItems(loader.dataset), batch_sampler=batches,
-                                 multiprocessing_context=loader.multiprocessing_context,
-                                 worker_init_fn=_WorkerStart(loader.worker_init_fn), **options)
+    options = {
+        name: getattr(loader, name)
+        for name in (
+            "num_workers",
+            "collate_fn",
+            "pin_memory",
+            "timeout",
+            "prefetch_factor",
+            "persistent_workers",
+            "generator",
+        )
+    }
+    loop.dataloader = DataLoader(
+        SeededItems(loader.dataset),
+        batch_sampler=batches,
+        multiprocessing_context=loader.multiprocessing_context,
+        worker_init_fn=_WorkerStart(loader.worker_init_fn),
+        **options,
+    )
     if isinstance(loop, IterBasedTrainLoop):
         loop.dataloader_iterator = EndlessBatches(loop.dataloader, batches)
 
@@ -177,8 +193,13 @@ class TrainingHook(Hook):
             InputError: it is nan or infinite.
         """
         loss = outputs.get("loss") if isinstance(outputs, dict) else None
-        if isinstance(loss, torch.Tensor) and (loss.device.type == "cpu" or runner.iter % 20 == 0) \
-                and not torch.isfinite(loss).all():
-            raise InputError(f"{runner.cfg.filename}: the loss is {float(loss.detach().mean())} at iteration "
-                             f"{runner.iter + 1}, the weights saved last are kept; lower the learning rate "
-                             "(--cfg-options optim_wrapper.optimizer.lr=...) and start again in another folder")
+        if (
+            isinstance(loss, torch.Tensor)
+            and (loss.device.type == "cpu" or runner.iter % 20 == 0)
+            and not torch.isfinite(loss).all()
+        ):
+            raise InputError(
+                f"{runner.cfg.filename}: the loss is {float(loss.detach().mean())} at iteration "
+                f"{runner.iter + 1}, the weights saved last are kept; lower the learning rate "
+                "(--cfg-options optim_wrapper.optimizer.lr=...) and start again in another folder"
+            )

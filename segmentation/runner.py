@@ -60,8 +60,11 @@ class SegmentorRunner(Runner):
         """As mmengine's; several processes may train on CPUs, too."""
         if self.distributed and get_device() == "cpu" and not is_model_wrapper(model):
             model = revert_sync_batchnorm(model)  # which needs GPUs
-            given = {"find_unused_parameters": self.cfg.get("find_unused_parameters", False),
-                     "broadcast_buffers": False, **(model_wrapper_cfg or {})}
+            given = {
+                "find_unused_parameters": self.cfg.get("find_unused_parameters", False),
+                "broadcast_buffers": False,
+                **(model_wrapper_cfg or {}),
+            }
             model_wrapper_cfg = {**given, "device_ids": None}
         return super().wrap_model(model_wrapper_cfg, model)
 
@@ -87,8 +90,9 @@ class SegmentorRunner(Runner):
             if is_main_process() and (path := Path(out_dir, name)).is_file():
                 sync(path)
 
-    def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = False,
-                        revise_keys: Any = ((r"^module\.", ""),)) -> dict[str, Any]:
+    def load_checkpoint(
+        self, filename: str, map_location: Any = "cpu", strict: bool = False, revise_keys: Any = ((r"^module\.", ""),)
+    ) -> dict[str, Any]:
         """Loads weights: all of them to test or resume; those that fit, to train on from others.
 
         Raises:
@@ -96,8 +100,12 @@ class SegmentorRunner(Runner):
         """
         checkpoint = CheckpointLoader.load_checkpoint(filename, map_location)
         if self._resume:
-            parse(checkpoint, TrainingCheckpoint, filename, "no training can go on from it; to take its weights alone, "
-                  "use --load-from without --resume")
+            parse(
+                checkpoint,
+                TrainingCheckpoint,
+                filename,
+                "no training can go on from it; to take its weights alone, use --load-from without --resume",
+            )
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = bare(self.model)
         state = tensors_of(checkpoint, filename)
@@ -108,34 +116,49 @@ class SegmentorRunner(Runner):
         if unfit := differences(expected, state, optional):
             if self.testing or self._resume:
                 raise InputError(f"{filename}: weights of another model than the config's: {some(unfit)}")
-            state = {key: value for key, value in state.items()
-                     if key in expected and not differences({key: expected[key]}, {key: value}, ())}
+            state = {
+                key: value
+                for key, value in state.items()
+                if key in expected and not differences({key: expected[key]}, {key: value}, ())
+            }
             if not state:
                 raise InputError(f"{filename}: none of its weights fits the config's model: {some(unfit)}")
             if is_main_process():
-                print(f"{filename}: {len(state)} weights taken; not taken, and trained from their start: "
-                      f"{'; '.join(unfit)}", flush=True)
+                print(
+                    f"{filename}: {len(state)} weights taken; not taken, and trained from their start: "
+                    f"{'; '.join(unfit)}",
+                    flush=True,
+                )
         model.load_state_dict(state, strict=False)
         self._has_loaded = True
         return checkpoint
 
-    def resume(self, filename: str, resume_optimizer: bool = True, resume_param_scheduler: bool = True,
-               map_location: str | Callable[..., Any] = "default") -> None:
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: str | Callable[..., Any] = "default",
+    ) -> None:
         """As mmengine's; the schedule is the config's, at the place where the training stopped.
 
         Raises:
             InputError: the file is no training's, or was trained with another optimizer, rate or seed.
         """
-        wanted = [{key: value for key, value in group.items() if key != "params"}
-                  for group in getattr(self.optim_wrapper, "param_groups", [])]
+        wanted = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in getattr(self.optim_wrapper, "param_groups", [])
+        ]
         configured = [_arguments(scheduler) for scheduler in self.schedules()]
         try:
             super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{filename}: no checkpoint that this training can go on from ({one_line(error)}); to "
-                             "take its weights alone, use --load-from without --resume") from error
+            raise InputError(
+                f"{filename}: no checkpoint that this training can go on from ({one_line(error)}); to "
+                "take its weights alone, use --load-from without --resume"
+            ) from error
         _check_same(filename, wanted, getattr(self.optim_wrapper, "param_groups", []))
         for scheduler, arguments in zip(self.schedules(), configured, strict=True):
             vars(scheduler).update(arguments)
@@ -161,8 +184,12 @@ class TestRunner(SegmentorRunner):
 
 def _arguments(scheduler: Any) -> dict[str, Any]:
     """What the config says of a schedule, and how far it reaches; not how far it has come."""
-    names = {name for kind in type(scheduler).__mro__ if "__init__" in vars(kind)
-             for name in inspect.signature(kind).parameters} | {"total_iters"}
+    names = {
+        name
+        for kind in type(scheduler).__mro__
+        if "__init__" in vars(kind)
+        for name in inspect.signature(kind).parameters
+    } | {"total_iters"}
     return {key: value for key, value in vars(scheduler).items() if key in names and key not in _PROGRESS}
 
 
@@ -171,9 +198,11 @@ def _check_same(filename: str, wanted: list[dict[str, Any]], found: list[dict[st
         for key in new.keys() & old.keys():
             if f"initial_{key}" not in new and new[key] != old[key]:  # scheduled values are compared at their start
                 name = key.removeprefix("initial_")
-                raise InputError(f"{filename}: was trained with {name} {old[key]}, the config now says {new[key]}; "
-                                 f"--resume goes on as it began: leave {name} as it was, or take the weights alone "
-                                 "(--load-from without --resume)")
+                raise InputError(
+                    f"{filename}: was trained with {name} {old[key]}, the config now says {new[key]}; "
+                    f"--resume goes on as it began: leave {name} as it was, or take the weights alone "
+                    "(--load-from without --resume)"
+                )
 
 
 def join_processes(launcher: str) -> None:
@@ -184,8 +213,10 @@ def join_processes(launcher: str) -> None:
     """
     if launcher == "none":
         return
-    needed = {"pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
-              "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST")}[launcher]
+    needed = {
+        "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+        "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST"),
+    }[launcher]
     if missing := [name for name in needed if not os.environ.get(name)]:
         how = "torchrun --nproc-per-node N -m scripts.segmentor ..." if launcher == "pytorch" else "srun"
         raise InputError(f"--launcher {launcher}: {', '.join(missing)} not set; start the command with {how}")
@@ -198,15 +229,18 @@ def join_processes(launcher: str) -> None:
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
     elif torch.cuda.is_available() and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count():
-        raise InputError(f"--launcher {launcher}: process {os.environ['LOCAL_RANK']} of this machine has no GPU; there "
-                         f"are {torch.cuda.device_count()}: start as many processes")
+        raise InputError(
+            f"--launcher {launcher}: process {os.environ['LOCAL_RANK']} of this machine has no GPU; there "
+            f"are {torch.cuda.device_count()}: start as many processes"
+        )
 
 
 @contextlib.contextmanager
 def nothing_left() -> Iterator[None]:
     """Forgets mmengine's loggers, message hubs and the like of the block, which a later one of the same second gets."""
-    registered = [kind._instance_dict for kind in (MMLogger, MessageHub, DefaultScope, Visualizer,
-                                                   *_subclasses(Visualizer))]
+    registered = [
+        kind._instance_dict for kind in (MMLogger, MessageHub, DefaultScope, Visualizer, *_subclasses(Visualizer))
+    ]
     before = [set(instances) for instances in registered]
     grad = torch.is_grad_enabled()
     try:
@@ -222,5 +256,3 @@ def nothing_left() -> Iterator[None]:
 
 def _subclasses(kind: Any) -> list[Any]:
     return [inner for below in kind.__subclasses__() for inner in (below, *_subclasses(below))]
-
-

@@ -34,8 +34,14 @@ class SafeCheckpointHook(CheckpointHook):
                 path.unlink(missing_ok=True)
         progress = runner.epoch if self.by_epoch else runner.iter
         loop: Any = runner.train_loop
-        if (self.save_best and progress and runner.val_loop is not None and getattr(runner, "_resume", False)
-                and progress >= loop.val_begin and progress % loop.val_interval == 0):
+        if (
+            self.save_best
+            and progress
+            and runner.val_loop is not None
+            and getattr(runner, "_resume", False)
+            and progress >= loop.val_begin
+            and progress % loop.val_interval == 0
+        ):
             # The file was written before the validation of its iteration, which a stop may have prevented.
             runner.val_loop.run()
             runner.model.train()
@@ -50,9 +56,17 @@ class SafeCheckpointHook(CheckpointHook):
             runner.message_hub.update_info("keep_ckpt_ids", kept)
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
-        runner.save_checkpoint(self.out_dir, self.filename_tmpl.format(step), self.file_client_args,
-                               save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler,
-                               meta=meta, by_epoch=self.by_epoch, backend_args=self.backend_args, **self.args)
+        runner.save_checkpoint(
+            self.out_dir,
+            self.filename_tmpl.format(step),
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
         if not is_main_process():
             return
         with atomic_path(Path(runner.work_dir, POINTER)) as temporary:
@@ -145,8 +159,15 @@ def last_weights(folder: Path) -> Path | None:
     found = next(filter(is_whole, others), None)
     if pointer.exists() or others:
         what = f"names {Path(named).name}, which is missing or not whole" if named else "names no weights"
-        print(f"{pointer}: {what}; " + (f"going on from {found}, the newest whole file" if found else
-                                         "no whole file is there: starting from the beginning"), flush=True)
+        print(
+            f"{pointer}: {what}; "
+            + (
+                f"going on from {found}, the newest whole file"
+                if found
+                else "no whole file is there: starting from the beginning"
+            ),
+            flush=True,
+        )
     return found
 
 
@@ -158,8 +179,10 @@ def check_finite(state: dict[str, Any], where: str) -> None:
     """
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
-            raise InputError(f"{where}: weight {name} is not finite: the training diverged, and is not saved; lower "
-                             "the learning rate (--cfg-options optim_wrapper.optimizer.lr=...) and start again")
+            raise InputError(
+                f"{where}: weight {name} is not finite: the training diverged, and is not saved; lower "
+                "the learning rate (--cfg-options optim_wrapper.optimizer.lr=...) and start again"
+            )
 
 
 def sync(path: Path) -> None:

@@ -115,7 +115,7 @@ class MaskData(OpenSchema):
     data_root: str | None = None
     data_prefix: dict[str, str | None] = {}
     ann_file: str = ""
-    synthesised: str | None = None
+    synthesized: str | None = None
     repeat: Annotated[int, Field(ge=1, le=10**6)] = 1
     follow_links: bool = False
 

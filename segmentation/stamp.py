@@ -16,7 +16,7 @@ from segmentation.classes import class_table
 
 TRAIN = ("model", "train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "custom_hooks", "randomness")
 TEST = ("test_dataloader", "test_cfg", "test_evaluator")
-_PLACES = ("data_root", "synthesised")  # where data are: their contents count
+_PLACES = ("data_root", "synthesized")  # where data are: their contents count
 
 
 def _plain(config: Config, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -74,5 +74,7 @@ def data_files(loader: Any) -> list[Path]:
 
     built = (DATASETS.build({**entry, "lazy_init": True}) for entry in data_sets(loader))
     items = (item for dataset in built for item in dataset.load_data_list())
-    return [Path(path) for path in dict.fromkeys(
-        item[key] for item in items for key in ("img_path", "seg_map_path") if item.get(key))]
+    return [
+        Path(path)
+        for path in dict.fromkeys(item[key] for item in items for key in ("img_path", "seg_map_path") if item.get(key))
+    ]

@@ -28,8 +28,24 @@ SCOPES = ("mmseg", "mmcv", "mmengine")
 REMEDY = "read it, and say --trust-config if you know where it comes from"
 
 _RESULTS = ("*.pth", "*.ckpt", "*.pt", "*.safetensors", "last_checkpoint", "metrics*.json")
-_PLAIN = (ast.Module, ast.Assign, ast.Expr, ast.Constant, ast.Name, ast.Load, ast.Store, ast.List, ast.Tuple, ast.Dict,
-          ast.Set, ast.Call, ast.keyword, ast.UnaryOp, ast.USub, ast.UAdd)
+_PLAIN = (
+    ast.Module,
+    ast.Assign,
+    ast.Expr,
+    ast.Constant,
+    ast.Name,
+    ast.Load,
+    ast.Store,
+    ast.List,
+    ast.Tuple,
+    ast.Dict,
+    ast.Set,
+    ast.Call,
+    ast.keyword,
+    ast.UnaryOp,
+    ast.USub,
+    ast.UAdd,
+)
 
 
 def of_results(path: Path) -> bool:
@@ -62,10 +78,16 @@ def check_plain(path: Path, depth: int = 0) -> None:
         names = {_target(node) for node in tree.body if isinstance(node, ast.Assign)} | {"dict"}
         for node in ast.walk(tree):
             if not _is_plain(node) or (isinstance(node, ast.Name) and node.id not in names):
-                raise InputError(f"{path}, line {getattr(node, 'lineno', 1)}: a config in a folder of results must be "
-                                 f"values only, as scripts/segmentor.py writes it, not code; {REMEDY}")
-        bases = [base for node in tree.body if isinstance(node, ast.Assign) and _target(node) == "_base_"
-                 for base in _strings(node.value)]
+                raise InputError(
+                    f"{path}, line {getattr(node, 'lineno', 1)}: a config in a folder of results must be "
+                    f"values only, as scripts/segmentor.py writes it, not code; {REMEDY}"
+                )
+        bases = [
+            base
+            for node in tree.body
+            if isinstance(node, ast.Assign) and _target(node) == "_base_"
+            for base in _strings(node.value)
+        ]
     for base in bases:
         file = path.parent / base
         if "::" in base or any(inside(file, folder) for folder in OWN) or not file.is_file():
@@ -142,8 +164,9 @@ def check_types(path: str, tree: Any) -> None:
             scope, _, name = value.rpartition(".") if isinstance(value, str) else ("?", "", "")
             fine = value in SCOPES if key != "type" else name in known and scope in ("", *SCOPES)
             if not fine:
-                raise InputError(f"{path}, field {key}: {one_line(value, 80)} is not registered with mmseg or this "
-                                 f"project; {REMEDY}")
+                raise InputError(
+                    f"{path}, field {key}: {one_line(value, 80)} is not registered with mmseg or this project; {REMEDY}"
+                )
         if "pickle" in (node.get("decode_backend"), node.get("file_format")):
             raise InputError(f"{path}: reads pickles, which run code; {REMEDY}")
 

@@ -14,8 +14,9 @@ METRICS = {"mIoU": "mIoU", "mAcc": "mAcc", "OA": "aAcc"}
 """Scores that weights can be chosen by, and mmseg's names of them."""
 
 
-def set_validation(config: Config, split: str | None = None, interval: int | None = None, best: str | None = None
-                   ) -> None:
+def set_validation(
+    config: Config, split: str | None = None, interval: int | None = None, best: str | None = None
+) -> None:
     """Validates while training as the command line says; None leaves a value as the config has it.
 
     Args:
@@ -37,8 +38,10 @@ def set_validation(config: Config, split: str | None = None, interval: int | Non
         _on_split(config, split)
     if not config.get("val_dataloader"):
         if interval or best:
-            raise InputError(f"{'--best' if best else '--val-interval'}: this training validates on nothing; name a "
-                             "split with --val-split")
+            raise InputError(
+                f"{'--best' if best else '--val-interval'}: this training validates on nothing; name a "
+                "split with --val-split"
+            )
         return
     hooks = list(nodes(config.get("default_hooks"), "CheckpointHook"))
     if interval:
@@ -56,8 +59,10 @@ def set_validation(config: Config, split: str | None = None, interval: int | Non
 def _on_split(config: Config, split: str) -> None:
     loader = copy.deepcopy(config.get("test_dataloader"))
     if not any(nodes(loader or {}, "MaskDataset")):
-        raise InputError(f"{config.filename}: --val-split: the config's test has no MaskDataset; write val_dataloader, "
-                         "val_cfg and val_evaluator into the config")
+        raise InputError(
+            f"{config.filename}: --val-split: the config's test has no MaskDataset; write val_dataloader, "
+            "val_cfg and val_evaluator into the config"
+        )
     for dataset in nodes(loader, "MaskDataset"):
         dataset.data_prefix = {"img_path": f"img_{split}", "seg_map_path": f"label_{split}"}
         dataset.ann_file = ""
@@ -72,8 +77,10 @@ def chosen_on_test(config: Config) -> str:
     best = [hook.save_best for hook in nodes(config.get("default_hooks"), "CheckpointHook") if hook.get("save_best")]
     if not best or not places[0] or places[0] != places[1]:
         return ""
-    return (f"{config.filename}: keeps the weights with the best {best[0]} on the test images themselves, so that "
-            "their test score is no measure of new images. Another split: --val-split NAME; none: --val-split none")
+    return (
+        f"{config.filename}: keeps the weights with the best {best[0]} on the test images themselves, so that "
+        "their test score is no measure of new images. Another split: --val-split NAME; none: --val-split none"
+    )
 
 
 def _places(tree: Any) -> list[Any]:

@@ -35,8 +35,12 @@ class MeanOfViews(SegTTAModel):
             mean = torch.stack([one.float().softmax(0) if several else one for one in logits]).mean(0)
             found = mean.argmax(0, keepdim=True) if several else mean > self.module.decode_head.threshold
             sample = views[0]
-            sample.set_data({"seg_logits": PixelData(data=mean.clamp_min(1e-12).log() if several else mean),
-                             "pred_sem_seg": PixelData(data=found)})
+            sample.set_data(
+                {
+                    "seg_logits": PixelData(data=mean.clamp_min(1e-12).log() if several else mean),
+                    "pred_sem_seg": PixelData(data=found),
+                }
+            )
             merged.append(sample)
         return merged
 
@@ -54,12 +58,19 @@ def view_steps(config: Config) -> list[dict[str, Any]]:
     load, *steps = copy.deepcopy(pipeline(config))
     masks = [step for step in steps if loads_masks(step)]
     pack = [step for step in steps if str(step.get("type")).startswith("Pack")]
-    return [load, *(step for step in steps if step not in masks and step not in pack), {
-        "type": "TestTimeAug",
-        "transforms": [
-            [{"type": "Resize", "scale_factor": scale, "keep_ratio": True} for scale in SCALES],
-            [{"type": "RandomFlip", "prob": prob, "direction": "horizontal"} for prob in (0.0, 1.0)],
-            *([one] for one in masks), pack]}]
+    return [
+        load,
+        *(step for step in steps if step not in masks and step not in pack),
+        {
+            "type": "TestTimeAug",
+            "transforms": [
+                [{"type": "Resize", "scale_factor": scale, "keep_ratio": True} for scale in SCALES],
+                [{"type": "RandomFlip", "prob": prob, "direction": "horizontal"} for prob in (0.0, 1.0)],
+                *([one] for one in masks),
+                pack,
+            ],
+        },
+    ]
 
 
 def without_masks(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -96,7 +107,12 @@ def set_slide(config: Config, window: int, stride: int | None = None) -> None:
     """
     stride = stride or max(1, window * 2 // 3)
     if stride > window:
-        raise InputError(f"--slide {window} {stride}: the stride is larger than the window and leaves gaps; at most "
-                         f"{window}")
-    config.model.test_cfg = {**(config.model.get("test_cfg") or {}), "mode": "slide", "crop_size": (window, window),
-                             "stride": (stride, stride)}
+        raise InputError(
+            f"--slide {window} {stride}: the stride is larger than the window and leaves gaps; at most {window}"
+        )
+    config.model.test_cfg = {
+        **(config.model.get("test_cfg") or {}),
+        "mode": "slide",
+        "crop_size": (window, window),
+        "stride": (stride, stride),
+    }

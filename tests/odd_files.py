@@ -42,7 +42,7 @@ def _flipped(data, at):
 
 
 def _in_bits(depth):
-    """A grey PNG of ``depth`` bits whose samples are the ids, modulo its range."""
+    """A gray PNG of ``depth`` bits whose samples are the ids, modulo its range."""
     ids = (IDS % 2**depth).reshape(SIDE, -1, 8 // depth)
     packed = (ids << np.arange(8 - depth, -1, -depth, dtype=np.uint8)).sum(-1).astype(np.uint8)
     return png(SIDE, SIDE, depth, 0, b"".join(b"\0" + row.tobytes() for row in packed))
@@ -60,24 +60,31 @@ _FOUR_BANDS = encoded(np.dstack([PIXELS, IDS]), "TIFF")
 
 # name: (suffix, bytes, what is said of it as an image, as a mask); None: it is taken; a mask then holds IDS
 FILES = {
-    "grey": (".png", encoded(IDS), None, None),
+    "gray": (".png", encoded(IDS), None, None),
     "palette": (".png", encoded(IDS, palette=list(range(255, -1, -1)) * 3), None, None),
     "palette with a transparent class": (
-        ".png", encoded(IDS, palette=[9] * 768, transparency=2), "has transparent pixels", None),
+        ".png",
+        encoded(IDS, palette=[9] * 768, transparency=2),
+        "has transparent pixels",
+        None,
+    ),
     "three equal channels": (".png", encoded(np.stack([IDS] * 3, -1)), None, None),
     "four channels, opaque": (".png", encoded(_ALPHA), None, "has three channels that differ"),
     "half transparent": (".png", encoded(_GLASS), "has transparent pixels", "has transparent pixels"),
     "16 bit of ids": (".png", encoded(IDS.astype(np.uint16)), "has 16 bits a channel", None),
     "16 bit beyond": (".png", encoded(IDS.astype(np.uint16) * 300), "has 16 bits a channel", "values 300, 600, 900"),
-    "16 bit colours": (
-        ".png", png(SIDE, SIDE, 16, 2, (b"\0" + bytes(SIDE * 6)) * SIDE), "has 16 bits a channel",
-        "has colours of 16 bits"),
+    "16 bit colors": (
+        ".png",
+        png(SIDE, SIDE, 16, 2, (b"\0" + bytes(SIDE * 6)) * SIDE),
+        "has 16 bits a channel",
+        "has colors of 16 bits",
+    ),
     "2 bit": (".png", _in_bits(2), None, None),
     "4 bit": (".png", _in_bits(4), None, None),
     "32 bit TIFF": (".tif", encoded(IDS.astype(np.int32), "TIFF"), "has 32 bits a channel", None),
     "packed TIFF": (".tiff", encoded(IDS, "TIFF", compression="tiff_lzw"), None, None),
     "float TIFF": (".tif", encoded(IDS.astype(np.float32), "TIFF"), "has 32 bits a channel", "has float values"),
-    "16 bit TIFF colours": (".tif", None, "has 16 bits a channel", "has colours of 16 bits"),
+    "16 bit TIFF colors": (".tif", None, "has 16 bits a channel", "has colors of 16 bits"),
     "TIFF of four bands": (".tif", _FOUR_BANDS, "has a fourth band that is not opaque", "has transparent pixels"),
     "GeoTIFF with overviews": (".tif", encoded(IDS, "TIFF", **_OVERVIEWS), None, None),
     "two pages": (".tif", encoded(PIXELS, "TIFF", **_FRAMES), "holds several pages", "holds several pages"),
@@ -92,7 +99,11 @@ FILES = {
     "bomb of pixels": (".png", png(60000, 60000, 8, 0, b""), "Mpx", "Mpx"),
     "bomb of 201 Mpx": (".png", png(15000, 13400, 8, 0, b""), "more than 200 Mpx", "more than 200 Mpx"),
     "bomb in a chunk": (
-        ".png", png(SIDE, SIDE, 8, 0, (b"\0" + bytes(SIDE)) * SIDE, _BOMB), "cannot be read", "cannot be read"),
+        ".png",
+        png(SIDE, SIDE, 8, 0, (b"\0" + bytes(SIDE)) * SIDE, _BOMB),
+        "cannot be read",
+        "cannot be read",
+    ),
     "no pixels": (".png", png(0, 5, 8, 0, b""), "", ""),
     "empty": (".png", b"", "is empty", "is empty"),
     "no picture": (".png", b"no picture at all", "is no image", "is no image"),
@@ -101,7 +112,7 @@ FILES = {
 
 
 def _tiff_of_16_bits():
-    """A TIFF of 16-bit colours, which Pillow can read but not write."""
+    """A TIFF of 16-bit colors, which Pillow can read but not write."""
     data = PIXELS.astype("<u2").tobytes() * 1
     entries = [(256, 3, 1, SIDE), (257, 3, 1, SIDE), (258, 3, 3, 8 + len(data)), (259, 3, 1, 1), (262, 3, 1, 2),
                (273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, SIDE), (279, 4, 1, len(data))]  # fmt: skip
@@ -110,4 +121,4 @@ def _tiff_of_16_bits():
     return b"II*\0" + struct.pack("<I", after) + data + struct.pack("<3H", 16, 16, 16) + directory + bytes(4)
 
 
-FILES["16 bit TIFF colours"] = (".tif", _tiff_of_16_bits(), *FILES["16 bit TIFF colours"][2:])
+FILES["16 bit TIFF colors"] = (".tif", _tiff_of_16_bits(), *FILES["16 bit TIFF colors"][2:])

@@ -60,7 +60,6 @@ def test_every_option_refuses_what_no_number_and_no_name_is(parser_of, name):
     assert taken == []
 
 
-
 def test_there_are_commands():
     assert {"train", "inference", "filter", "resample", "compare", "segmentor", "train_dvae"} <= set(COMMANDS)
 

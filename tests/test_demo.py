@@ -33,9 +33,13 @@ def place(tmp_path):
 
 
 def start(place, **settings):
-    return subprocess.Popen(["bash", ROOT / "demo/prove.sh", place / "data", place / "out"], text=True,
-                            env={**os.environ, "PYTHON": str(place / "python"), **settings}, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        ["bash", ROOT / "demo/prove.sh", place / "data", place / "out"],
+        text=True,
+        env={**os.environ, "PYTHON": str(place / "python"), **settings},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
 
 
 def wait_for(path):

@@ -57,11 +57,17 @@ def test_options_exist(page, cli, options):
         if match is None or "$tools" in line:
             continue
         known = options_of(match[1] or match[2], options, cli)
-        for word in shlex.split(line[match.end():], comments=True):
+        for word in shlex.split(line[match.end() :], comments=True):
             name = word.partition("=")[0]
             assert not OPTION.fullmatch(name) or name in known, f"{page}: {line.strip()}: {name}"
-    everywhere = set().union(LIGHTNING, *(options_of(path.stem, options, cli) for path in ROOT.glob("scripts/*.py")
-                                          if '__name__ == "__main__"' in path.read_text()))
+    everywhere = set().union(
+        LIGHTNING,
+        *(
+            options_of(path.stem, options, cli)
+            for path in ROOT.glob("scripts/*.py")
+            if '__name__ == "__main__"' in path.read_text()
+        ),
+    )
     for code in inline(text):
         if code.startswith("--"):
             assert OPTION.match(code)[0] in everywhere, f"{page}: {code}"
@@ -79,15 +85,47 @@ def test_files_and_tests_exist(page):
 def test_the_script_that_prepares_data(scenes, tmp_path, cli, monkeypatch):
     (script,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/from_published.md").read_text(), re.S | re.M)
     for split in ("train", "test"):
-        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, (
-            scenes / f"img_{split}", scenes / f"label_{split}", tmp_path, split, scenes / "classes.json",
-            scenes / "ref_img"))])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                "prepare.py",
+                *map(
+                    str,
+                    (
+                        scenes / f"img_{split}",
+                        scenes / f"label_{split}",
+                        tmp_path,
+                        split,
+                        scenes / "classes.json",
+                        scenes / "ref_img",
+                    ),
+                ),
+            ],
+        )
         exec(compile(script.replace("SIDE = 512", "SIDE = 16"), "prepare.py", "exec"), {"__name__": "__main__"})
     first = json.loads((tmp_path / "inference_train_items.json").read_text().splitlines()[0])
     assert first["prompt"].startswith("a satellite image of ") and (tmp_path / first["ref_image"]).is_file()
     assert len(list((tmp_path / "label_train").iterdir())) == 4 * 8
-    out = cli("train", "--base", SMALL, "--config_model", SMALL, "-l", tmp_path / "logs", "--data_root", tmp_path,
-              "--train_txt_file", tmp_path / "train_set_items.json", "--val_txt_file", tmp_path / "test_set_items.json",
-              f"--model.params.classes={scenes / 'classes.json'}", "--gpus", "cpu", "--dry_run",
-              "data.params.train.params.size=16", "data.params.validation.params.size=16")
+    out = cli(
+        "train",
+        "--base",
+        SMALL,
+        "--config-model",
+        SMALL,
+        "-l",
+        tmp_path / "logs",
+        "--data-root",
+        tmp_path,
+        "--train-txt-file",
+        tmp_path / "train_set_items.json",
+        "--val-txt-file",
+        tmp_path / "test_set_items.json",
+        f"--model.params.classes={scenes / 'classes.json'}",
+        "--gpus",
+        "cpu",
+        "--dry-run",
+        "data.params.train.params.size=16",
+        "data.params.validation.params.size=16",
+    )
     assert "dry run" in out

@@ -47,16 +47,35 @@ def gone(processes, seconds=5):
     return not any(map(alive, processes))
 
 
-@pytest.mark.parametrize(("kind", "number"), [
-    ("pool", signal.SIGTERM), ("pool", signal.SIGKILL), ("children", signal.SIGTERM), ("children", signal.SIGKILL),
-    ("children", signal.SIGINT), ("script", signal.SIGTERM), ("script", signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        ("pool", signal.SIGTERM),
+        ("pool", signal.SIGKILL),
+        ("children", signal.SIGTERM),
+        ("children", signal.SIGKILL),
+        ("children", signal.SIGINT),
+        ("script", signal.SIGTERM),
+        ("script", signal.SIGKILL),
+    ],
+)
 def test_workers_and_children_end_with_their_command(kind, number):
-    command = {"pool": [sys.executable, "-c", POOL], "children": [sys.executable, "-c", CHILDREN, NAP],
-               "script": ["bash", "-c", SCRIPT, sys.executable, NAP]}[kind]
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, text=True) as process:
-        started = [int(name) for _ in range(2 if kind == "children" else 1)
-                   for name in process.stdout.readline().split()]
+    command = {
+        "pool": [sys.executable, "-c", POOL],
+        "children": [sys.executable, "-c", CHILDREN, NAP],
+        "script": ["bash", "-c", SCRIPT, sys.executable, NAP],
+    }[kind]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        started = [
+            int(name) for _ in range(2 if kind == "children" else 1) for name in process.stdout.readline().split()
+        ]
         assert len(started) == (1 if kind == "script" else 2) and all(map(alive, started))
         process.send_signal(number)
         rest = process.stdout.read()

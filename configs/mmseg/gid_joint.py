@@ -1,6 +1,6 @@
 # ruff: noqa: C408 (mmseg configs are written with dict())
-"""The same with synthesised images beside the real ones, which count 10 times."""
+"""The same with synthesized images beside the real ones, which count 10 times."""
 
 _base_ = "gid.py"
 
-train_dataloader = dict(dataset=dict(synthesised="data/GID/resampled", repeat=10))
+train_dataloader = dict(dataset=dict(synthesized="data/GID/resampled", repeat=10))

@@ -48,6 +48,4 @@ model = dict(
     test_cfg=dict(mode="whole"),
 )
 
-optim_wrapper = dict(
-    _delete_=True, type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.01)
-)
+optim_wrapper = dict(_delete_=True, type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.01))

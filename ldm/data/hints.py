@@ -18,9 +18,9 @@ class HintEncoder:
 
     * ``index``: id / 255 in three equal channels, as published weights expect; classes lie 1/255 apart, ignored pixels
       are 1.
-    * ``palette``: one far-apart colour a class (``far_apart_colors``, whatever the table's colours for pictures are, so
+    * ``palette``: one far-apart color a class (``far_apart_colors``, whatever the table's colors for pictures are, so
       that a trained model depends on the order of the classes alone), ignored pixels black.
-    * ``table``: the class table's own colours, such as a palette learnt by ``scripts.posterior_learning``; ignored
+    * ``table``: the class table's own colors, such as a palette learned by ``scripts.posterior_learning``; ignored
       pixels black.
     * ``onehot``: one channel a class, ignored pixels zero in all of them.
 
@@ -69,7 +69,6 @@ class HintEncoder:
             raise InputError(f"mask: class ids {np.unique(mask[~self._valid[mask]])[:10].tolist()} are no classes")
         return torch.from_numpy(np.take(self._table, mask, axis=1))  # (C, H, W)
 
-
     def decode(self, hint: torch.Tensor) -> np.ndarray:
         """The class ids that a hint encodes, for pictures.
 
@@ -87,7 +86,7 @@ class HintEncoder:
 
 
 def colorize(mask: np.ndarray, classes: ClassTable) -> np.ndarray:
-    """A mask in the colours of its class table; pixels without a class are black.
+    """A mask in the colors of its class table; pixels without a class are black.
 
     Args:
         mask: (H, W) uint8 class ids.

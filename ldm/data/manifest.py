@@ -139,8 +139,11 @@ def read_manifest(
     if check_files and not any(line.pixels for line in lines if not line.faults):
         raise InputError(f"{path}: no mask shows a class, all pixels of all {len(items)} masks are to be ignored")
     if progress and (turned := sum(line.turned for line in lines)):
-        print(f"{path}: {turned} of {len(lines)} items have an EXIF tag that asks to turn them; pixels are used as "
-              "stored, the tag is not applied", file=sys.stderr)
+        print(
+            f"{path}: {turned} of {len(lines)} items have an EXIF tag that asks to turn them; pixels are used as "
+            "stored, the tag is not applied",
+            file=sys.stderr,
+        )
     return items, faults
 
 
@@ -148,8 +151,9 @@ def _resolve(list_file: str | os.PathLike[str], data_root: str | os.PathLike[str
     root, path = Path(data_root), Path(list_file)
     try:
         if not root.is_dir():
-            raise InputError(f"data_root {one_line(root)}: no such folder; name the folder that the list's paths are "
-                             "relative to")
+            raise InputError(
+                f"data_root {one_line(root)}: no such folder; name the folder that the list's paths are relative to"
+            )
         if not path.is_file():
             if not (root / path).is_file():
                 raise InputError(f"{one_line(path)}: no such list file, neither here nor below {one_line(root)}")
@@ -189,7 +193,7 @@ def _parse(number: int, text: str, fields: list[str], root: Path, follow_links: 
 
 
 def _find_duplicates(lines: list[_Line], need_image: bool) -> None:
-    """Pairs are one-to-one; where images are synthesised, no two items may write the same output file."""
+    """Pairs are one-to-one; where images are synthesized, no two items may write the same output file."""
     used: dict[tuple[str, str], int] = {}
     for line in lines:
         for name in ("source", "target"):
@@ -234,8 +238,11 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int) -> None:
         shapes[name] = (pixels.shape[0], pixels.shape[1])
         if name == "source":
             counts = pixels_of_ids(pixels)
-            line.pixels = int(pixels.size - counts[IGNORE]) if classes is None else int(
-                counts[classes.labels.table != IGNORE].sum())
+            line.pixels = (
+                int(pixels.size - counts[IGNORE])
+                if classes is None
+                else int(counts[classes.labels.table != IGNORE].sum())
+            )
         if name == "source" and classes is not None and (wrong := classes.labels.wrong(pixels)):
             line.faults.append((name, f"{line.names[name]}: {wrong}"))
     if "source" not in shapes:

@@ -176,7 +176,7 @@ Box = tuple[float, float, float, float]  # left, upper, right, lower
 
 
 def middle(shape: tuple[int, ...], aspect: tuple[int, ...]) -> Box | None:
-    """The largest centred part of an image (H, W) that has the aspect ratio of another (H', W'); None for the whole."""
+    """The largest centered part of an image (H, W) of the aspect ratio of another (H', W'); None for the whole."""
     (height, width), (other_height, other_width) = shape, aspect
     if height * other_width == width * other_height:
         return None

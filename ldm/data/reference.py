@@ -1,4 +1,4 @@
-"""The reference image of training: the training image itself, moved, scaled, turned, and perhaps in other colours."""
+"""The reference image of training: the training image itself, moved, scaled, turned, and perhaps in other colors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ReferenceAugmentation:
     3. rotation, uniform in +- pi * ``rotate_frac_max``;
     4. translation by N(0, 1) * ``translate_frac_std`` of width and height.
 
-    2 to 4 are one affine warp about the image's centre. With ``color`` above 0 every image then also changes its
+    2 to 4 are one affine warp about the image's center. With ``color`` above 0 every image then also changes its
     brightness, contrast, saturation and hue and the gain of each channel, as another sensor's would.
 
     Args:
@@ -43,7 +43,7 @@ class ReferenceAugmentation:
         scale_std: standard deviation of log2 of the scale, in [0, 1].
         translate_frac_std: standard deviation of the last translation, as a share of width and height,
             in [0, 1].
-        color: strength of the colour changes, in [0, 1]. At 1, brightness, contrast and saturation change by up to
+        color: strength of the color changes, in [0, 1]. At 1, brightness, contrast and saturation change by up to
             30 %, hue by up to 18 degrees, and a channel's gain is 2^(N(0, 1) * 0.15).
 
     Raises:
@@ -144,15 +144,15 @@ def _reflect(index: np.ndarray, n: int) -> np.ndarray:
 
 
 def _warp(image: np.ndarray, change: _Change) -> np.ndarray:
-    """Scales, then rotates, then translates about the centre, by one bicubic look-up."""
+    """Scales, then rotates, then translates about the center, by one bicubic look-up."""
     if change.scale == 1 and change.angle == 0 and change.offset == (0.0, 0.0):
         return image
     height, width = image.shape[:2]
-    centre = np.array([(width - 1) / 2, (height - 1) / 2])
+    center = np.array([(width - 1) / 2, (height - 1) / 2])
     cos, sin = change.scale * np.cos(change.angle), change.scale * np.sin(change.angle)
-    # out = S R (in - centre) + centre + offset
+    # out = S R (in - center) + center + offset
     linear = np.array([[cos, -sin], [sin, cos]])
-    matrix = np.column_stack([linear, centre + change.offset - linear @ centre])
+    matrix = np.column_stack([linear, center + change.offset - linear @ center])
     if change.scale < 1:  # low-pass, so that shrinking does not alias: the blur of a pixel that covers 1 / scale pixels
         sigma = 0.5 * np.sqrt(change.scale**-2 - 1)
         image = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)

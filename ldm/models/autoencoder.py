@@ -14,7 +14,7 @@ from ldm.modules.vae import Decoder, DiagonalGaussian, Encoder
 
 
 class AutoencoderKL(nn.Module):
-    """KL-regularised autoencoder of Stable Diffusion (Rombach et al. 2022, section 3.1), for encoding and decoding.
+    """KL-regularized autoencoder of Stable Diffusion (Rombach et al. 2022, section 3.1), for encoding and decoding.
 
     Args:
         ddconfig: arguments of ``Encoder`` and ``Decoder``.
@@ -66,7 +66,7 @@ class FixedPosterior:
 class SpaceToDepth(nn.Module):
     """A fixed first stage for models that train without a VAE: every f x f pixels become the channels of one.
 
-    The channels are the block's orthonormal DCT coefficients of luminance and two opponent colours, low frequencies
+    The channels are the block's orthonormal DCT coefficients of luminance and two opponent colors, low frequencies
     first. With all of them, unscaled, the latent is a rotation of the pixels: nothing is lost. With ``deviations``,
     high frequencies are left out and the others scaled to about unit variance, as a VAE's are: a small denoiser then
     has less, and nothing faint, to predict.

@@ -54,7 +54,7 @@ def sample(
     """
     scheduler = make_scheduler(sampler, model.betas, model.parameterization, spacing_of(spacing, steps))
     if eta and sampler != "ddim":
-        raise InputError(f"--ddim_eta {eta}: only the sampler ddim takes fresh noise; leave it at 0 for {sampler}")
+        raise InputError(f"--ddim-eta {eta}: only the sampler ddim takes fresh noise; leave it at 0 for {sampler}")
     set_time_steps(scheduler, steps, x_T.device)
     predict = Guidance(model, cond, uncond, guidance_scale, **guidance)
     precise = torch.promote_types(x_T.dtype, torch.float32)  # the solver's arithmetic, whatever the network's

@@ -110,10 +110,12 @@ def set_time_steps(scheduler: Any, steps: int, device: torch.device | str | None
     """
     total = scheduler.config.num_train_timesteps
     if not 1 <= steps <= total // 2:
-        raise InputError(f"--ddim_steps {steps}: must be 1 to {total // 2}")
+        raise InputError(f"--ddim-steps {steps}: must be 1 to {total // 2}")
     scheduler.set_timesteps(steps, device=device)
     times: Tensor = scheduler.timesteps
     if len(times) != steps or times.min() < 0:
-        raise InputError(f"--ddim_steps {steps}: {total} time steps cannot be parted so evenly from the end; take "
-                         "another number, or --spacing leading")
+        raise InputError(
+            f"--ddim-steps {steps}: {total} time steps cannot be parted so evenly from the end; take "
+            "another number, or --spacing leading"
+        )
     return times

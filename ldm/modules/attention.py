@@ -192,7 +192,7 @@ class SpatialTransformer(nn.Module):
         use_linear: projections stored as linear layers (SD 2) or as 1 x 1 convolutions (SD 1).
         dropout: of the feed-forward parts.
         use_checkpoint: recompute activations in the backward pass.
-        norm_groups: groups of the first normalisation.
+        norm_groups: groups of the first normalization.
     """
 
     def __init__(
@@ -216,9 +216,7 @@ class SpatialTransformer(nn.Module):
             BasicTransformerBlock(inner_dim, heads, dim_head, context_dim, fusion_dim, dropout, use_checkpoint)
             for _ in range(depth)
         )
-        self.proj_out = zero_module(
-            nn.Linear(inner_dim, channels) if use_linear else nn.Conv2d(inner_dim, channels, 1)
-        )
+        self.proj_out = zero_module(nn.Linear(inner_dim, channels) if use_linear else nn.Conv2d(inner_dim, channels, 1))
 
     @staticmethod
     def _project(layer: nn.Module, tokens: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from common.weights import read_tensors
 from ldm.modules.tokenizer import END_ID, VOCAB_SIZE, ClipTokenizer
 
 MOST_WINDOWS = 4  # of a configuration: a training batch's contexts are repeated to their common length, 12 windows here
-LONG_PROMPTS = 16  # windows of inference's --long_prompts, whose batches hold prompts of one length
+LONG_PROMPTS = 16  # windows of inference's --long-prompts, whose batches hold prompts of one length
 
 
 def as_long(contexts: Sequence[Tensor]) -> list[Tensor]:

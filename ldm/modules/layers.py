@@ -81,7 +81,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbor, then a convolution."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()

@@ -54,8 +54,8 @@ class DenoiserEncoder(nn.Module):
         use_linear_in_transformer: see ``SpatialTransformer``.
         dropout: of residual blocks and feed-forward parts.
         use_checkpoint: recompute the transformers' activations in the backward pass.
-        norm_groups: groups of each normalisation. A group should have several channels: one of a single channel loses
-            its mean, and with it the image's colour.
+        norm_groups: groups of each normalization. A group should have several channels: one of a single channel loses
+            its mean, and with it the image's color.
         joint_fusion: all-in-attention in the middle block (and in a U-Net's output blocks).
         image_size, use_spatial_transformer, legacy, use_fp16: of published YAML files, without effect here.
 
@@ -138,7 +138,11 @@ class DenoiserEncoder(nn.Module):
             raise InputError(f"{type(self).__name__}: {channels} channels cannot be split into {heads} heads")
         fusion_dim = fusion_dim if self.joint_fusion else None
         return SpatialTransformer(
-            channels, heads, channels // heads, fusion_dim=fusion_dim, **self.transformer_options  # type: ignore[arg-type]
+            channels,
+            heads,
+            channels // heads,
+            fusion_dim=fusion_dim,
+            **self.transformer_options,  # type: ignore[arg-type]
         )
 
     def embed_time(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:

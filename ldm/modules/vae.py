@@ -85,7 +85,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, then a convolution."""
+    """Nearest neighbor, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -188,7 +188,7 @@ def test_an_incomplete_folder_is_never_a_random_model(call, config_file, sharded
     change, words = FOLDERS[name]
     folder = shutil.copytree(sharded, tmp_path / "folder")
     change(folder)
-    result = call("--config", config_file, "--source", folder, "--out", tmp_path / "a.ckpt", "--allow_mismatch", "all")
+    result = call("--config", config_file, "--source", folder, "--out", tmp_path / "a.ckpt", "--allow-mismatch", "all")
     one_line(result, str(folder), words)
     assert not (tmp_path / "a.ckpt").exists()
 
@@ -269,10 +269,10 @@ def test_incomplete_source_is_refused(call, config_file, peer, tmp_path):
         call(*arguments),
         "first_stage_model: 248 missing",
         "cond_stage_model: 36 missing",
-        "--allow_mismatch first_stage_model cond_stage_model",
+        "--allow-mismatch first_stage_model cond_stage_model",
     )
     assert not list(tmp_path.iterdir())
-    code, printed, _ = call(*arguments, "--allow_mismatch", "first_stage_model", "cond_stage_model")
+    code, printed, _ = call(*arguments, "--allow-mismatch", "first_stage_model", "cond_stage_model")
     assert code == 0
     assert "first_stage_model: 248 random" in printed
 

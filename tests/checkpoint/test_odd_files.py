@@ -89,9 +89,9 @@ def test_weights_that_are_no_numbers(make, state, tmp_path, bad):
     broken[key].view(-1)[3] = bad
     save_state_dict(broken, tmp_path / "failed.ckpt")
     line = make.refused(tmp_path / "failed.ckpt")
-    assert f"1 weights hold NaN or infinite numbers ({key})" in line and "--allow_mismatch nan" in line
-    assert "NaN" in make.refused(tmp_path / "failed.ckpt", "--allow_mismatch", "all")
-    assert same({**make(tmp_path / "failed.ckpt", "--allow_mismatch", "nan"), key: 0 * state[key]},
+    assert f"1 weights hold NaN or infinite numbers ({key})" in line and "--allow-mismatch nan" in line
+    assert "NaN" in make.refused(tmp_path / "failed.ckpt", "--allow-mismatch", "all")
+    assert same({**make(tmp_path / "failed.ckpt", "--allow-mismatch", "nan"), key: 0 * state[key]},
                 {**state, key: 0 * state[key]})  # fmt: skip
     with pytest.raises(InputError, match="NaN or infinite"):
         create_model(SMALL, tmp_path / "failed.ckpt")
@@ -110,8 +110,8 @@ def test_weights_beyond_half_precision(make, state, tmp_path):
 
 def test_integers_are_no_weights(make, state, tmp_path):
     key = "model.diffusion_model.out.2.weight"
-    save_state_dict({**state, key: state[key].to(torch.int8)}, tmp_path / "quantised.ckpt")
-    assert f"{key}: int8 in the file" in make.refused(tmp_path / "quantised.ckpt")
+    save_state_dict({**state, key: state[key].to(torch.int8)}, tmp_path / "quantized.ckpt")
+    assert f"{key}: int8 in the file" in make.refused(tmp_path / "quantized.ckpt")
 
 
 # ---- damaged and hostile files

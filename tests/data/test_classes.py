@@ -55,10 +55,10 @@ def test_the_mbrsc_table_is_the_data_sets() -> None:
         ("{}", "field classes"),
         ('{"classes": []}', "field classes"),
         ('{"classes": ["a", "A"]}', "field classes: duplicate names: a"),
-        ('{"classes": ["a", "b"], "palette": [[0, 0, 0]]}', "field palette: must be a list of 2 colours"),
-        ('{"classes": ["a"], "palette": [[0, 0, 256]]}', "field palette: colour 0"),
-        ('{"classes": ["a"], "palette": [[0, 0]]}', "field palette: colour 0"),
-        ('{"classes": ["a"], "palette": [[0, 0, 0.5]]}', "field palette: colour 0"),
+        ('{"classes": ["a", "b"], "palette": [[0, 0, 0]]}', "field palette: must be a list of 2 colors"),
+        ('{"classes": ["a"], "palette": [[0, 0, 256]]}', "field palette: color 0"),
+        ('{"classes": ["a"], "palette": [[0, 0]]}', "field palette: color 0"),
+        ('{"classes": ["a"], "palette": [[0, 0, 0.5]]}', "field palette: color 0"),
         ('{"classes": ["a"], "ignore_index": 0}', "field ignore_index: is 0"),
         ('{"classes": ["a"], "ignore_index": 256}', "field ignore_index: is 256"),
     ],
@@ -80,7 +80,7 @@ def test_an_unknown_table_names_the_known_ones() -> None:
 def test_colors_are_far_from_each_other_and_from_black(n: int, distance: float) -> None:
     colors = np.vstack([np.zeros(3), far_apart_colors(n)])
     assert pdist(colors).min() >= distance
-    assert (far_apart_colors(255)[:n] == colors[1:]).all()  # more classes leave the first colours as they are
+    assert (far_apart_colors(255)[:n] == colors[1:]).all()  # more classes leave the first colors as they are
 
 
 def test_more_colors_than_ids_are_refused() -> None:

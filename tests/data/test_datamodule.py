@@ -146,7 +146,7 @@ class Crash(Callback):
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "crash.ckpt")
 
 
-def test_a_batch_that_was_read_but_not_learnt_from_comes_again(root: Path, tmp_path: Path, unbroken: Recorder) -> None:
+def test_a_batch_that_was_read_but_not_learned_from_comes_again(root: Path, tmp_path: Path, unbroken: Recorder) -> None:
     with pytest.raises(RuntimeError, match="crash"):
         fit(root, tmp_path, [Crash()], num_workers=2, max_steps=10)
     resumed = fit(root, tmp_path, resume=tmp_path / "crash.ckpt", num_workers=2, max_steps=10)[1]

@@ -16,14 +16,14 @@ def test_index_is_the_id_over_255_three_times() -> None:
     assert torch.equal(hint, torch.from_numpy(MASK.astype(np.float32) / 255).expand(3, 2, 3))
 
 
-def test_palette_is_a_far_colour_a_class_and_black_for_ignore() -> None:
+def test_palette_is_a_far_color_a_class_and_black_for_ignore() -> None:
     hint = HintEncoder("palette", TABLE)(MASK)
     colors = np.vstack([far_apart_colors(17), np.zeros((239, 3))])
     assert hint.shape == (3, 2, 3)
     assert np.allclose(hint.permute(1, 2, 0), colors[MASK] / 255, atol=1e-7)
 
 
-def test_table_is_the_tables_own_colours() -> None:
+def test_table_is_the_tables_own_colors() -> None:
     hint = HintEncoder("table", TABLE)(MASK)
     expected = np.vstack([TABLE.palette, np.zeros((256 - len(TABLE), 3), np.uint8)])[MASK] / 255
     assert np.allclose(hint.permute(1, 2, 0).numpy(), expected)
@@ -60,7 +60,7 @@ def test_what_cannot_be_encoded_is_refused() -> None:
         HintEncoder("palette", TABLE)(np.array([[17]], dtype=np.uint8))
 
 
-def test_colorize_uses_the_tables_colours() -> None:
+def test_colorize_uses_the_tables_colors() -> None:
     table = load_class_table("LoveDA")
     picture = colorize(np.array([[1, 255, 0]], dtype=np.uint8), table)
     assert picture.tolist() == [[[255, 0, 0], [0, 0, 0], [255, 255, 255]]]

@@ -41,7 +41,8 @@ def test_a_file_is_taken_whole_or_refused_in_one_line(tmp_path, capfd, name):
 
 
 @pytest.mark.parametrize(
-    "kind", ["pipe", "device", "folder", "socket", "lost link", "loop", "NUL", "absent", "surrogate"])
+    "kind", ["pipe", "device", "folder", "socket", "lost link", "loop", "NUL", "absent", "surrogate"]
+)
 def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path, kind):
     path, says = tmp_path / "a.png", "cannot be read"
     if kind == "pipe":
@@ -91,7 +92,8 @@ def test_orientation_is_told_and_not_applied(tmp_path, turn):
 
 
 @pytest.mark.parametrize(
-    "options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"exif": TURN}, {"quality": 7}])
+    "options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"exif": TURN}, {"quality": 7}]
+)
 def test_jpeg_pixels_are_those_of_opencv(tmp_path, options):
     rng = np.random.default_rng(0)
     for size in ((37, 61, 3), (16, 16, 3), (40, 23)):
@@ -101,7 +103,7 @@ def test_jpeg_pixels_are_those_of_opencv(tmp_path, options):
         assert (read_image(tmp_path / "a.jpg") == other[..., ::-1]).all()
 
 
-def test_a_palette_becomes_colours_before_any_resizing(tmp_path):
+def test_a_palette_becomes_colors_before_any_resizing(tmp_path):
     palette = np.random.default_rng(0).integers(0, 256, (4, 3)).tolist()
     (tmp_path / "a.png").write_bytes(encoded(IDS, palette=np.ravel(palette).tolist()))
     assert (read_image(tmp_path / "a.png") == np.array(palette)[IDS]).all()
@@ -119,8 +121,10 @@ def test_labels_there_and_back(tmp_path):
         assert labels.read(tmp_path / "a.png").tolist() == [ids]
         assert labels.to_file(np.array([ids], dtype=np.uint8)).tolist() == [raw]
     Image.fromarray(np.array([[0, 5, 255, 7]], dtype=np.uint8)).save(tmp_path / "a.png")
-    for labels, says in ((Labels(4, 9), "class ids 5, 7, 255 are not in 0..3 or 9"),
-                         (Labels(4, reduce_zero=True), r"class ids 5, 7 are not in 1..4 or 0, 255")):
+    for labels, says in (
+        (Labels(4, 9), "class ids 5, 7, 255 are not in 0..3 or 9"),
+        (Labels(4, reduce_zero=True), r"class ids 5, 7 are not in 1..4 or 0, 255"),
+    ):
         with pytest.raises(ImageError, match=says):
             labels.read(tmp_path / "a.png")
     with pytest.raises(ImageError, match="class ids 5, 7 are"):

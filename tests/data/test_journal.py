@@ -45,12 +45,22 @@ def test_a_line_cut_by_a_kill_is_left_out_and_does_no_harm(journal, end):
     assert list(journal.read()) == ["a", "d", "b"]
 
 
-@pytest.mark.parametrize(("line", "reason"), [
-    (b"\x89PNG", "no JSON"), (b"[]", "valid dict"), (b"{}", "name"), (b"\xff{}", "no JSON"), (b"[" * 9999, "no JSON"),
-    (b'{"name": "x", "pixels": [1.5]}', "pixels.0: 1.5"), (b'{"name": "x", "pixels": [], "share": NaN}', "no JSON"),
-    (b'{"name": "x", "pixels": [], "name": "y"}', "no JSON"), (b'{"name": 3, "pixels": []}', "name: 3"),
-    (b'{"name": "x", "pixels": [], "share": 1e999}', "share: inf"), (b"\0\0\0", "no JSON"),
-])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"\x89PNG", "no JSON"),
+        (b"[]", "valid dict"),
+        (b"{}", "name"),
+        (b"\xff{}", "no JSON"),
+        (b"[" * 9999, "no JSON"),
+        (b'{"name": "x", "pixels": [1.5]}', "pixels.0: 1.5"),
+        (b'{"name": "x", "pixels": [], "share": NaN}', "no JSON"),
+        (b'{"name": "x", "pixels": [], "name": "y"}', "no JSON"),
+        (b'{"name": 3, "pixels": []}', "name: 3"),
+        (b'{"name": "x", "pixels": [], "share": 1e999}', "share: inf"),
+        (b"\0\0\0", "no JSON"),
+    ],
+)
 def test_what_is_no_record_is_refused_with_its_line(journal, line, reason):
     path = journal.path("0")
     path.write_bytes(path.read_bytes() + line + b"\n")

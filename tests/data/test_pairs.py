@@ -143,9 +143,9 @@ def test_hints_obey_the_tables_id_to_ignore(data: Path, encoding: str, ignore: i
     assert torch.equal(*hints)
 
 
-def test_colours_that_tell_classes_apart_differ(data: Path) -> None:
+def test_colors_that_tell_classes_apart_differ(data: Path) -> None:
     table = data / "classes.json"
     table.write_text(json.dumps({"classes": list("abcde"), "palette": [[1, 2, 3]] * 5}))
     PairedImages(data, "train.json", hint_encoding="palette", classes=str(table))
-    with pytest.raises(InputError, match="b and a have the colour"):
+    with pytest.raises(InputError, match="b and a have the color"):
         PairedImages(data, "train.json", hint_encoding="table", classes=str(table))

@@ -17,7 +17,7 @@ def only(**parameters: float) -> ReferenceAugmentation:
 
 
 def scene() -> np.ndarray:
-    """Smooth colours."""
+    """Smooth colors."""
     y, x = np.mgrid[:H, :W]
     waves = [127 + 100 * np.sin(x / 9 + y / 7), 127 + 100 * np.cos(x / 11), 127 + 100 * np.sin(y / 8)]
     return np.stack(waves, axis=-1).astype(np.uint8)
@@ -74,7 +74,7 @@ def test_each_change_has_its_own_probability() -> None:
 
 
 def dot_at(image: np.ndarray) -> np.ndarray:
-    """Centre of mass (x, y) of the bright pixels."""
+    """Center of mass (x, y) of the bright pixels."""
     weight = image[..., 0].astype(float)
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
     return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
@@ -85,12 +85,12 @@ def test_a_dot_goes_where_the_affine_map_sends_it(parameter: str) -> None:
     side, at = 129, np.array([84.0, 54.0])
     image = np.zeros((side, side, 3), dtype=np.uint8)
     image[53:56, 83:86] = 255
-    centre = (side - 1) / 2
+    center = (side - 1) / 2
     augment = only(**{parameter: 0.1})
     for seed in range(10):
         change = augment.draw(np.random.default_rng(seed), side, side)
         turn = np.array([[np.cos(change.angle), -np.sin(change.angle)], [np.sin(change.angle), np.cos(change.angle)]])
-        expected = change.scale * turn @ (at - centre) + centre + change.offset
+        expected = change.scale * turn @ (at - center) + center + change.offset
         assert np.allclose(dot_at(augment(image, seed)), expected, atol=0.1)
 
 
@@ -118,10 +118,10 @@ def test_shrinking_averages_instead_of_aliasing() -> None:
         pytest.fail("no seed shrinks to half")
 
 
-def test_a_grey_picture_stays_what_it_is() -> None:
-    grey = np.full((H, W, 3), 93, dtype=np.uint8)  # reflection brings in no other value, not even at the borders
+def test_a_gray_picture_stays_what_it_is() -> None:
+    gray = np.full((H, W, 3), 93, dtype=np.uint8)  # reflection brings in no other value, not even at the borders
     augment = ReferenceAugmentation(p=1.0, scale_std=0.5, translate_frac_std=0.5)
-    assert all((augment(grey, seed) == 93).all() for seed in range(20))
+    assert all((augment(gray, seed) == 93).all() for seed in range(20))
 
 
 def test_seed_alone_decides() -> None:
@@ -143,7 +143,7 @@ def test_colors_change_on_demand_and_leave_the_geometry() -> None:
     image[10:20, 30:50] = 120, 90, 60
     images = [ReferenceAugmentation(p=0.0, color=1.0)(image, seed) for seed in range(30)]
     inside = np.array([changed[15, 40] for changed in images])
-    assert all((changed[10:20, 30:50] == changed[15, 40]).all() for changed in images)  # one colour stays one colour
+    assert all((changed[10:20, 30:50] == changed[15, 40]).all() for changed in images)  # one color stays one color
     assert len(np.unique(inside, axis=0)) == 30 and inside.std(0).min() > 10
     weak = np.array([ReferenceAugmentation(p=0.0, color=0.1)(image, seed)[15, 40] for seed in range(30)])
     assert weak.std(0).max() < inside.std(0).min()

@@ -66,9 +66,9 @@ def mutated_trainings(folder: Path, scenes: Path, rng: random.Random) -> Iterato
     model = ROOT / "tests" / "small.yaml"
     good = yaml.safe_load(model.read_text())
     places = [path for path in paths_of(good) if path]
-    options = ("-n", "run", "-l", folder, "--gpus", "cpu", "--data_root", scenes,
-               "--train_txt_file", scenes / "train_set_items.json", "--val_txt_file", scenes / "test_set_items.json",
-               f"model.params.classes={scenes}/classes.json", "--dry_run")  # fmt: skip
+    options = ("-n", "run", "-l", folder, "--gpus", "cpu", "--data-root", scenes,
+               "--train-txt-file", scenes / "train_set_items.json", "--val-txt-file", scenes / "test_set_items.json",
+               f"model.params.classes={scenes}/classes.json", "--dry-run")  # fmt: skip
     while True:
         base, settings = folder / "train.yaml", []
         if rng.random() < 0.25:
@@ -85,7 +85,7 @@ def mutated_trainings(folder: Path, scenes: Path, rng: random.Random) -> Iterato
             what, tree = mutate_tree(good if part == "all" else good[part], rng)
             write_tree(tree if part == "all" else {**good, part: tree}, base)
             what = f"{part}: {what}"
-        yield what, observe(command("train", "--base", base, "--config_model", base, *options, *settings), seconds=30)
+        yield what, observe(command("train", "--base", base, "--config-model", base, *options, *settings), seconds=30)
 
 
 def as_text(value: Any) -> str:

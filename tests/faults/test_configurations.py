@@ -27,8 +27,8 @@ def infer(cli, tmp_path):
     def infer(text, *more):
         path = tmp_path / "model.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        said = cli.refused("inference", "--config", path, "--ckpt", "no.ckpt", "--data_root", tmp_path, "--txt_file",
-                           "no.json", "--outdir", tmp_path / "out", "--gpus", "cpu", "--dry_run", *more)  # fmt: skip
+        said = cli.refused("inference", "--config", path, "--ckpt", "no.ckpt", "--data-root", tmp_path, "--txt-file",
+                           "no.json", "--outdir", tmp_path / "out", "--gpus", "cpu", "--dry-run", *more)  # fmt: skip
         assert str(path) in said and not (tmp_path / "out").exists()
         return said
 
@@ -41,9 +41,9 @@ def train(cli, scenes, tmp_path):
 
     def train(*more, code=2):
         command = cli.refused if code else cli
-        return command("train", "--config_model", SMALL, "-n", "run", "-l", tmp_path, "--data_root", scenes, "--gpus",
-                       "cpu", "--train_txt_file", scenes / "train_set_items.json", "--val_txt_file",
-                       scenes / "test_set_items.json", f"model.params.classes={scenes}/classes.json", "--dry_run",
+        return command("train", "--config-model", SMALL, "-n", "run", "-l", tmp_path, "--data-root", scenes, "--gpus",
+                       "cpu", "--train-txt-file", scenes / "train_set_items.json", "--val-txt-file",
+                       scenes / "test_set_items.json", f"model.params.classes={scenes}/classes.json", "--dry-run",
                        *more)  # fmt: skip
 
     return train
@@ -246,10 +246,10 @@ def test_schemas_are_those_of_the_classes():
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--batch_size", 10**9, "write a whole number, 1 to 65536"),
-        ("--batch_size", "9" * 5000, "write a whole number"),
-        ("--num_workers", 1000, "0 to 256"),
-        ("--num_samples", 10**400, "write a whole number"),
+        ("--batch-size", 10**9, "write a whole number, 1 to 65536"),
+        ("--batch-size", "9" * 5000, "write a whole number"),
+        ("--num-workers", 1000, "0 to 256"),
+        ("--num-samples", 10**400, "write a whole number"),
         ("--seed", "1_000", "write a whole number"),
         ("--size", "٣", "write a whole number"),
         ("--scale", "1e400", "write a number"),
@@ -258,7 +258,7 @@ def test_schemas_are_those_of_the_classes():
         ("--outdir", "a\ud800", "characters that no name should have"),
         ("--outdir", "", "empty"),
         ("--outdir", "a" * 300, "too long for a path"),
-        ("--data_root", "a\rb", "characters that no name should have"),
+        ("--data-root", "a\rb", "characters that no name should have"),
         ("--only", "a\x1b[31m", "characters that no name should have"),
         ("--gpus", "cpu:1000", "write auto, cpu"),
         ("--gpus", "cpu:" + "9" * 5000, "write auto, cpu"),
@@ -266,7 +266,7 @@ def test_schemas_are_those_of_the_classes():
     ],
 )
 def test_numbers_and_texts_beyond_reason_are_refused(cli, tmp_path, option, value, says):
-    said = cli.refused("inference", "--config", SMALL, "--ckpt", "no.ckpt", "--data_root", tmp_path, "--txt_file",
+    said = cli.refused("inference", "--config", SMALL, "--ckpt", "no.ckpt", "--data-root", tmp_path, "--txt-file",
                        "no.json", "--outdir", tmp_path, option, value)  # fmt: skip
     assert option in said and says in said and said.isprintable() and len(said) < 300
 

@@ -11,8 +11,16 @@ from PIL import Image
 from tests.faults.mutate import command, mutate_bytes, mutate_text, mutate_tree, observe
 from tests.segmentation.conftest import build_chain
 
-FILES = ("out/.filter/settings.json", "out/.filter/real.0.jsonl", "out/.filter/syn.0.jsonl", "out/r0_seed_1.png",
-         "out/filter_stats.json", "loss/real_loss.json", "loss/r1_seed_1.npy", "metrics.json")
+FILES = (
+    "out/.filter/settings.json",
+    "out/.filter/real.0.jsonl",
+    "out/.filter/syn.0.jsonl",
+    "out/r0_seed_1.png",
+    "out/filter_stats.json",
+    "loss/real_loss.json",
+    "loss/r1_seed_1.npy",
+    "metrics.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +29,17 @@ def finished(tmp_path_factory):
     chain = build_chain(tmp_path_factory.mktemp("filter"))
     root = chain.root
     classes = json.loads(chain.table.read_text())["classes"]
-    (root / "metrics.json").write_text(json.dumps({
-        "OA": 0.5, "mIoU": 0.25, "mAcc": 0.5, "classes": {name: {"IoU": 0.1 * c, "Acc": None}
-                                                           for c, name in enumerate(classes)}, "images": 3}))
+    (root / "metrics.json").write_text(
+        json.dumps(
+            {
+                "OA": 0.5,
+                "mIoU": 0.25,
+                "mAcc": 0.5,
+                "classes": {name: {"IoU": 0.1 * c, "Acc": None} for c, name in enumerate(classes)},
+                "images": 3,
+            }
+        )
+    )
     ending = observe(command("filter", *filter_options(chain)))
     assert ending.kind == "accepted", ending
     shutil.copytree(root / "out", root / "whole")
@@ -34,9 +50,26 @@ def finished(tmp_path_factory):
 
 def filter_options(chain):
     root = chain.root
-    return [chain.config, chain.weights, "--real-img-path", root / "img_train", "--real-label-path",
-            root / "label_train", "--syn-img-path", root / "syn", "--syn-mask-path", root / "label_train",
-            "--filtered-mask-path", root / "out", "--save-loss", root / "loss", "--num_workers", 0, "--device", "cpu"]
+    return [
+        chain.config,
+        chain.weights,
+        "--real-img-path",
+        root / "img_train",
+        "--real-label-path",
+        root / "label_train",
+        "--syn-img-path",
+        root / "syn",
+        "--syn-mask-path",
+        root / "label_train",
+        "--filtered-mask-path",
+        root / "out",
+        "--save-loss",
+        root / "loss",
+        "--num-workers",
+        0,
+        "--device",
+        "cpu",
+    ]
 
 
 def other_options(root, out):
@@ -44,9 +77,24 @@ def other_options(root, out):
 
 
 def resample_options(chain):
-    return ["--filtered-mask-path", chain.root / "whole", "--syn-img-path", chain.root / "syn", "--out-dir",
-            chain.root / "resampled", "--classes", chain.table, "--metrics", chain.root / "metrics.json", "--worst", 2,
-            "--num-workers", 1, "--min-valid", 0.1]
+    return [
+        "--filtered-mask-path",
+        chain.root / "whole",
+        "--syn-img-path",
+        chain.root / "syn",
+        "--out-dir",
+        chain.root / "resampled",
+        "--classes",
+        chain.table,
+        "--metrics",
+        chain.root / "metrics.json",
+        "--worst",
+        2,
+        "--num-workers",
+        1,
+        "--min-valid",
+        0.1,
+    ]
 
 
 def masks(folder):

@@ -79,7 +79,7 @@ def files(tmp_path_factory):
         "dvae": {"state_dict": {f"decode_head.d_vae.{k}": v for k, v in DVAE(**TINY).state_dict().items()}},
     }
     images = ["--real-img-path", root / "img_train", "--real-label-path", root / "label_train", "--syn-img-path",
-              root / "syn", "--syn-mask-path", root / "label_train", "--num_workers", 0, "--device", "cpu"]  # fmt: skip
+              root / "syn", "--syn-mask-path", root / "label_train", "--num-workers", 0, "--device", "cpu"]  # fmt: skip
     commands = {
         "model": lambda path, out: ["init_checkpoint", "--config", SMALL, "--source", path, "--out", out / "x.ckpt"],
         "segmentor": lambda path, out: ["filter", chain.config, path, *images, "--filtered-mask-path", out / "x"],

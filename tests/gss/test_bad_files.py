@@ -70,10 +70,16 @@ def test_a_signal_saves_the_step_and_damaged_states_are_refused_by_name(options,
 
     codes = saved["codes"]
     for damage in (
-        lambda: state.write_bytes(b""), lambda: state.write_bytes(good[: len(good) // 2]),
+        lambda: state.write_bytes(b""),
+        lambda: state.write_bytes(good[: len(good) // 2]),
         lambda: state.write_text("x"),
-        lambda: torch.save([1], state), lambda: changed(step=9), lambda: changed(step="4"), lambda: changed(step=3),
-        lambda: changed(settings=3), lambda: changed(dvae={}), lambda: changed(optimizer=None),
+        lambda: torch.save([1], state),
+        lambda: changed(step=9),
+        lambda: changed(step="4"),
+        lambda: changed(step=3),
+        lambda: changed(settings=3),
+        lambda: changed(dvae={}),
+        lambda: changed(optimizer=None),
         lambda: changed(codes={**codes, "codes": codes["codes"] * float("nan")}),
         lambda: changed(codes={**codes, "codes": codes["codes"][:3]}),
     ):
@@ -112,11 +118,17 @@ def test_two_at_a_time_and_a_full_disk(options, tmp_path, cli):
     cli("train_dvae", *options)
 
 
-@pytest.mark.parametrize(("more", "words"), [
-    (["--learning-rate", "1e9"], "take a smaller --learning-rate (it is 1e+09)"),
-    (["--seed", 2**64], "--seed"), (["--n-hid", 10**12], "--n-hid"), (["--batch-size", 10**9], "--batch-size"),
-    (["--vocab-size", 2**20, "--n-hid", 4096, "--n-blocks", 64], "bytes of memory"),
-    (["--batch-size", 4096, "--scale", 64], "--batch-size 4096")])
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--learning-rate", "1e9"], "take a smaller --learning-rate (it is 1e+09)"),
+        (["--seed", 2**64], "--seed"),
+        (["--n-hid", 10**12], "--n-hid"),
+        (["--batch-size", 10**9], "--batch-size"),
+        (["--vocab-size", 2**20, "--n-hid", 4096, "--n-blocks", 64], "bytes of memory"),
+        (["--batch-size", 4096, "--scale", 64], "--batch-size 4096"),
+    ],
+)
 def test_numbers_beyond_arithmetic(options, cli, more, words, tmp_path):
     assert words in cli.refused("train_dvae", *options, *more)
     assert not (tmp_path / "d.safetensors").exists()
@@ -142,10 +154,22 @@ def test_damaged_palettes(options, cli, tmp_path):
     palette = tmp_path / "palette.json"
     two = '"palette": [[0, 0, 1], [0, 0, 2]]'
     for content in (
-        "", "[", "[1]", '{"palette": 3}', '{"palette": [[0, 0, NaN], [1, 2, 3]]}', '{"palette": [[0, 0, 1e999], [1]]}',
-        '{"palette": [[0, 0, "1"], [1, 2, 3]]}', '{"palette": [[0, 0], [1, 2, 3]]}', '{"palette": [[0, 0, 1]]}',
-        f'{{{two}, "ignore_color": 3}}', f'{{{two}, "ignore_color": [0, 0, 1]}}', f'{{{two}, "classes": ["a"]}}',
-        f'{{{two}, "classes": {{}}}}', "[" * 100_000, "\ud800", None,
+        "",
+        "[",
+        "[1]",
+        '{"palette": 3}',
+        '{"palette": [[0, 0, NaN], [1, 2, 3]]}',
+        '{"palette": [[0, 0, 1e999], [1]]}',
+        '{"palette": [[0, 0, "1"], [1, 2, 3]]}',
+        '{"palette": [[0, 0], [1, 2, 3]]}',
+        '{"palette": [[0, 0, 1]]}',
+        f'{{{two}, "ignore_color": 3}}',
+        f'{{{two}, "ignore_color": [0, 0, 1]}}',
+        f'{{{two}, "classes": ["a"]}}',
+        f'{{{two}, "classes": {{}}}}',
+        "[" * 100_000,
+        "\ud800",
+        None,
     ):
         palette.unlink()
         if content is None:

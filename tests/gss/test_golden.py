@@ -1,4 +1,4 @@
-"""Every number recorded from the published code: keys, tokens, maps, logits, colours, losses, gradients."""
+"""Every number recorded from the published code: keys, tokens, maps, logits, colors, losses, gradients."""
 
 from __future__ import annotations
 
@@ -77,18 +77,18 @@ def test_palettes(records, recipe, name):
 
     expected, maskige = np.load(records / "palette_roundtrip.npz"), Maskige(palette)
     labels = torch.from_numpy(expected[f"{name}_all_labels"][:, 0, :, :-1])  # the last one is out of range
-    colours = maskige.encode(labels)
-    assert (colours.numpy() == expected[f"{name}_all_colours"][..., :-1]).all()
+    colors = maskige.encode(labels)
+    assert (colors.numpy() == expected[f"{name}_all_colors"][..., :-1]).all()
     for keep, record in ((False, "noignore"), (True, "keepignore")):
-        assert (maskige.decode(colours, keep)[0].numpy() == expected[f"{name}_decoded_{record}"][0, 0, :, :-1]).all()
+        assert (maskige.decode(colors, keep)[0].numpy() == expected[f"{name}_decoded_{record}"][0, 0, :, :-1]).all()
 
     labels = torch.from_numpy(expected[f"{name}_rand_labels"][:, 0])
-    colours = maskige.encode(labels)
-    assert (colours.numpy() == expected[f"{name}_rand_segmap"]).all()
-    back, inside = maskige.decode(colours, keep_ignore=True), labels < maskige.num_classes
+    colors = maskige.encode(labels)
+    assert (colors.numpy() == expected[f"{name}_rand_segmap"]).all()
+    back, inside = maskige.decode(colors, keep_ignore=True), labels < maskige.num_classes
     assert (back[inside] == labels[inside]).all() and (back[~inside] == maskige.num_classes).all()
     noise = 20 * torch.from_numpy(recipe.noise("input:palette_noise", (2, 3, 32, 48)))
-    noisy = (colours + noise).clamp(0, 255)
+    noisy = (colors + noise).clamp(0, 255)
     for keep, record in ((False, "noignore"), (True, "keepignore")):
         assert (maskige.decode(noisy, keep).numpy() == expected[f"{name}_noisy_decoded_{record}"][:, 0]).all()
 

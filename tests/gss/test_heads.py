@@ -64,9 +64,9 @@ def test_training_moves_what_should_learn_alone(tiny_model, head):
     assert not model.decode_head.d_vae.training
     after = model.state_dict()
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    learnt = ("projection", "post_transformer_block", "post_swin_ln", "cls_segmap")
+    learned = ("projection", "post_transformer_block", "post_swin_ln", "cls_segmap")
     if head.endswith("FTW"):
-        assert {name.split(".")[1] for name in changed} == set(learnt)
+        assert {name.split(".")[1] for name in changed} == set(learned)
         assert not model.backbone.training and not model.decode_head.fusion_conv.bn.training
         assert model.decode_head.projection.bn.training
     else:
@@ -93,7 +93,7 @@ def test_graded_scores_agree_with_votes(tiny_model):
     image, _ = batch((64, 64), 1)
     image = torch.nn.functional.interpolate(image, (128, 128))  # maskige of 256 x 256, scores at its size
     with torch.no_grad():
-        votes, graded = tiny_model().eval(), tiny_model(colour_std=20.0).eval()
+        votes, graded = tiny_model().eval(), tiny_model(color_std=20.0).eval()
         features = votes.extract_feat(image)
         meta = [{"img_shape": (256, 256)}]
         one_hot, likelihood = (m.decode_head.predict(features, meta, None) for m in (votes, graded))

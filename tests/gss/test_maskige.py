@@ -31,7 +31,7 @@ def test_every_palette_is_a_class_table_with_an_exact_round_trip(name):
 
 
 @pytest.mark.parametrize(("name", "published"), [("cityscapes", 20.0), ("ade20k", 20.03), ("mseg", 18.69)])
-def test_learnt_palettes_beat_the_published_ones_clearly(name, published):
+def test_learned_palettes_beat_the_published_ones_clearly(name, published):
     assert min_distance(load_palette(f"published_{name}")[:-1]) <= published
     assert min_distance(load_palette(name)) > 2.5 * published
 
@@ -49,12 +49,12 @@ def test_resized_labels_are_the_argmax_of_the_resized_one_hot_map():
 
 def test_scores_are_the_resized_one_hot_map_or_the_log_likelihood():
     maskige = Maskige(load_palette(RGB))
-    colours = 255 * torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
-    distances = ((colours[:, None] - maskige.palette[None, :3, :, None, None]) ** 2).sum(2)  # (B, N, h, w)
+    colors = 255 * torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    distances = ((colors[:, None] - maskige.palette[None, :3, :, None, None]) ** 2).sum(2)  # (B, N, h, w)
     votes = F.one_hot(distances.argmin(1), 3).movedim(-1, 1).float()
     expected = F.interpolate(votes, (8, 12), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(maskige.scores(colours, (8, 12)), expected)
-    graded = maskige.scores(colours, (16, 24), std=20.0)
+    torch.testing.assert_close(maskige.scores(colors, (8, 12)), expected)
+    graded = maskige.scores(colors, (16, 24), std=20.0)
     torch.testing.assert_close(graded, distances / -800)
 
 
@@ -79,16 +79,16 @@ class LargestTensor(TorchDispatchMode):
 def test_memory_is_bounded_at_full_size():
     maskige = Maskige(load_palette("ade20k"))
     published = 150 * 3 * 512 * 512 * 4  # classes x 3 x height x width, float32
-    colours = torch.randint(0, 256, (1, 3, 512, 512), dtype=torch.uint8)
+    colors = torch.randint(0, 256, (1, 3, 512, 512), dtype=torch.uint8)
     with LargestTensor() as largest:
-        maskige.decode(colours)
+        maskige.decode(colors)
     assert 0 < largest.bytes < published / 50
 
 
 @pytest.mark.parametrize(
     ("palette", "classes", "words"),
     [
-        (RGB[:3], 3, "3 colours with the one for ignored pixels; num_classes=3 needs 4"),
+        (RGB[:3], 3, "3 colors with the one for ignored pixels; num_classes=3 needs 4"),
         ([*RGB, RGB[1]], 4, "entries 1 and 4 are both [0, 255, 0]"),
         ([*RGB[:3], [0, 0, 256]], 3, "entry 3 is [0, 0, 256]"),
         ([*RGB[:3], [0, 0, 1.5]], 3, "integers in 0..255"),
@@ -112,7 +112,7 @@ def test_bad_palette_files(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=words):
             load_palette(str(path))
-    path.write_text(json.dumps({"palette": RGB[:3]}))  # a plain class table: the ignore colour is found
+    path.write_text(json.dumps({"palette": RGB[:3]}))  # a plain class table: the ignore color is found
     assert min_distance(load_palette(str(path), 3)) >= 200
 
 

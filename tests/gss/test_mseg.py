@@ -107,10 +107,10 @@ def make_config(tiny_weights):
                 step.scale = (64, 64)
         for step in nodes(part, "RandomCrop"):
             step.crop_size = (32, 32)
-    colours = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 0, 0]]
+    colors = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 0, 0]]
     config.model.update(type="MultiDomainEncoderDecoder", taxonomy=str(TAXONOMY), domains=TESTS)
     config.model.data_preprocessor.size = (32, 32)
-    config.model.decode_head.update(num_classes=4, palette=colours, d_vae={"weights": str(tiny_weights)})
+    config.model.decode_head.update(num_classes=4, palette=colors, d_vae={"weights": str(tiny_weights)})
     config.param_scheduler = []
     config.dump("config.py")
 

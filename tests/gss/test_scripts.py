@@ -24,15 +24,15 @@ from scripts import posterior_learning, train_dvae
 @pytest.mark.parametrize("dataset", ["ade20k", "mseg"])
 def test_published_grid(records, dataset):
     record = json.loads((records / "palette_and_posterior.json").read_text())["posterior_learning"][dataset]
-    colours = posterior_learning.grid_palette(record["length"], 0, dataset)
-    assert colours.tolist() == record["seed0_list"]
-    assert (posterior_learning.grid_palette(record["length"], 1, dataset) != colours).any()
+    colors = posterior_learning.grid_palette(record["length"], 0, dataset)
+    assert colors.tolist() == record["seed0_list"]
+    assert (posterior_learning.grid_palette(record["length"], 1, dataset) != colors).any()
 
 
 @pytest.mark.parametrize("count", [2, 5, 64, 100])
 def test_grid_for_any_number(count):
-    colours = posterior_learning.grid_palette(count, 3)
-    assert colours.shape == (count, 3) and colours.min() >= 0 and colours.max() <= 255 and min_distance(colours) > 5
+    colors = posterior_learning.grid_palette(count, 3)
+    assert colors.shape == (count, 3) and colors.min() >= 0 and colors.max() <= 255 and min_distance(colors) > 5
 
 
 def test_spread_finds_known_optima():
@@ -54,7 +54,8 @@ def test_shipped_palettes_say_how_they_were_made(tmp_path, cli):
     cli("posterior_learning", *command[3:], "--out", tmp_path / "again.json")
     again = json.loads((tmp_path / "again.json").read_text())
     assert {key: again[key] for key in ("classes", "palette", "ignore_index", "ignore_color")} == {
-        key: shipped["cityscapes"][key] for key in ("classes", "palette", "ignore_index", "ignore_color")}
+        key: shipped["cityscapes"][key] for key in ("classes", "palette", "ignore_index", "ignore_color")
+    }
     assert again["report"]["spread, seed 0"]["min_distance"] > 137
 
 
@@ -102,7 +103,7 @@ def test_bad_options_of_palettes(command, arguments, words):
 
 
 class Blind:
-    """A dVAE that sees brightness alone: two colours of equal brightness become one."""
+    """A dVAE that sees brightness alone: two colors of equal brightness become one."""
 
     def tokens(self, image):
         return image.mean(1, keepdim=True).expand(-1, 3, -1, -1)
@@ -168,7 +169,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path, masks, 
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-def test_training_learns_two_colours(tmp_path, command):
+def test_training_learns_two_colors(tmp_path, command):
     folder, palette = tmp_path / "m", tmp_path / "palette.json"
     folder.mkdir()
     for i in range(4):

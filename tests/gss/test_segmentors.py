@@ -101,9 +101,9 @@ class Perfect:
 def test_round_trip_of_any_size(scale):
     maskige, dvae = Maskige(load_palette("mbrsc")), Perfect()
     labels = torch.randint(0, 5, (2, 21, 30), generator=torch.Generator().manual_seed(0))
-    found, colours = round_trip(labels, maskige, dvae, scale)
+    found, colors = round_trip(labels, maskige, dvae, scale)
     assert (found == labels).all()
-    assert colours.shape == (2, 3, 21 * scale, 30 * scale)
+    assert colors.shape == (2, 3, 21 * scale, 30 * scale)
     assert all(side % 8 == 0 for side in dvae.sizes[0])
 
 

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "gss"
 
 @pytest.fixture
 def data(tmp_path):
-    """Three images of two halves, each half one colour and one class."""
+    """Three images of two halves, each half one color and one class."""
     for split in ("train", "test"):
         for kind in ("img", "label"):
             (tmp_path / f"{kind}_{split}").mkdir()
@@ -73,7 +73,23 @@ def test_ff_then_ftw_then_test(data, tiny_weights, cli):
     with pytest.raises(InputError, match=r"the config names none, and .*bare\.pth holds none"):
         run("test", "ft-w", "--load-from", data / "bare.pth", **{"model.decode_head.d_vae.weights": None})
 
-    cli("filter", CONFIGS / "ft-w_tiny_mbrsc.py", ftw, "--real-img-path", data / "img_train", "--real-mask-path",
-        data / "label_train", "--syn-img-path", data / "img_test", "--syn-mask-path", data / "label_test",
-        "--filtered-mask-path", data / "filtered", "--device", "cpu", "--num-workers", 0)
+    cli(
+        "filter",
+        CONFIGS / "ft-w_tiny_mbrsc.py",
+        ftw,
+        "--real-img-path",
+        data / "img_train",
+        "--real-mask-path",
+        data / "label_train",
+        "--syn-img-path",
+        data / "img_test",
+        "--syn-mask-path",
+        data / "label_test",
+        "--filtered-mask-path",
+        data / "filtered",
+        "--device",
+        "cpu",
+        "--num-workers",
+        0,
+    )
     assert len(list((data / "filtered").glob("*.png"))) == 3

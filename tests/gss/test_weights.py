@@ -181,8 +181,8 @@ def test_the_published_merge(tmp_path, cli, backbone):
     torch.save({"state_dict": ff, "meta": {"iter": 7}, "optimizer": {"state": {}}}, tmp_path / "ff.pth")
     torch.save({"state_dict": post, "meta": {"iter": 9}}, tmp_path / "post.pth")
     target = tmp_path / "merged.pth"
-    line = ["--model_path", tmp_path / "ff.pth", "--post_model_path", tmp_path / "post.pth", "--target_path", target]
-    cli("merge_gss", *line, f"--backbone_type={backbone}")
+    line = ["--model-path", tmp_path / "ff.pth", "--post-model-path", tmp_path / "post.pth", "--target-path", target]
+    cli("merge_gss", *line, f"--backbone-type={backbone}")
     merged = torch.load(target)
     added = {"decode_head.projection.w"} | ({"backbone.new", "decode_head.conv_seg_pixel.w"} & set(
         post if backbone == "swin" else ()))  # fmt: skip
@@ -194,6 +194,6 @@ def test_the_published_merge(tmp_path, cli, backbone):
 
 
 def test_options_are_taken_with_underscores_and_with_dashes(cli):
-    published = cli("posterior_learning", "--num_classes", 4, "--max_masks=2", "--restarts", 1)
+    published = cli("posterior_learning", "--num-classes", 4, "--max-masks=2", "--restarts", 1)
     assert published == cli("posterior_learning", "--num-classes", 4, "--max-masks", 2, "--restarts", 1)
     assert "unrecognized arguments: --num_classe" in cli.refused("posterior_learning", "--num_classe", 4)

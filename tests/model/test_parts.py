@@ -95,8 +95,8 @@ def test_space_to_depth(deviations):
     if deviations is None:
         assert torch.allclose(again, image, atol=1e-5)
         assert torch.allclose(latent.square().sum(), image.square().sum())  # a rotation
-    grey = image.mean(1, keepdim=True).expand(-1, 3, -1, -1)  # has no opponent colours
-    assert stage.encode(grey).mode().unflatten(1, (-1, 3))[:, :, 1:].abs().max() < 1e-5
+    gray = image.mean(1, keepdim=True).expand(-1, 3, -1, -1)  # has no opponent colors
+    assert stage.encode(gray).mode().unflatten(1, (-1, 3))[:, :, 1:].abs().max() < 1e-5
     assert torch.allclose(stage.encode(again).mode(), latent, atol=1e-4)  # a projection
 
 
@@ -202,7 +202,7 @@ def test_published_yaml_builds_unchanged(golden):
         ({"unet_config.target": "ldm.nowhere.Net"}, "ldm.nowhere.Net"),
         ({"parameterization": "x9"}, "parameterization"),
         ({"trainable": "some"}, "trainable"),
-        ({"colour": 3}, "colour"),
+        ({"color": 3}, "color"),
     ],
     ids=str,
 )

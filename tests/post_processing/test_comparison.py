@@ -72,8 +72,16 @@ def test_the_page_stands_alone():
     result = compare(baseline, joint)
     plots = [seeds_figure(baseline, joint, ["OA", "mIoU"]), classes_figure(result["classes"])]
     mask = np.array([[0, 1], [255, 1]], dtype=np.uint8)
-    items = [{"name": "x_seed_1", "caption": "<script>", "mask": mask, "reference": None,
-              "image": Image.new("RGB", (600, 300)), "filtered": mask}]
+    items = [
+        {
+            "name": "x_seed_1",
+            "caption": "<script>",
+            "mask": mask,
+            "reference": None,
+            "image": Image.new("RGB", (600, 300)),
+            "filtered": mask,
+        }
+    ]
     pictures = gallery(items, ["a", "<b>"], np.array([[255, 0, 0], [0, 255, 0]], dtype=np.uint8))
     text = page({"test": result}, {"test": plots}, {"options": "x"}, pictures)
     parser = Page()
@@ -92,9 +100,11 @@ def test_scores_agree_with_torchmetrics():
     report = scores(confusion(prediction, mask, 4), list("abcd"))
     target = torch.from_numpy(mask).long()
     found = torch.from_numpy(prediction)
-    for key, metric in (("OA", MulticlassAccuracy(4, average="micro", ignore_index=255)),
-                        ("mAcc", MulticlassAccuracy(4, average="macro", ignore_index=255)),
-                        ("mIoU", MulticlassJaccardIndex(4, ignore_index=255))):
+    for key, metric in (
+        ("OA", MulticlassAccuracy(4, average="micro", ignore_index=255)),
+        ("mAcc", MulticlassAccuracy(4, average="macro", ignore_index=255)),
+        ("mIoU", MulticlassJaccardIndex(4, ignore_index=255)),
+    ):
         assert report[key] == pytest.approx(float(metric(found, target)))
     alone = scores(confusion(np.zeros((2, 2), int), np.zeros((2, 2), np.uint8), 2), ["a", "b"])
     assert alone["classes"]["b"] == {"IoU": None, "Acc": None} and alone["mIoU"] == 1

@@ -55,10 +55,17 @@ def test_the_histogram_counts_every_pixel_once():
     assert HISTOGRAM_EDGES[where] <= 2.0 < HISTOGRAM_EDGES[where + 1]
 
 
-@pytest.mark.parametrize(("image", "mask"), [
-    ("a_seed_7", "a"), ("a_seed_7_seed_-8", "a_seed_7"), ("a_seed_x", "a_seed_x"), ("_seed_1", "_seed_1"), ("a", "a"),
-])
-def test_the_mask_of_a_synthesised_image(image, mask):
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("a_seed_7", "a"),
+        ("a_seed_7_seed_-8", "a_seed_7"),
+        ("a_seed_x", "a_seed_x"),
+        ("_seed_1", "_seed_1"),
+        ("a", "a"),
+    ],
+)
+def test_the_mask_of_a_synthesized_image(image, mask):
     assert mask_name(image) == mask
 
 

@@ -26,8 +26,18 @@ def table(folder, **content):
 
 
 def resample(folder, *more):
-    return ["resample", "--filtered-mask-path", folder / "mask", "--syn-img-path", folder / "img", "--out-dir",
-            folder / "out", "--classes", folder / "classes.json", *more]
+    return [
+        "resample",
+        "--filtered-mask-path",
+        folder / "mask",
+        "--syn-img-path",
+        folder / "img",
+        "--out-dir",
+        folder / "out",
+        "--classes",
+        folder / "classes.json",
+        *more,
+    ]
 
 
 def in_a_subfolder(folder):
@@ -42,14 +52,19 @@ def renamed(old, new):
 
 CASES = {
     "a subfolder": (in_a_subfolder, "img/north/deep/c.png: lies in a subfolder"),
-    "another format": (lambda d: (renamed("img/c.png", "img/c.webp")(d), (d / "mask/c.png").unlink()),
-                       "img/c.webp: files .webp are not read"),
-    "a line break": (lambda d: (renamed("img/c.png", "img/c\n.png")(d), (d / "mask/c.png").unlink()),
-                     "a name with line breaks"),
-    "a surrogate": (lambda d: (renamed("img/c.png", "img/c\udc80.png")(d), (d / "mask/c.png").unlink()),
-                    "a name with line breaks"),
-    "a pipe": (lambda d: ((d / "mask/c.png").unlink(), os.mkfifo(d / "mask/c.png")),
-               "mask/c.png: is a pipe or device"),
+    "another format": (
+        lambda d: (renamed("img/c.png", "img/c.webp")(d), (d / "mask/c.png").unlink()),
+        "img/c.webp: files .webp are not read",
+    ),
+    "a line break": (
+        lambda d: (renamed("img/c.png", "img/c\n.png")(d), (d / "mask/c.png").unlink()),
+        "a name with line breaks",
+    ),
+    "a surrogate": (
+        lambda d: (renamed("img/c.png", "img/c\udc80.png")(d), (d / "mask/c.png").unlink()),
+        "a name with line breaks",
+    ),
+    "a pipe": (lambda d: ((d / "mask/c.png").unlink(), os.mkfifo(d / "mask/c.png")), "mask/c.png: is a pipe or device"),
     "a damaged image": (lambda d: (d / "img/c.png").write_bytes(encoded(PIXELS)[:-99]), "img/c.png: cannot be read"),
 }
 
@@ -85,24 +100,38 @@ def test_masks_that_show_nothing(cli, folders):
     assert "no mask shows a class" in cli.refused(*resample(folders))
 
 
-@pytest.mark.parametrize(("classes", "says"), [
-    ("abcd", "field classes: must be a list of names"),
-    (["road", "Road", "wood", "lake"], "duplicate names: road and Road"),
-    (["a b", "a_b", "wood", "lake"], "duplicate names: a b and a_b"),
-    (["a\nb", "field", "wood", "lake"], "line break"),
-    (["a\u202eb", "field", "wood", "lake"], "line break or a character that is no text"),
-    (["x" * 5000, "field", "wood", "lake"], "5000 letters"),
-    (None, "field classes: must be a list"),
-])
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        ("abcd", "field classes: must be a list of names"),
+        (["road", "Road", "wood", "lake"], "duplicate names: road and Road"),
+        (["a b", "a_b", "wood", "lake"], "duplicate names: a b and a_b"),
+        (["a\nb", "field", "wood", "lake"], "line break"),
+        (["a\u202eb", "field", "wood", "lake"], "line break or a character that is no text"),
+        (["x" * 5000, "field", "wood", "lake"], "5000 letters"),
+        (None, "field classes: must be a list"),
+    ],
+)
 def test_class_names_that_cannot_be_told_apart(cli, folders, classes, says):
     table(folders, classes=classes)
     assert says in cli.refused(*resample(folders))
 
 
-@pytest.mark.parametrize("content", [
-    b"[" * 100_000, b"{", b"\xff\xfe\x00", '{"classes": ["a"]}'.encode("utf-16"), b" " * (1 << 21), b"",
-    b'{"classes": ["a"], "classes": ["b"]}', b'{"classes": ["a", "b"], "palete": []}', b'{"classes": ["a"], "x": NaN}',
-], ids=range(9))
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"{",
+        b"\xff\xfe\x00",
+        '{"classes": ["a"]}'.encode("utf-16"),
+        b" " * (1 << 21),
+        b"",
+        b'{"classes": ["a"], "classes": ["b"]}',
+        b'{"classes": ["a", "b"], "palete": []}',
+        b'{"classes": ["a"], "x": NaN}',
+    ],
+    ids=range(9),
+)
 def test_files_that_are_no_class_tables(cli, folders, content):
     (folders / "classes.json").write_bytes(content)
     assert "classes.json" in cli.refused(*resample(folders))
@@ -113,12 +142,30 @@ def test_a_byte_order_mark_is_read_by_all(cli, folders):
     (folders / "classes.json").write_text(text, encoding="utf-8-sig")
     assert "3 of 3" in cli(*resample(folders))
     made = folders / "palette.json"
-    cli("posterior_learning", "--classes", folders / "classes.json", "--masks", folders / "mask", "--restarts", "1",
-        "--out", made)  # it makes the palette that the table lacks
+    cli(
+        "posterior_learning",
+        "--classes",
+        folders / "classes.json",
+        "--masks",
+        folders / "mask",
+        "--restarts",
+        "1",
+        "--out",
+        made,
+    )  # it makes the palette that the table lacks
     assert len(json.loads(made.read_text())["palette"]) == 4
     made.write_text(made.read_text(), encoding="utf-8-sig")
-    assert "4 colours" in cli.refused("train_dvae", "--palette", _shorter(made), "--masks", folders / "mask", "--out",
-                                      folders / "w.pth", "--crop-size", "32")
+    assert "4 colors" in cli.refused(
+        "train_dvae",
+        "--palette",
+        _shorter(made),
+        "--masks",
+        folders / "mask",
+        "--out",
+        folders / "w.pth",
+        "--crop-size",
+        "32",
+    )
 
 
 def _shorter(path):

@@ -24,12 +24,19 @@ def test_equally_hard_masks_follow_the_order_of_names():
     assert ranks_of(np.array([0.5, 1.5, 1.0, 1.0])).tolist() == [1, 4, 2, 3]
 
 
-@pytest.mark.parametrize(("rank", "masks", "images", "kept"), [
-    (1, 100, 20, 1),  # 1 + round(0.2)
-    (1, 8, 20, 3),  # 1 + round(2.5): halves go to the even number, as Python's round does
-    (3, 8, 20, 9),  # 1 + round(7.5)
-    (100, 100, 20, 20), (99, 100, 20, 20), (1, 1, 1, 1), (1, 3, 2, 2), (1, 5, 3, 2),
-])
+@pytest.mark.parametrize(
+    ("rank", "masks", "images", "kept"),
+    [
+        (1, 100, 20, 1),  # 1 + round(0.2)
+        (1, 8, 20, 3),  # 1 + round(2.5): halves go to the even number, as Python's round does
+        (3, 8, 20, 9),  # 1 + round(7.5)
+        (100, 100, 20, 20),
+        (99, 100, 20, 20),
+        (1, 1, 1, 1),
+        (1, 3, 2, 2),
+        (1, 5, 3, 2),
+    ],
+)
 def test_how_many_images_a_mask_keeps(rank, masks, images, kept):
     assert images_to_keep(rank, masks, images) == kept
 
@@ -61,8 +68,10 @@ def data(tmp_path):
             dropped = [p - h for p, h in zip(pixels, half, strict=True)]
             images[f"{name}_seed_{seed}"] = {"kept": half, "dropped": dropped}
     losses = dict(zip(CLASSES, (0.25, 2.0, None), strict=True))
-    write_json({"per_class": {name: {"mean_loss_real": loss} for name, loss in losses.items()}, "images": images},
-               tmp_path / "filtered/filter_stats.json")
+    write_json(
+        {"per_class": {name: {"mean_loss_real": loss} for name, loss in losses.items()}, "images": images},
+        tmp_path / "filtered/filter_stats.json",
+    )
     real = {"classes": CLASSES, "mean_loss": list(losses.values()), "pixels": [9, 9, 0], "histogram": [[0] * BINS] * 3}
     write_json(sealed(real), tmp_path / "real_loss.json")
     write_json({"classes": CLASSES}, tmp_path / "classes.json")
@@ -70,8 +79,21 @@ def data(tmp_path):
 
 
 def options(data, *more, out="out"):
-    return ["--filtered-mask-path", data / "filtered", "--syn-img-path", data / "images", "--out-dir", data / out,
-            "--classes", data / "classes.json", "--num-workers", 1, "--rule", "hardness", *more]
+    return [
+        "--filtered-mask-path",
+        data / "filtered",
+        "--syn-img-path",
+        data / "images",
+        "--out-dir",
+        data / out,
+        "--classes",
+        data / "classes.json",
+        "--num-workers",
+        1,
+        "--rule",
+        "hardness",
+        *more,
+    ]
 
 
 def kept(data, out="out"):
@@ -102,8 +124,11 @@ def test_the_draw_is_the_images_own(data, cli):
     cli("resample", *options(data))
     cli("resample", *options(data, "--num-workers", 2, out="again"))
     assert kept(data) == kept(data, "again")
-    others = [kept(data, f"seed_{seed}") for seed in (1, 2, 3)
-              if cli("resample", *options(data, "--seed", seed, out=f"seed_{seed}"))]
+    others = [
+        kept(data, f"seed_{seed}")
+        for seed in (1, 2, 3)
+        if cli("resample", *options(data, "--seed", seed, out=f"seed_{seed}"))
+    ]
     assert any(names != kept(data) for names in others) and all(len(names) == 13 for names in others)
     for path in [*(data / "images").glob("b*"), *(data / "filtered").glob("b*")]:  # the other masks' draws stay
         path.unlink()
@@ -146,26 +171,50 @@ STATS = "filtered/filter_stats.json"
 BAD = {
     "an option of the other rule": (None, ["--min-valid", 0.5], "--min-valid: belongs to --rule class"),
     "no statistics": (lambda d: (d / STATS).unlink(), [], "filter_stats.json: no such file; make it with filter.sh"),
-    "no statistics for the masks": (lambda d: (d / STATS).unlink(), ["--real-loss", "real_loss.json"],
-                                    "name the masks that the images were made of with --syn-mask-path"),
+    "no statistics for the masks": (
+        lambda d: (d / STATS).unlink(),
+        ["--real-loss", "real_loss.json"],
+        "name the masks that the images were made of with --syn-mask-path",
+    ),
     "other classes": (lambda d: change(d / STATS, lambda c: c["per_class"].pop("forest")), [], "no class forest in it"),
-    "not a number": (lambda d: change(d / STATS, lambda c: c["per_class"]["forest"].update(mean_loss_real="1")), [],
-                     "field per_class.forest.mean_loss_real"),
-    "below 0": (lambda d: change(d / STATS, lambda c: c["per_class"]["forest"].update(mean_loss_real=-1)), [],
-                "field per_class.forest.mean_loss_real"),
-    "no class seen": (lambda d: change(d / STATS, lambda c: [v.update(mean_loss_real=None)
-                                                            for v in c["per_class"].values()]), [], "no class has a"),
-    "an image unknown": (lambda d: change(d / STATS, lambda c: c["images"].pop("a_seed_1")), [],
-                         "field images: nothing about a_seed_1"),
-    "an image of other classes": (lambda d: change(d / STATS, lambda c: c["images"]["a_seed_1"].update(kept=[1])), [],
-                                  "field images: not one number for each class of a_seed_1"),
-    "an edited number": (lambda d: change(d / "real_loss.json", lambda c: c.update(mean_loss=[1, 1, None])),
-                         ["--real-loss", "real_loss.json"], "checksum"),
+    "not a number": (
+        lambda d: change(d / STATS, lambda c: c["per_class"]["forest"].update(mean_loss_real="1")),
+        [],
+        "field per_class.forest.mean_loss_real",
+    ),
+    "below 0": (
+        lambda d: change(d / STATS, lambda c: c["per_class"]["forest"].update(mean_loss_real=-1)),
+        [],
+        "field per_class.forest.mean_loss_real",
+    ),
+    "no class seen": (
+        lambda d: change(d / STATS, lambda c: [v.update(mean_loss_real=None) for v in c["per_class"].values()]),
+        [],
+        "no class has a",
+    ),
+    "an image unknown": (
+        lambda d: change(d / STATS, lambda c: c["images"].pop("a_seed_1")),
+        [],
+        "field images: nothing about a_seed_1",
+    ),
+    "an image of other classes": (
+        lambda d: change(d / STATS, lambda c: c["images"]["a_seed_1"].update(kept=[1])),
+        [],
+        "field images: not one number for each class of a_seed_1",
+    ),
+    "an edited number": (
+        lambda d: change(d / "real_loss.json", lambda c: c.update(mean_loss=[1, 1, None])),
+        ["--real-loss", "real_loss.json"],
+        "checksum",
+    ),
     "something else": (None, ["--real-loss", "classes.json"], "classes.json, field per_class: field required"),
     "a mask gone": (lambda d: (d / "masks/b.png").unlink(), ["--syn-mask-path", "masks"], "masks: no mask b.png"),
     "a mask damaged": (lambda d: (d / "masks/b.png").write_bytes(b"x"), ["--syn-mask-path", "masks"], "b.png: cannot"),
-    "a mask of other ids": (lambda d: Image.new("L", (9, 9), 7).save(d / "masks/b.png"), ["--syn-mask-path", "masks"],
-                            "class ids 7 are not"),
+    "a mask of other ids": (
+        lambda d: Image.new("L", (9, 9), 7).save(d / "masks/b.png"),
+        ["--syn-mask-path", "masks"],
+        "class ids 7 are not",
+    ),
     "a seed below 0": (None, ["--seed", -1], "--seed: -1: write a whole number"),
 }
 
@@ -186,8 +235,10 @@ def test_the_other_rule_refuses_this_ones_options(data, cli):
 
 
 def test_the_figure_shows_hardness(tmp_path):
-    per_class = {name: {"inaccurate": False, "share_before": 0.5, "share_after": 0.5, "images_before": 1,
-                        "images_after": 1} for name in CLASSES[:2]}
+    per_class = {
+        name: {"inaccurate": False, "share_before": 0.5, "share_after": 0.5, "images_before": 1, "images_after": 1}
+        for name in CLASSES[:2]
+    }
     masks = {"a": {"hardness": 0.5, "images": 4, "kept": 2}, "b": {"hardness": 1.5, "images": 4, "kept": 4}}
     resample_figure(tmp_path / "figure.png", {"kept": 6, "images": 8, "per_class": per_class, "masks": masks})
     assert Image.open(tmp_path / "figure.png").width > 2000 and not plt.get_fignums()

@@ -32,11 +32,13 @@ def test_the_same_images_have_no_distance(files):
     assert distances(MeanColor(), files, files, batch_size=3)["FID"] == pytest.approx(0, abs=1e-4)
 
 
-def test_fid_of_colours_in_closed_form(files):
+def test_fid_of_colors_in_closed_form(files):
     found = distances(MeanColor(), files[:4], files[4:])
+
     def features(paths):
         colors = np.array([np.array(Image.open(path))[0, 0] for path in paths]) / 255
         return (colors - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+
     a, b = features(files[:4]), features(files[4:])
     ca, cb = np.cov(a.T), np.cov(b.T)
     root = np.sqrt(np.linalg.eigvals(ca @ cb).astype(complex)).real.sum()

@@ -22,22 +22,40 @@ def run(*argv):
 @pytest.fixture
 def data(tmp_path):
     """Masks of 10 x 10: name -> pixels of classes 0, 1, 2; the rest is 255."""
-    for name, pixels in {"full": (100, 0, 0), "edge": (80, 0, 0), "over": (81, 0, 0), "rare": (0, 1, 0),
-                         "none": (0, 0, 0), "both": (50, 45, 0)}.items():
+    for name, pixels in {
+        "full": (100, 0, 0),
+        "edge": (80, 0, 0),
+        "over": (81, 0, 0),
+        "rare": (0, 1, 0),
+        "none": (0, 0, 0),
+        "both": (50, 45, 0),
+    }.items():
         ids = np.full(100, 255, np.uint8)
         ids[: sum(pixels)] = np.repeat(np.arange(3), pixels)
         for folder, array, suffix in (("masks", ids.reshape(10, 10), "png"), ("images", np.zeros((10, 10, 3)), "jpg")):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(array.astype(np.uint8)).save(tmp_path / folder / f"{name}_seed_1.{suffix}")
     (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES}))
-    (tmp_path / "metrics.json").write_text(json.dumps({"classes": {
-        "traffic land": {"IoU": 0.7}, "inland water": {"IoU": 0.2}, "forest": {"IoU": None}}}))
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"classes": {"traffic land": {"IoU": 0.7}, "inland water": {"IoU": 0.2}, "forest": {"IoU": None}}})
+    )
     return tmp_path
 
 
 def options(data, *more, out="out"):
-    return ["--filtered-mask-path", data / "masks", "--syn-img-path", data / "images", "--out-dir", data / out,
-            "--classes", data / "classes.json", "--num-workers", 1, *more]
+    return [
+        "--filtered-mask-path",
+        data / "masks",
+        "--syn-img-path",
+        data / "images",
+        "--out-dir",
+        data / out,
+        "--classes",
+        data / "classes.json",
+        "--num-workers",
+        1,
+        *more,
+    ]
 
 
 def kept(data, out="out"):
@@ -46,15 +64,18 @@ def kept(data, out="out"):
     return images
 
 
-@pytest.mark.parametrize(("more", "names"), [
-    ([], {"full", "over", "both"}),
-    (["--inaccurate", "Inland_Water"], {"full", "over", "both", "rare"}),
-    (["--metrics", "METRICS", "--below", 0.5], {"full", "over", "both", "rare"}),
-    (["--metrics", "METRICS", "--worst", 1], {"full", "over", "both", "rare"}),
-    (["--metrics", "METRICS", "--worst", 2], {"full", "edge", "over", "both", "rare"}),
-    (["--min-valid", 0.9], {"full", "both"}),
-    (["--inaccurate", "inland water", "--min-pixels", 2], {"full", "over", "both"}),
-])
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ([], {"full", "over", "both"}),
+        (["--inaccurate", "Inland_Water"], {"full", "over", "both", "rare"}),
+        (["--metrics", "METRICS", "--below", 0.5], {"full", "over", "both", "rare"}),
+        (["--metrics", "METRICS", "--worst", 1], {"full", "over", "both", "rare"}),
+        (["--metrics", "METRICS", "--worst", 2], {"full", "edge", "over", "both", "rare"}),
+        (["--min-valid", 0.9], {"full", "both"}),
+        (["--inaccurate", "inland water", "--min-pixels", 2], {"full", "over", "both"}),
+    ],
+)
 def test_the_choice(data, more, names):
     assert run(*options(data, *[data / "metrics.json" if part == "METRICS" else part for part in more])) == 0
     assert kept(data) == names
@@ -70,8 +91,10 @@ def test_report_and_hard_links(data):
     assert water["share_after"] == pytest.approx(46 / 277) and (water["images_before"], water["images_after"]) == (2, 2)
     assert stats["image"]["edge_seed_1"] == {"kept": None, "valid_share": 0.8}
     assert "<svg" in (data / "out/resample_stats.svg").read_text()
-    for folder, source, name in (("resampled_img", "images", "full_seed_1.jpg"),
-                                 ("resampled_label", "masks", "full_seed_1.png")):
+    for folder, source, name in (
+        ("resampled_img", "images", "full_seed_1.jpg"),
+        ("resampled_label", "masks", "full_seed_1.png"),
+    ):
         assert (data / "out" / folder / name).samefile(data / source / name)
     before = (data / "out/resampled_img/full_seed_1.jpg").stat().st_ctime_ns
     assert run(*options(data, "--inaccurate", "inland water")) == 0  # again: nothing is done twice
@@ -136,9 +159,14 @@ BAD = {
     "no table": (lambda d: None, ["--classes", "nothing.json"], "nothing.json"),
     "metrics of another table": (
         lambda d: (d / "metrics.json").write_text('{"classes": {"a": {"IoU": 1}}}'),
-        ["--metrics", "metrics.json", "--worst", "1"], "no class traffic land"),
-    "not metrics": (lambda d: (d / "metrics.json").write_text("{}"),
-                    ["--metrics", "metrics.json", "--worst", "1"], "metrics.json, field classes: field required"),
+        ["--metrics", "metrics.json", "--worst", "1"],
+        "no class traffic land",
+    ),
+    "not metrics": (
+        lambda d: (d / "metrics.json").write_text("{}"),
+        ["--metrics", "metrics.json", "--worst", "1"],
+        "metrics.json, field classes: field required",
+    ),
     "metrics without a choice": (lambda d: None, ["--metrics", "metrics.json"], "--below or --worst"),
     "choice without metrics": (lambda d: None, ["--worst", "1"], "need --metrics"),
     "share": (lambda d: None, ["--min-valid", "80"], "--min-valid: 80: write a number, 0 to 1"),
@@ -201,7 +229,7 @@ def test_the_published_line_with_its_three_paths(data, capsys):
     assert run(*line) == 0
     assert kept(data) == {"full", "over", "both", "grass", "special"}
     out = capsys.readouterr().out
-    assert "classes of FUSU, poorly recognised agriculture construction, special, public construction" in out
+    assert "classes of FUSU, poorly recognized agriculture construction, special, public construction" in out
     # another filter's classes are not taken for FUSU's
     (data / "masks" / "filter_stats.json").write_text(json.dumps({"per_class": {"sea": {}}}))
     assert run(*line[:-1], data / "other") == 2

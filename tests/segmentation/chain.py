@@ -51,8 +51,22 @@ def numpy_rule(chain, margin):
 
 
 def compare_options(chain, *more):
-    return [chain.config, "--synthesised", chain.root / "synth", "--classes", chain.table, "--data-root", chain.root,
-            "--seeds", 2, "--max-iters", 2, "--out-dir", chain.root / "out", *more]
+    return [
+        chain.config,
+        "--synthesized",
+        chain.root / "synth",
+        "--classes",
+        chain.table,
+        "--data-root",
+        chain.root,
+        "--seeds",
+        2,
+        "--max-iters",
+        2,
+        "--out-dir",
+        chain.root / "out",
+        *more,
+    ]
 
 
 def in_child(work):

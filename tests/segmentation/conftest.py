@@ -13,7 +13,7 @@ SIZES = ((24, 32), (40, 24), (24, 32))
 
 
 def build_chain(root, num_classes=5):
-    """Real pairs of several sizes, two synthesised images a mask, a 1 x 1 segmentor with random weights."""
+    """Real pairs of several sizes, two synthesized images a mask, a 1 x 1 segmentor with random weights."""
     rng = np.random.default_rng(num_classes)
     for index, size in enumerate(SIZES):
         for split in ("train", "test"):
@@ -24,11 +24,25 @@ def build_chain(root, num_classes=5):
     table.write_text(json.dumps({"classes": [f"name {c}" for c in range(num_classes)]}))
     weight = rng.normal(size=(num_classes, 3)).astype(np.float32)
     bias = rng.normal(size=num_classes).astype(np.float32)
-    torch.save({"state_dict": {"decode_head.conv_seg.weight": torch.tensor(weight)[..., None, None],
-                               "decode_head.conv_seg.bias": torch.tensor(bias)}}, root / "weights.pth")
+    torch.save(
+        {
+            "state_dict": {
+                "decode_head.conv_seg.weight": torch.tensor(weight)[..., None, None],
+                "decode_head.conv_seg.bias": torch.tensor(bias),
+            }
+        },
+        root / "weights.pth",
+    )
     config = pixel_backbone.write_config(root / "config.py", num_classes, str(table), str(root))
-    return SimpleNamespace(root=root, config=config, weights=root / "weights.pth", weight=weight, bias=bias,
-                           num_classes=num_classes, table=table)
+    return SimpleNamespace(
+        root=root,
+        config=config,
+        weights=root / "weights.pth",
+        weight=weight,
+        bias=bias,
+        num_classes=num_classes,
+        table=table,
+    )
 
 
 @pytest.fixture

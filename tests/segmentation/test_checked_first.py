@@ -15,20 +15,49 @@ from scripts import filter as filter_script
 from segmentation import inference
 from tests.segmentation.chain import in_child
 
-COMMON = ["--num_workers", 0, "--device", "cpu"]
+COMMON = ["--num-workers", 0, "--device", "cpu"]
 
 
 def filter_options(chain, *more):
-    return ["filter", chain.config, chain.weights, "--real-img-path", chain.root / "img_train", "--real-label-path",
-            chain.root / "label_train", "--syn-img-path", chain.root / "syn", "--syn-mask-path",
-            chain.root / "label_train", "--filtered-mask-path", chain.root / "out", *COMMON, *more]
+    return [
+        "filter",
+        chain.config,
+        chain.weights,
+        "--real-img-path",
+        chain.root / "img_train",
+        "--real-label-path",
+        chain.root / "label_train",
+        "--syn-img-path",
+        chain.root / "syn",
+        "--syn-mask-path",
+        chain.root / "label_train",
+        "--filtered-mask-path",
+        chain.root / "out",
+        *COMMON,
+        *more,
+    ]
 
 
 def evaluate_options(chain, *more):
-    return ["evaluate_samples", chain.config, chain.weights, "--real-img-path", chain.root / "img_test",
-            "--real-label-path", chain.root / "label_test", "--syn-img-path", chain.root / "syn", "--syn-mask-path",
-            chain.root / "label_train", "--train-img-path", chain.root / "img_train", "--out-dir", chain.root / "eval",
-            *COMMON, *more]
+    return [
+        "evaluate_samples",
+        chain.config,
+        chain.weights,
+        "--real-img-path",
+        chain.root / "img_test",
+        "--real-label-path",
+        chain.root / "label_test",
+        "--syn-img-path",
+        chain.root / "syn",
+        "--syn-mask-path",
+        chain.root / "label_train",
+        "--train-img-path",
+        chain.root / "img_train",
+        "--out-dir",
+        chain.root / "eval",
+        *COMMON,
+        *more,
+    ]
 
 
 def resample_options(chain, *more):
@@ -36,9 +65,24 @@ def resample_options(chain, *more):
     masks.mkdir(exist_ok=True)
     for image in (chain.root / "syn").iterdir():
         (masks / f"{image.stem}.png").write_bytes(
-            (chain.root / f"label_train/{image.stem.split('_seed_')[0]}.png").read_bytes())
-    return ["resample", "--filtered-mask-path", masks, "--syn-img-path", chain.root / "syn", "--out-dir",
-            chain.root / "resampled", "--classes", chain.table, "--min-valid", 0, "--num-workers", 1, *more]
+            (chain.root / f"label_train/{image.stem.split('_seed_')[0]}.png").read_bytes()
+        )
+    return [
+        "resample",
+        "--filtered-mask-path",
+        masks,
+        "--syn-img-path",
+        chain.root / "syn",
+        "--out-dir",
+        chain.root / "resampled",
+        "--classes",
+        chain.table,
+        "--min-valid",
+        0,
+        "--num-workers",
+        1,
+        *more,
+    ]
 
 
 @pytest.fixture
@@ -53,6 +97,7 @@ def ignored(*folders):
             with Image.open(path) as mask:
                 size = mask.size
             Image.new("L", size, 255).save(path)
+
     return change
 
 
@@ -62,12 +107,16 @@ def truncated(path):
         Image.effect_noise((32, 24), 90).convert("RGB").save(file)
         file.write_bytes(file.read_bytes()[:-200])
         file.with_suffix(".png").unlink()
+
     return change
 
 
 def two_of_one_name(chain):
-    chain.config.write_text(chain.config.read_text().replace('type="MaskDataset"', 'type="BaseSegDataset"').replace(
-        f"classes={str(chain.table)!r},", "metainfo=dict(classes=['a', 'b', 'c', 'a', 'e']),"))
+    chain.config.write_text(
+        chain.config.read_text()
+        .replace('type="MaskDataset"', 'type="BaseSegDataset"')
+        .replace(f"classes={str(chain.table)!r},", "metainfo=dict(classes=['a', 'b', 'c', 'a', 'e']),")
+    )
 
 
 def names_in_weights(chain):
@@ -80,17 +129,20 @@ def of_another_size(chain):
     Image.new("RGB", (9, 8)).save(chain.root / "img_train/r1.png")
 
 
-@pytest.mark.parametrize(("options", "change", "message"), [
-    (filter_options, ignored("label_train"), "no mask shows a class"),
-    (evaluate_options, ignored("label_test"), "no mask shows a class"),
-    (resample_options, ignored("label_train"), "no mask shows a class"),
-    (filter_options, two_of_one_name, "two classes named a"),
-    (filter_options, names_in_weights, "weights.pth: two classes named a"),
-    (evaluate_options, truncated("img_train/r0.png"), "img_train/r0.jpg: cannot be read"),
-    (filter_options, truncated("syn/r0_seed_1.png"), "syn/r0_seed_1.jpg: cannot be read"),
-    (resample_options, truncated("syn/r0_seed_1.png"), "syn/r0_seed_1.jpg: cannot be read"),
-    (filter_options, of_another_size, "r1.png is 9 x 8 px"),
-])
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        (filter_options, ignored("label_train"), "no mask shows a class"),
+        (evaluate_options, ignored("label_test"), "no mask shows a class"),
+        (resample_options, ignored("label_train"), "no mask shows a class"),
+        (filter_options, two_of_one_name, "two classes named a"),
+        (filter_options, names_in_weights, "weights.pth: two classes named a"),
+        (evaluate_options, truncated("img_train/r0.png"), "img_train/r0.jpg: cannot be read"),
+        (filter_options, truncated("syn/r0_seed_1.png"), "syn/r0_seed_1.jpg: cannot be read"),
+        (resample_options, truncated("syn/r0_seed_1.png"), "syn/r0_seed_1.jpg: cannot be read"),
+        (filter_options, of_another_size, "r1.png is 9 x 8 px"),
+    ],
+)
 def test_it_is_refused(cli, make_chain, no_work, options, change, message):
     chain = make_chain()
     change(chain)
@@ -98,8 +150,9 @@ def test_it_is_refused(cli, make_chain, no_work, options, change, message):
     assert not [path for folder in ("out", "eval", "resampled") for path in chain.root.glob(f"{folder}/[!.]*")]
 
 
-@pytest.mark.parametrize(("options", "path"), [
-    (evaluate_options, "img_train/r0.png"), (resample_options, "syn/r0_seed_1.png")])
+@pytest.mark.parametrize(
+    ("options", "path"), [(evaluate_options, "img_train/r0.png"), (resample_options, "syn/r0_seed_1.png")]
+)
 def test_damaged_images_are_left_out_on_demand(cli, make_chain, options, path):
     chain = make_chain()
     truncated(path)(chain)
@@ -112,7 +165,8 @@ def test_one_image_has_no_fid(cli, make_chain, no_work, monkeypatch):
         path.unlink()
     monkeypatch.setattr(inception, "inception_features", lambda path: nn.Identity())
     assert "FID and KID need at least two images, --train-img-path has 1" in cli.refused(
-        *evaluate_options(chain, "--inception-weights", "weights"))
+        *evaluate_options(chain, "--inception-weights", "weights")
+    )
 
 
 @pytest.mark.parametrize("score", ["NaN", "-3", "1.5", '"0.5"', "[]", "true"])
@@ -124,8 +178,9 @@ def test_metrics_that_are_none(cli, make_chain, score):
     assert "metrics.json" in cli.refused(*options)
 
 
-@pytest.mark.parametrize(("options", "out"), [
-    (filter_options, "out"), (evaluate_options, "eval"), (resample_options, "resampled")])
+@pytest.mark.parametrize(
+    ("options", "out"), [(filter_options, "out"), (evaluate_options, "eval"), (resample_options, "resampled")]
+)
 def test_the_second_in_a_folder_says_who_works_there(cli, make_chain, options, out):
     chain = make_chain()
     temporary = chain.root / out / ".r0_seed_1.abc.tmp.png"
@@ -137,7 +192,7 @@ def test_the_second_in_a_folder_says_who_works_there(cli, make_chain, options, o
 
 def test_losses_do_not_depend_on_where_a_run_stopped(cli, make_chain, monkeypatch):
     chain = make_chain()
-    cli(*filter_options(chain, "--save-loss", chain.root / "whole", "--batch_size", 4))
+    cli(*filter_options(chain, "--save-loss", chain.root / "whole", "--batch-size", 4))
     for path in (chain.root / "out").glob("*.png"):
         path.rename(chain.root / "unused" / path.name)
     write = filter_run.write_array
@@ -147,7 +202,7 @@ def test_losses_do_not_depend_on_where_a_run_stopped(cli, make_chain, monkeypatc
             os._exit(9)
         write(values, path)
 
-    options = [*filter_options(chain, "--save-loss", chain.root / "loss", "--batch_size", 4)[1:]]
+    options = [*filter_options(chain, "--save-loss", chain.root / "loss", "--batch-size", 4)[1:]]
     with monkeypatch.context() as patch:
         patch.setattr(filter_run, "write_array", write_and_die)
         assert in_child(lambda: filter_script.main(list(map(str, options)))) == 9
@@ -177,10 +232,24 @@ def test_losses_that_the_filter_did_not_write(cli, make_chain):
     chain = make_chain()
     cli(*filter_options(chain, "--save-loss", chain.root / "loss"))
     path = chain.root / "loss/r0_seed_1.npy"
-    options = ["--from-loss", chain.root / "loss", "--syn-mask-path", chain.root / "label_train",
-               "--filtered-mask-path", chain.root / "again"]
-    for content in (b"", b"\x93NUMPY", np.zeros(3), np.zeros((24, 32)), np.full((24, 32), np.nan, np.float16),
-                    np.full((24, 32), -1, np.float16), np.array([[{}]]), np.zeros((24, 32), np.float16)):
+    options = [
+        "--from-loss",
+        chain.root / "loss",
+        "--syn-mask-path",
+        chain.root / "label_train",
+        "--filtered-mask-path",
+        chain.root / "again",
+    ]
+    for content in (
+        b"",
+        b"\x93NUMPY",
+        np.zeros(3),
+        np.zeros((24, 32)),
+        np.full((24, 32), np.nan, np.float16),
+        np.full((24, 32), -1, np.float16),
+        np.array([[{}]]),
+        np.zeros((24, 32), np.float16),
+    ):
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:

@@ -7,27 +7,65 @@ import pytest
 import torch
 from PIL import Image
 
-COMMON = ["--num_workers", 0, "--device", "cpu"]
+COMMON = ["--num-workers", 0, "--device", "cpu"]
 
 
 def evaluate(cli, chain, out="eval", *more):
-    cli("evaluate_samples", chain.config, chain.weights, "--real-img-path", chain.root / "img_test",
-        "--real-label-path", chain.root / "label_test", "--syn-img-path", chain.root / "syn", "--syn-mask-path",
-        chain.root / "label_train", "--train-img-path", chain.root / "img_train", "--out-dir", chain.root / out,
-        *COMMON, *more)
+    cli(
+        "evaluate_samples",
+        chain.config,
+        chain.weights,
+        "--real-img-path",
+        chain.root / "img_test",
+        "--real-label-path",
+        chain.root / "label_test",
+        "--syn-img-path",
+        chain.root / "syn",
+        "--syn-mask-path",
+        chain.root / "label_train",
+        "--train-img-path",
+        chain.root / "img_train",
+        "--out-dir",
+        chain.root / out,
+        *COMMON,
+        *more,
+    )
     return json.loads((chain.root / out / "evaluation.json").read_text())["real"]
 
 
 def metrics_of(cli, chain):
-    cli("segmentor", "test", chain.config, "--load-from", chain.weights, "--work-dir", chain.root / "work",
-        "--out", chain.root / "metrics.json")
+    cli(
+        "segmentor",
+        "test",
+        chain.config,
+        "--load-from",
+        chain.weights,
+        "--work-dir",
+        chain.root / "work",
+        "--out",
+        chain.root / "metrics.json",
+    )
     return json.loads((chain.root / "metrics.json").read_text())
 
 
 def run_filter(cli, chain, *more, out="out"):
-    cli("filter", chain.config, chain.weights, "--real-img-path", chain.root / "img_train", "--real-label-path",
-        chain.root / "label_train", "--syn-img-path", chain.root / "syn", "--syn-mask-path",
-        chain.root / "label_train", "--filtered-mask-path", chain.root / out, *COMMON, *more)
+    cli(
+        "filter",
+        chain.config,
+        chain.weights,
+        "--real-img-path",
+        chain.root / "img_train",
+        "--real-label-path",
+        chain.root / "label_train",
+        "--syn-img-path",
+        chain.root / "syn",
+        "--syn-mask-path",
+        chain.root / "label_train",
+        "--filtered-mask-path",
+        chain.root / out,
+        *COMMON,
+        *more,
+    )
 
 
 def masks(folder):
@@ -52,14 +90,19 @@ def ignore_zero(chain):
 
 
 def other_image_loading(chain):
-    change(chain, 'dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), dict(type="PackSegInputs")',
-           'dict(type="LoadImageFromFile", to_float32=True), dict(type="Resize", scale=(50, 40)), '
-           'dict(type="LoadAnnotations"), dict(type="PackSegInputs")')
+    change(
+        chain,
+        'dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), dict(type="PackSegInputs")',
+        'dict(type="LoadImageFromFile", to_float32=True), dict(type="Resize", scale=(50, 40)), '
+        'dict(type="LoadAnnotations"), dict(type="PackSegInputs")',
+    )
 
 
 def a_pipeline_of_that_name(chain):
-    chain.config.write_text(chain.config.read_text() + '\ntest_pipeline = [dict(type="LoadImageFromFile"), '
-                            'dict(type="PhotoMetricDistortion"), dict(type="PackSegInputs")]\n')
+    chain.config.write_text(
+        chain.config.read_text() + '\ntest_pipeline = [dict(type="LoadImageFromFile"), '
+        'dict(type="PhotoMetricDistortion"), dict(type="PackSegInputs")]\n'
+    )
 
 
 def scores_ignore_a_class(chain):
@@ -92,7 +135,8 @@ def test_evaluation_gives_the_numbers_of_the_test(cli, make_chain, decision):
     decision(chain)
     real, metrics = evaluate(cli, chain), metrics_of(cli, chain)
     assert {key: real[key] for key in ("OA", "mIoU", "mAcc", "classes")} == {
-        key: metrics[key] for key in ("OA", "mIoU", "mAcc", "classes")}
+        key: metrics[key] for key in ("OA", "mIoU", "mAcc", "classes")
+    }
 
 
 def shift_ids(chain):
@@ -113,13 +157,33 @@ def test_reduced_labels_are_filtered_and_resampled_as_plain_ones(cli, make_chain
         before = np.array(Image.open(chain.root / f"label_train/{name.split('_seed_')[0]}.png"))
         kept = np.where(ids == 255, np.where(before == 0, 0, 255), ids + 1)
         np.testing.assert_array_equal(reduced[name], kept)
-    cli("filter", "--from-loss", chain.root / "loss", "--syn-mask-path", chain.root / "label_train",
-        "--filtered-mask-path", chain.root / "again", "--tolerance-margin", 100)
+    cli(
+        "filter",
+        "--from-loss",
+        chain.root / "loss",
+        "--syn-mask-path",
+        chain.root / "label_train",
+        "--filtered-mask-path",
+        chain.root / "again",
+        "--tolerance-margin",
+        100,
+    )
     assert all(255 not in ids for ids in masks(chain.root / "again").values())
     counts = {}
     for name in ("plain", "out"):
-        cli("resample", "--filtered-mask-path", chain.root / name, "--syn-img-path", chain.root / "syn", "--out-dir",
-            chain.root / f"{name}_kept", "--classes", chain.table, "--min-valid", 0.3)
+        cli(
+            "resample",
+            "--filtered-mask-path",
+            chain.root / name,
+            "--syn-img-path",
+            chain.root / "syn",
+            "--out-dir",
+            chain.root / f"{name}_kept",
+            "--classes",
+            chain.table,
+            "--min-valid",
+            0.3,
+        )
         counts[name] = json.loads((chain.root / f"{name}_kept/resample_stats.json").read_text())
         del counts[name]["options"]
     assert counts["plain"] == counts["out"]
@@ -140,21 +204,51 @@ def test_a_head_of_one_channel_decides_by_its_threshold(cli, make_chain, thresho
     chain = make_chain(2)
     change(chain, "num_classes=2,", f"num_classes=2, out_channels=1, threshold={threshold},")
     change(chain, 'type="CrossEntropyLoss"', 'type="CrossEntropyLoss", use_sigmoid=True')
-    torch.save({"state_dict": {"decode_head.conv_seg.weight": torch.tensor(chain.weight[:1])[..., None, None],
-                               "decode_head.conv_seg.bias": torch.zeros(1)}}, chain.weights)
+    torch.save(
+        {
+            "state_dict": {
+                "decode_head.conv_seg.weight": torch.tensor(chain.weight[:1])[..., None, None],
+                "decode_head.conv_seg.bias": torch.zeros(1),
+            }
+        },
+        chain.weights,
+    )
     real, metrics = evaluate(cli, chain), metrics_of(cli, chain)
     assert real["OA"] == metrics["OA"] and real["classes"] == metrics["classes"]
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ('dict(type="LoadAnnotations")', 'dict(type="LoadAnnotations", reduce_zero_label=True)', "say the same in both"),
-    ('type="PackSegInputs")]))', 'type="PackSegInputs"), dict(type="TestTimeAug", transforms=[])]))', "TestTimeAug"),
-    ('dict(type="LoadAnnotations"), dict(type="PackSegInputs")]))', 'dict(type="NoSuchStep")]))', "NoSuchStep"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            'dict(type="LoadAnnotations")',
+            'dict(type="LoadAnnotations", reduce_zero_label=True)',
+            "say the same in both",
+        ),
+        (
+            'type="PackSegInputs")]))',
+            'type="PackSegInputs"), dict(type="TestTimeAug", transforms=[])]))',
+            "TestTimeAug",
+        ),
+        ('dict(type="LoadAnnotations"), dict(type="PackSegInputs")]))', 'dict(type="NoSuchStep")]))', "NoSuchStep"),
+    ],
+)
 def test_a_test_that_cannot_be_followed_is_refused(cli, make_chain, old, new, message):
     chain = make_chain()
     change(chain, old, new)
-    assert message in cli.refused("filter", chain.config, chain.weights, "--real-img-path", chain.root / "img_train",
-                                  "--real-label-path", chain.root / "label_train", "--syn-img-path", chain.root / "syn",
-                                  "--syn-mask-path", chain.root / "label_train", "--filtered-mask-path",
-                                  chain.root / "out", *COMMON)
+    assert message in cli.refused(
+        "filter",
+        chain.config,
+        chain.weights,
+        "--real-img-path",
+        chain.root / "img_train",
+        "--real-label-path",
+        chain.root / "label_train",
+        "--syn-img-path",
+        chain.root / "syn",
+        "--syn-mask-path",
+        chain.root / "label_train",
+        "--filtered-mask-path",
+        chain.root / "out",
+        *COMMON,
+    )

@@ -23,7 +23,7 @@ def arguments(chain, **changes):
         "--syn-img-path": chain.root / "syn",
         "--syn-mask-path": chain.root / "label_train",
         "--filtered-mask-path": chain.root / "out",
-        "--num_workers": 0,
+        "--num-workers": 0,
         "--device": "cpu",
     } | {f"--{key.replace('_', '-')}": value for key, value in changes.items()}
     given = [str(part) for key, value in options.items() if value is not None for part in (key, value)]
@@ -69,8 +69,21 @@ def test_a_larger_margin_keeps_more_and_needs_no_segmentor(make_chain):
     kept = None
     for margin in (0.5, 1.0, 1.25, 2.0, 100.0):
         out = chain.root / f"out_{margin}"
-        assert run(["--from-loss", str(chain.root / "loss"), "--syn-mask-path", str(chain.root / "label_train"),
-                    "--filtered-mask-path", str(out), "--tolerance-margin", str(margin)]) == 0
+        assert (
+            run(
+                [
+                    "--from-loss",
+                    str(chain.root / "loss"),
+                    "--syn-mask-path",
+                    str(chain.root / "label_train"),
+                    "--filtered-mask-path",
+                    str(out),
+                    "--tolerance-margin",
+                    str(margin),
+                ]
+            )
+            == 0
+        )
         now = {name: mask != 255 for name, mask in masks(out).items()}
         if margin == 1.25:  # as direct, but for losses that round to float16 across the limit
             expected = numpy_rule(chain, margin)[0]
@@ -191,7 +204,8 @@ def test_jpg_names_and_images_of_another_size(make_chain):
     for path in (chain.root / "syn").iterdir():
         image = Image.open(path)
         image.resize((3 * image.width, 3 * image.height), Image.Resampling.NEAREST).save(
-            path.with_suffix(".jpg"), quality=100, subsampling=0)
+            path.with_suffix(".jpg"), quality=100, subsampling=0
+        )
         path.unlink()
     assert run(arguments(chain)) == 0
     found = masks(chain.root / "out")
@@ -231,7 +245,7 @@ BAD = {
     "real image without mask": (lone_image("img_train", "x.png"), "x.png: no mask x.png under --real-label-path"),
     "id beyond the classes": (a_beyond_id, "r0.png: class ids 5 are not in 0..4"),
     "empty folder": (emptied("syn"), "syn: empty"),
-    "colour mask": (lone_image("label_train", "r0.png"), "r0.png: has three channels that differ"),
+    "color mask": (lone_image("label_train", "r0.png"), "r0.png: has three channels that differ"),
     "damaged image": (lambda chain: (chain.root / "syn/r0_seed_1.png").write_bytes(b"no"), "r0_seed_1.png: cannot"),
     "not an mmseg config": (config_of("model = dict(target='x')"), "no model with a field"),
     "not a segmentor": (config_of("model = dict(type='SegDataPreProcessor')"), "PreProcessor is not a segmentor"),
@@ -266,12 +280,15 @@ def test_invalid_files_can_be_left_out(make_chain, capsys):
     assert len(json.loads((chain.root / "out/filter_stats.json").read_text())["skipped"]) == 2
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"filtered_mask_path": "syn"}, "lies inside"),
-    ({"tolerance_margin": 0}, "--tolerance-margin"),
-    ({"syn_img_path": None}, "missing: --syn-img-path"),
-    ({"real_img_path": "nowhere"}, "nowhere: no such folder"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"filtered_mask_path": "syn"}, "lies inside"),
+        ({"tolerance_margin": 0}, "--tolerance-margin"),
+        ({"syn_img_path": None}, "missing: --syn-img-path"),
+        ({"real_img_path": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
 def test_bad_options_are_refused(make_chain, capsys, changes, message):
     chain = make_chain()
     changes = {key: chain.root / value if isinstance(value, str) else value for key, value in changes.items()}

@@ -29,7 +29,7 @@ def quick(monkeypatch):
     def call(children, words, log):
         args = segmentor.parse_args(list(words))
         ran.append((args.task, Path(args.work_dir).name))
-        rng = np.random.default_rng([quick.seed(args), 1 + bool(args.synthesised)])
+        rng = np.random.default_rng([quick.seed(args), 1 + bool(args.synthesized)])
         if args.task == "train":
             weights = Path(args.work_dir, "iter_2.pth")
             torch.save({"meta": time.time(), "state_dict": {"w": torch.from_numpy(rng.random(3))}}, weights)
@@ -41,8 +41,16 @@ def quick(monkeypatch):
             content = {"OA": score, "mIoU": score, "mAcc": score, "classes": classes}
             Path(args.out).write_text(json.dumps(content))
 
-    quick = type("Quick", (), {"ran": ran, "name": "a", "seed": staticmethod(lambda args: args.seed),
-                               "score": staticmethod(lambda rng: rng.random())})
+    quick = type(
+        "Quick",
+        (),
+        {
+            "ran": ran,
+            "name": "a",
+            "seed": staticmethod(lambda args: args.seed),
+            "score": staticmethod(lambda rng: rng.random()),
+        },
+    )
     monkeypatch.setattr(comparison_runs, "segmentor", call)
     return quick
 
@@ -54,9 +62,13 @@ def test_seeds_that_are_one_are_refused(joint_chain, cli, quick):
     assert not (joint_chain.root / "out/comparison.json").exists()
 
 
-@pytest.mark.parametrize(("scores", "words"), [
-    ([0.5] * 4, "baseline_seed_0: their metrics on test are identical"),
-    ([0.5, 0.6, 0.7, 0.8], "OA differs by the same +10.00 points for all 2 seeds")])
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([0.5] * 4, "baseline_seed_0: their metrics on test are identical"),
+        ([0.5, 0.6, 0.7, 0.8], "OA differs by the same +10.00 points for all 2 seeds"),
+    ],
+)
 def test_scores_that_do_not_depend_on_the_seed_are_refused(joint_chain, cli, quick, scores, words):
     scores = iter(scores)
     quick.score = staticmethod(lambda rng: next(scores))
@@ -64,14 +76,20 @@ def test_scores_that_do_not_depend_on_the_seed_are_refused(joint_chain, cli, qui
 
 
 def test_files_that_changed_under_the_same_names_are_noticed(joint_chain, cli, quick):
-    options = compare_options(joint_chain, "--cfg-options", f"model.backbone.init_cfg.checkpoint={joint_chain.weights}",
-                              "model.backbone.init_cfg.type=Pretrained")
+    options = compare_options(
+        joint_chain,
+        "--cfg-options",
+        f"model.backbone.init_cfg.checkpoint={joint_chain.weights}",
+        "model.backbone.init_cfg.type=Pretrained",
+    )
     cli("compare", *options)
     for name, words in (
-        ("label_train/r1.png", "other real images and masks;"), ("img_train/r1.png", "other real images and masks;"),
-        ("synth/resampled_label/r0_seed_1.png", "other synthesised images and masks;"),
+        ("label_train/r1.png", "other real images and masks;"),
+        ("img_train/r1.png", "other real images and masks;"),
+        ("synth/resampled_label/r0_seed_1.png", "other synthesized images and masks;"),
         ("img_test/r2.png", "other test images and masks (test);"),
-        ("weights.pth", "other weights or other files of the config;"), ("config.py", "other settings;"),
+        ("weights.pth", "other weights or other files of the config;"),
+        ("config.py", "other settings;"),
     ):
         path = joint_chain.root / name
         whole, times = path.read_bytes(), path.stat()
@@ -97,9 +115,14 @@ def test_damaged_files_of_its_own_are_refused_by_name(joint_chain, cli, quick):
     iou = f'"IoU": {json.loads(metrics)["classes"]["a"]["IoU"]}'
     below, nan = (metrics.replace(iou, f'"IoU": {text}') for text in ("-3", "NaN"))
     for name, content in (
-        ("stamp.json", "{}"), ("stamp.json", '{"made_from": {"settings": NaN}}'), ("trained", ""), ("trained", "[1]"),
-        ("metrics_test.json", "\0"), ("metrics_test.json", '{"classes": {}}'),
-        ("metrics_test.json", below), ("metrics_test.json", nan),
+        ("stamp.json", "{}"),
+        ("stamp.json", '{"made_from": {"settings": NaN}}'),
+        ("trained", ""),
+        ("trained", "[1]"),
+        ("metrics_test.json", "\0"),
+        ("metrics_test.json", '{"classes": {}}'),
+        ("metrics_test.json", below),
+        ("metrics_test.json", nan),
     ):
         path = folder / name
         whole = path.read_text()
@@ -148,8 +171,11 @@ class Active(HTMLParser):
     def handle_starttag(self, tag, attributes):
         if tag in ("script", "iframe", "object", "embed", "svg", "foreignobject", "link", "base", "form"):
             self.found.append(tag)
-        self.found += [f"{key}={value}" for key, value in attributes
-                       if key.startswith("on") or (key in ("src", "href") and not value.startswith("data:image/"))]
+        self.found += [
+            f"{key}={value}"
+            for key, value in attributes
+            if key.startswith("on") or (key in ("src", "href") and not value.startswith("data:image/"))
+        ]
 
 
 def test_nothing_in_the_page_runs(joint_chain, cli, quick):
@@ -163,8 +189,17 @@ def test_nothing_in_the_page_runs(joint_chain, cli, quick):
     (root / "filtered").mkdir()
     svg = "<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>"
     (root / "filtered/filter_stats.svg").write_text(svg)
-    options = compare_options(joint_chain, "--classes", table, "--syn-img-path", images, "--mask-path",
-                              root / "label_train", "--filtered-mask-path", root / "filtered")
+    options = compare_options(
+        joint_chain,
+        "--classes",
+        table,
+        "--syn-img-path",
+        images,
+        "--mask-path",
+        root / "label_train",
+        "--filtered-mask-path",
+        root / "filtered",
+    )
     cli("compare", *options)
     text = (root / "out/comparison.html").read_text()
     page = Active()

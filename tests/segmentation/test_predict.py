@@ -32,8 +32,18 @@ def logits(chain, image):
 
 
 def options(chain, out="out", images="img_test"):
-    return ["predict", chain.config, "--load-from", chain.weights, "--images", chain.root / images, "--out",
-            chain.root / out, "--num-workers", 0]
+    return [
+        "predict",
+        chain.config,
+        "--load-from",
+        chain.weights,
+        "--images",
+        chain.root / images,
+        "--out",
+        chain.root / out,
+        "--num-workers",
+        0,
+    ]
 
 
 def test_masks_overlays_and_probabilities(chain, cli):
@@ -79,14 +89,17 @@ def test_built_in_views(chain, cli):
     assert (read_mask(chain.root / "out/masks/flat.png") == logits(chain, image).argmax(-1)).all()
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (["--images", "nowhere"], "no such folder"),
-    (["--images", "classes.json"], "is none of"),
-    (["--out", "img_test/x"], "lies inside"),
-    (["--slide", "8", "9"], "leaves gaps"),
-    (["--load-from", "none.pth"], "no such file"),
-    (["--device", "tpu"], "--device tpu"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--images", "nowhere"], "no such folder"),
+        (["--images", "classes.json"], "is none of"),
+        (["--out", "img_test/x"], "lies inside"),
+        (["--slide", "8", "9"], "leaves gaps"),
+        (["--load-from", "none.pth"], "no such file"),
+        (["--device", "tpu"], "--device tpu"),
+    ],
+)
 def test_refusals(chain, cli, monkeypatch, change, message):
     monkeypatch.chdir(chain.root)
     assert message in cli.refused("segmentor", *options(chain), *change)
@@ -143,5 +156,14 @@ def test_predicted_masks_are_masks_of_their_table(make_chain, cli):
             for name, mask in written.items():
                 assert (labels.to_file(labels.read(out / "masks" / name)) == mask).all()
     assert all(found == read["LoveDA", "LoveDA"] for found in read.values()) and len(read) == 4
-    cli("resample", "--filtered-mask-path", chain.root / "LoveDA" / "masks", "--syn-img-path",
-        chain.root / "img_test", "--out-dir", chain.root / "resampled", "--classes", "LoveDA")
+    cli(
+        "resample",
+        "--filtered-mask-path",
+        chain.root / "LoveDA" / "masks",
+        "--syn-img-path",
+        chain.root / "img_test",
+        "--out-dir",
+        chain.root / "resampled",
+        "--classes",
+        "LoveDA",
+    )

@@ -29,8 +29,17 @@ def chain(make_chain):
 
 def test_two_processes_give_the_scores_of_one(chain):
     def run(folder):
-        segmentor.main(["test", str(chain.config), "--load-from", str(chain.weights), "--confusion", "--work-dir",
-                        str(chain.root / folder)])
+        segmentor.main(
+            [
+                "test",
+                str(chain.config),
+                "--load-from",
+                str(chain.weights),
+                "--confusion",
+                "--work-dir",
+                str(chain.root / folder),
+            ]
+        )
 
     assert in_processes(1, lambda: run("one")) == [0]
     assert in_processes(2, lambda: run("two")) == [0, 0]
@@ -41,8 +50,17 @@ def test_two_processes_give_the_scores_of_one(chain):
 
 def test_two_processes_of_half_the_batch_give_the_weights_of_one(chain):
     def run(folder, batch_size, *norm):
-        segmentor.main(["train", str(chain.config), "--work-dir", str(chain.root / folder), "--cfg-options",
-                        f"train_dataloader.batch_size={batch_size}", *norm])
+        segmentor.main(
+            [
+                "train",
+                str(chain.config),
+                "--work-dir",
+                str(chain.root / folder),
+                "--cfg-options",
+                f"train_dataloader.batch_size={batch_size}",
+                *norm,
+            ]
+        )
 
     assert in_processes(2, lambda: run("two", 2)) == [0, 0]
     assert in_processes(1, lambda: run("one", 4)) == [0]
@@ -50,19 +68,34 @@ def test_two_processes_of_half_the_batch_give_the_weights_of_one(chain):
     assert list(two["state_dict"]) == list(one["state_dict"])
     for name, value in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-4, atol=1e-6)
-    assert in_processes(2, lambda: run("norm", 2, "model.decode_head.num_convs=1",
-                                       "model.decode_head.norm_cfg.type=SyncBN")) == [0, 0]
+    assert in_processes(
+        2, lambda: run("norm", 2, "model.decode_head.num_convs=1", "model.decode_head.norm_cfg.type=SyncBN")
+    ) == [0, 0]
 
 
 def test_two_processes_predict_what_one_does(chain):
     def run(folder):
-        segmentor.main(["predict", str(chain.config), "--load-from", str(chain.weights), "--images",
-                        str(chain.root / "img_test"), "--out", str(chain.root / folder), "--num-workers", "0"])
+        segmentor.main(
+            [
+                "predict",
+                str(chain.config),
+                "--load-from",
+                str(chain.weights),
+                "--images",
+                str(chain.root / "img_test"),
+                "--out",
+                str(chain.root / folder),
+                "--num-workers",
+                "0",
+            ]
+        )
 
     assert in_processes(2, lambda: run("two")) == [0, 0]
     assert in_processes(1, lambda: run("one")) == [0]
     masks = [path.name for path in (chain.root / "one/masks").iterdir()]
     assert len(masks) == 3
-    assert all((chain.root / "one/masks" / name).read_bytes() == (chain.root / "two/masks" / name).read_bytes()
-               for name in masks)
+    assert all(
+        (chain.root / "one/masks" / name).read_bytes() == (chain.root / "two/masks" / name).read_bytes()
+        for name in masks
+    )
     assert (chain.root / "one/predicted.jsonl").read_bytes() == (chain.root / "two/predicted.jsonl").read_bytes()

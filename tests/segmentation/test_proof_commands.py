@@ -38,8 +38,9 @@ def in_process(monkeypatch):
 
 
 def test_comparison_page_and_resume(chain, in_process, capsys):
-    (chain.root / "syn/samples.jsonl").write_text(json.dumps(
-        {"name": "r0_seed_1", "reference": "img_test/r0.png", "prompt": "a prompt"}) + "\n")
+    (chain.root / "syn/samples.jsonl").write_text(
+        json.dumps({"name": "r0_seed_1", "reference": "img_test/r0.png", "prompt": "a prompt"}) + "\n"
+    )
     options = compare_options(chain, "--syn-img-path", chain.root / "syn", "--mask-path", chain.root / "label_train")
     assert run(compare, *options) == 0
     assert len(in_process) == 8  # two kinds, two seeds, train and test
@@ -48,8 +49,9 @@ def test_comparison_page_and_resume(chain, in_process, capsys):
     assert runs["baseline"][0]["test"]["mIoU"] != runs["baseline"][1]["test"]["mIoU"]  # seeds differ
     assert runs["baseline"][0]["test"]["mIoU"] != runs["joint"][0]["test"]["mIoU"]  # data differ
     entry = report["results"]["test"]["scores"]["mIoU"]
-    assert entry["difference"]["mean"] == pytest.approx(np.mean(
-        [after["test"]["mIoU"] - before["test"]["mIoU"] for before, after in zip(*runs.values(), strict=True)]))
+    assert entry["difference"]["mean"] == pytest.approx(
+        np.mean([after["test"]["mIoU"] - before["test"]["mIoU"] for before, after in zip(*runs.values(), strict=True)])
+    )
     page = (chain.root / "out/comparison.html").read_text()
     assert "a prompt" in page and page.count("data:image/") == 6 + 6 + 1 + 2  # masks, images, one reference, plots
     (chain.root / "out/runs/joint_seed_1/metrics_test.json").unlink()  # as if stopped before the last test
@@ -65,20 +67,23 @@ def test_both_trainings_get_the_same_but_for_the_data(chain):
     words = ["a.b=None", "c.d=(1,2)", "e.f=007", "g.h='x,y'"]
     args = compare.parse_args([str(part) for part in compare_options(chain, "--cfg-options", *words)])
     options = {kind: compare.segmentor_options(args, kind) for kind in KINDS}
-    more = [f"--synthesised={chain.root / 'synth'}", "--repeat=10"]
+    more = [f"--synthesized={chain.root / 'synth'}", "--repeat=10"]
     assert [word for word in options["joint"] if word not in more] == options["baseline"]
     assert options["baseline"][-4:] == words  # as they were written
     read = segmentor.parse_args(["train", "x.py", *options["joint"]]).cfg_options
     assert read["a.b"] is None and read["c.d"] == (1, 2)
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--synthesised", "nowhere"], "nowhere/resampled_img: no such folder"),
-    (["--seeds", "0"], "--seeds"),
-    (["--syn-img-path", "syn"], "needs --mask-path"),
-    (["--filtered-mask-path", "nowhere"], "nowhere: no such folder"),
-    (["--joint-config", "other.py"], "optim_wrapper differs"),
-])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--synthesized", "nowhere"], "nowhere/resampled_img: no such folder"),
+        (["--seeds", "0"], "--seeds"),
+        (["--syn-img-path", "syn"], "needs --mask-path"),
+        (["--filtered-mask-path", "nowhere"], "nowhere: no such folder"),
+        (["--joint-config", "other.py"], "optim_wrapper differs"),
+    ],
+)
 def test_unfair_or_bad_comparisons_are_refused(chain, capsys, monkeypatch, in_process, more, message):
     monkeypatch.chdir(chain.root)
     text = chain.config.read_text()
@@ -109,10 +114,25 @@ def test_a_training_that_fails_is_reported(chain, capsys):
 
 
 def evaluate_options(chain, *more):
-    return [chain.config, chain.weights, "--real-img-path", chain.root / "img_test", "--real-label-path",
-            chain.root / "label_test", "--syn-img-path", chain.root / "syn", "--syn-mask-path",
-            chain.root / "label_train", "--train-img-path", chain.root / "img_train", "--out-dir", chain.root / "eval",
-            "--num_workers", 0, *more]
+    return [
+        chain.config,
+        chain.weights,
+        "--real-img-path",
+        chain.root / "img_test",
+        "--real-label-path",
+        chain.root / "label_test",
+        "--syn-img-path",
+        chain.root / "syn",
+        "--syn-mask-path",
+        chain.root / "label_train",
+        "--train-img-path",
+        chain.root / "img_train",
+        "--out-dir",
+        chain.root / "eval",
+        "--num-workers",
+        0,
+        *more,
+    ]
 
 
 def test_evaluation_of_samples(chain, capsys):
@@ -122,26 +142,39 @@ def test_evaluation_of_samples(chain, capsys):
     report = json.loads((chain.root / "eval/evaluation.json").read_text())
     assert report["copies"]["images"] == ["r1_seed_2"]
     assert report["nearest"]["r1_seed_2"] == {"distance": 0.0, "nearest": str(chain.root / "img_train/r1.png")}
-    segmentor.main(["test", str(chain.config), "--load-from", str(chain.weights), "--work-dir", str(chain.root),
-                    "--out", str(chain.root / "metrics.json")])
+    segmentor.main(
+        [
+            "test",
+            str(chain.config),
+            "--load-from",
+            str(chain.weights),
+            "--work-dir",
+            str(chain.root),
+            "--out",
+            str(chain.root / "metrics.json"),
+        ]
+    )
     trusted = json.loads((chain.root / "metrics.json").read_text())
     assert report["real"]["mIoU"] == pytest.approx(trusted["mIoU"])
     assert report["real"]["classes"]["name 1"] == pytest.approx(trusted["classes"]["name 1"])
     masks = [np.array(Image.open(path)) for path in (chain.root / "label_train").iterdir()]
     pixels = sum((mask != 255).sum() for mask in masks)
     cover = report["coverage"]["name 2"]
-    assert cover["share_synthesised"] == pytest.approx(sum((mask == 2).sum() for mask in masks) / pixels)
-    assert (cover["images_real"], cover["images_synthesised"]) == (3, 6)
+    assert cover["share_synthesized"] == pytest.approx(sum((mask == 2).sum() for mask in masks) / pixels)
+    assert (cover["images_real"], cover["images_synthesized"]) == (3, 6)
     with Image.open(chain.root / "eval/nearest.jpg") as sheet:
         assert sheet.width > sheet.height > 100
     assert "FID" not in report and "copies            1 images" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--train-img-path", "nowhere"], "nowhere: no such folder"),
-    (["--inception-weights", "none.pth"], "none.pth: no such file"),
-    (["--batch_size", "0"], "--batch_size"),
-])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--train-img-path", "nowhere"], "nowhere: no such folder"),
+        (["--inception-weights", "none.pth"], "none.pth: no such file"),
+        (["--batch-size", "0"], "--batch-size"),
+    ],
+)
 def test_bad_evaluations_are_refused(chain, capsys, more, message):
     assert run(evaluate_samples, *evaluate_options(chain, *more)) == 2
     assert message in capsys.readouterr().err and not (chain.root / "eval/evaluation.json").exists()

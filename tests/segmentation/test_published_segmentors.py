@@ -30,7 +30,7 @@ def test_published_values(name, iterations, repeat):
     assert config.default_hooks.checkpoint.save_best == "mIoU" and len(config.tta_pipeline[1].transforms[0]) == 6
 
 
-PUBLISHED = '''
+PUBLISHED = """
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 crop_size = (512, 512)
 data_root = 'FUSU'
@@ -68,12 +68,12 @@ tta_pipeline = [
 real = dict(type='RepeatDataset', times=10, dataset=dict(
     type=dataset_type, data_root=data_root, pipeline=train_pipeline,
     data_prefix=dict(img_path='img_train', seg_map_path='label_train')))
-synthesised = dict(type='RepeatDataset', times=1, dataset=dict(
+synthesized = dict(type='RepeatDataset', times=1, dataset=dict(
     type=dataset_type, data_root='resampled_dataset', pipeline=train_pipeline,
     data_prefix=dict(img_path='resampled_img', seg_map_path='resampled_label')))
 train_dataloader = dict(batch_size=16, num_workers=4, persistent_workers=True,
                         sampler=dict(type='InfiniteSampler', shuffle=True),
-                        dataset=dict(type='ConcatDataset', datasets=[real, synthesised]))
+                        dataset=dict(type='ConcatDataset', datasets=[real, synthesized]))
 val_dataloader = dict(batch_size=1, num_workers=4, persistent_workers=True,
                       sampler=dict(type='DefaultSampler', shuffle=False),
                       dataset=dict(type=dataset_type, data_root=data_root, pipeline=test_pipeline,
@@ -102,19 +102,32 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2000, save_best='mIoU', max_keep_ckpts=1),
     sampler_seed=dict(type='DistSamplerSeedHook'), visualization=dict(type='SegVisualizationHook'))
-'''
-SMALL = ["model.backbone.base_channels=2", "model.backbone.stem_channels=2", "model.decode_head.in_channels=64",
-         "model.decode_head.channels=4", "model.auxiliary_head.in_channels=32", "model.auxiliary_head.channels=4",
-         "train_dataloader.batch_size=2", "train_dataloader.num_workers=0", "val_dataloader.num_workers=0",
-         "test_dataloader.num_workers=0", "log_level=ERROR", "val_dataloader.dataset.pipeline.1.scale=(64,64)",
-         "test_dataloader.dataset.pipeline.1.scale=(64,64)"]
+"""
+SMALL = [
+    "model.backbone.base_channels=2",
+    "model.backbone.stem_channels=2",
+    "model.decode_head.in_channels=64",
+    "model.decode_head.channels=4",
+    "model.auxiliary_head.in_channels=32",
+    "model.auxiliary_head.channels=4",
+    "train_dataloader.batch_size=2",
+    "train_dataloader.num_workers=0",
+    "val_dataloader.num_workers=0",
+    "test_dataloader.num_workers=0",
+    "log_level=ERROR",
+    "val_dataloader.dataset.pipeline.1.scale=(64,64)",
+    "test_dataloader.dataset.pipeline.1.scale=(64,64)",
+]
 
 
 def test_a_published_config_trains_as_it_is(tmp_path, cli, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    for images, masks in (("FUSU/img_train", "FUSU/label_train"), ("FUSU/img_test", "FUSU/label_test"),
-                          ("resampled_dataset/resampled_img", "resampled_dataset/resampled_label")):
+    for images, masks in (
+        ("FUSU/img_train", "FUSU/label_train"),
+        ("FUSU/img_test", "FUSU/label_test"),
+        ("resampled_dataset/resampled_img", "resampled_dataset/resampled_label"),
+    ):
         for folder, suffix, shape in ((images, "jpg", (32, 32, 3)), (masks, "png", (32, 32))):
             (tmp_path / folder).mkdir(parents=True)
             for index in range(2):
@@ -124,8 +137,19 @@ def test_a_published_config_trains_as_it_is(tmp_path, cli, monkeypatch):
     (tmp_path / "mmseg/joint_config.py").write_text(PUBLISHED)
     options = ["mmseg/joint_config.py", "--work-dir", "work"]
     assert "--pretrained open-mmlab://resnet50_v1c" in cli.refused("segmentor", "train", *options)
-    said = cli("segmentor", "train", *options, "--pretrained", "none", "--crop-size", 64, "--cfg-options",
-               "train_cfg.max_iters=2", "train_cfg.val_interval=2", *SMALL)
+    said = cli(
+        "segmentor",
+        "train",
+        *options,
+        "--pretrained",
+        "none",
+        "--crop-size",
+        64,
+        "--cfg-options",
+        "train_cfg.max_iters=2",
+        "train_cfg.val_interval=2",
+        *SMALL,
+    )
     assert "on the test images themselves" in said and "best on the validation images" in said
     weights = torch.load(tmp_path / "work/iter_2.pth", weights_only=False)
     assert weights["state_dict"]["decode_head.conv_seg.bias"].shape == (18,)

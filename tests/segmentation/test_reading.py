@@ -30,8 +30,12 @@ def test_the_pipeline_gives_the_arrays_of_mmseg(make_chain):
     for path in sorted((chain.root / "img_train").iterdir())[1:]:
         Image.open(path).save(path.with_suffix(".jpg"), quality=80)
         path.unlink()
-    data = {"type": "MaskDataset", "classes": str(chain.table), "data_root": str(chain.root),
-            "data_prefix": {"img_path": "img_train", "seg_map_path": "label_train"}}
+    data = {
+        "type": "MaskDataset",
+        "classes": str(chain.table),
+        "data_root": str(chain.root),
+        "data_prefix": {"img_path": "img_train", "seg_map_path": "label_train"},
+    }
     ours = DATASETS.build({**data, "pipeline": [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}]})
     assert [type(step).__name__ for step in ours.pipeline.transforms] == ["ReadImage", "ReadAnnotations"]
     for index in range(len(ours)):
@@ -48,8 +52,11 @@ def test_a_foreign_config_reads_through_the_same_reader(make_chain, tmp_path):
     chain = make_chain()
     config = load_config(str(chain.config))
     assert [step.type for step in config.test_dataloader.dataset.pipeline[:2]] == ["ReadImage", "ReadAnnotations"]
-    text = chain.config.read_text().replace('"segmentation", ', "").replace(
-        'dict(type="LoadImageFromFile")', 'dict(type="LoadImageFromFile", color_type="grayscale")', 1)
+    text = (
+        chain.config.read_text()
+        .replace('"segmentation", ', "")
+        .replace('dict(type="LoadImageFromFile")', 'dict(type="LoadImageFromFile", color_type="grayscale")', 1)
+    )
     other = tmp_path / "foreign.py"
     other.write_text(text)
     config = load_config(str(other))
@@ -64,16 +71,35 @@ def test_the_tables_id_to_ignore_holds_in_test_training_and_filter(cli, make_cha
     chain = make_chain()
     names = json.loads(chain.table.read_text())["classes"]
     img, label = chain.root / "img_train", chain.root / "label_train"
-    filtering = ["filter", chain.config, chain.weights, "--real-img-path", img, "--real-label-path", label,
-                 "--syn-img-path", chain.root / "syn", "--syn-mask-path", label, "--device", "cpu", "--num_workers", 0,
-                 "--filtered-mask-path"]
+    filtering = [
+        "filter",
+        chain.config,
+        chain.weights,
+        "--real-img-path",
+        img,
+        "--real-label-path",
+        label,
+        "--syn-img-path",
+        chain.root / "syn",
+        "--syn-mask-path",
+        label,
+        "--device",
+        "cpu",
+        "--num-workers",
+        0,
+        "--filtered-mask-path",
+    ]
     out, results = chain.root / "metrics.json", []
     for index in (255, ignore):
         if index != 255:
             chain.table.write_text(json.dumps({"classes": names, "ignore_index": index}))
         for split in ("train", "test"):
-            rewrite(chain.root / f"label_{split}", lambda ids, index=index: np.where(
-                ids == 255, index, np.where(ids == ignore, 255 if index == 255 else index, ids)).astype(np.uint16))
+            rewrite(
+                chain.root / f"label_{split}",
+                lambda ids, index=index: np.where(
+                    ids == 255, index, np.where(ids == ignore, 255 if index == 255 else index, ids)
+                ).astype(np.uint16),
+            )
         cli(*segmentor(chain, "test", "--load-from", chain.weights, "--out", out))
         if ignore == 9:
             cli(*segmentor(chain, "train", "--work-dir", chain.root / str(index)))
@@ -81,12 +107,14 @@ def test_the_tables_id_to_ignore_holds_in_test_training_and_filter(cli, make_cha
         results.append(json.loads(out.read_text())["classes"])
     assert json.dumps(results[0]) == json.dumps(results[1])
     if ignore == 9:
-        first, second = (torch.load(chain.root / folder / "iter_2.pth", weights_only=False)["state_dict"]
-                         for folder in ("255", "9"))
+        first, second = (
+            torch.load(chain.root / folder / "iter_2.pth", weights_only=False)["state_dict"] for folder in ("255", "9")
+        )
         assert all(torch.equal(first[key], second[key]) for key in first)
     for path in sorted((chain.root / "filtered_255").glob("*.png")):
-        ids, own = (np.array(Image.open(chain.root / folder / path.name)) for folder in
-                    ("filtered_255", f"filtered_{ignore}"))
+        ids, own = (
+            np.array(Image.open(chain.root / folder / path.name)) for folder in ("filtered_255", f"filtered_{ignore}")
+        )
         assert (np.where(ids == 255, ignore, ids) == own).all() and (own == ignore).any()
 
 

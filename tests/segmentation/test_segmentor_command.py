@@ -57,9 +57,9 @@ def test_scores_agree_with_torchmetrics(chain):
     assert report["classes"]["name 2"]["Acc"] == pytest.approx(float((hit / matrix.sum(1))[2]))
 
 
-def test_training_stops_resumes_and_joins_synthesised_images(chain):
+def test_training_stops_resumes_and_joins_synthesized_images(chain):
     work = chain.root / "work"
-    options = ["--work-dir", work, "--synthesised", chain.root / "synth", "--repeat", 3, "--pretrained", "none"]
+    options = ["--work-dir", work, "--synthesized", chain.root / "synth", "--repeat", 3, "--pretrained", "none"]
     assert run("train", chain.config, *options, "--max-iters", 2) == 0
     assert (work / "last_checkpoint").read_text().endswith("iter_2.pth")
     assert run("train", chain.config, *options, "--max-iters", 3, "--resume") == 0
@@ -78,42 +78,64 @@ def test_another_split_and_class_table(chain):
     (chain.root / "label_test").rename(chain.root / "label_target")
     table = chain.root / "other.json"
     table.write_text(json.dumps({"classes": list("abcde")}))
-    assert run("test", chain.config, "--load-from", chain.weights, "--work-dir", chain.root, "--split", "target",
-               "--data-root", chain.root, "--classes", table) == 0
+    assert (
+        run(
+            "test",
+            chain.config,
+            "--load-from",
+            chain.weights,
+            "--work-dir",
+            chain.root,
+            "--split",
+            "target",
+            "--data-root",
+            chain.root,
+            "--classes",
+            table,
+        )
+        == 0
+    )
     assert list(json.loads((chain.root / "metrics.json").read_text())["classes"]) == list("abcde")
 
 
 def test_mask_lists(chain):
     path = chain.root / "list.json"
     path.write_text('{"source": "label_train/r1.png", "target": "img_train/r1.png", "prompt": "x"}\n')
-    dataset = DATASETS.build({"type": "MaskDataset", "classes": str(chain.table), "data_root": str(chain.root),
-                              "ann_file": "list.json"})
+    dataset = DATASETS.build(
+        {"type": "MaskDataset", "classes": str(chain.table), "data_root": str(chain.root), "ann_file": "list.json"}
+    )
     assert [Path(dataset.get_data_info(0)[key]).parent.name for key in ("img_path", "seg_map_path")] == [
-        "img_train", "label_train"]
+        "img_train",
+        "label_train",
+    ]
     path.write_text('{"source": "label_train/none.png", "target": "img_train/r1.png"}\n')
     with pytest.raises(InputError, match=r"list.json: line 1: file not found: label_train/none.png"):
-        DATASETS.build({"type": "MaskDataset", "classes": str(chain.table), "data_root": str(chain.root),
-                        "ann_file": "list.json"})
+        DATASETS.build(
+            {"type": "MaskDataset", "classes": str(chain.table), "data_root": str(chain.root), "ann_file": "list.json"}
+        )
 
 
-@pytest.mark.parametrize(("path", "count", "joint"), [
-    ("demo/mmseg/base_config.py", 17, False),
-    ("demo/mmseg/joint_config.py", 17, True),
-    ("configs/mmseg/gid.py", 24, False),
-    ("configs/mmseg/gid_joint.py", 24, True),
-    ("configs/mmseg/loveda.py", 7, False),
-    ("configs/mmseg/loveda_joint.py", 7, True),
-    ("configs/mmseg/segformer_b0.py", 17, False),
-    ("configs/mmseg/tiny.py", 17, False),
-    ("configs/mmseg/tiny_unet.py", 17, False),
-])
+@pytest.mark.parametrize(
+    ("path", "count", "joint"),
+    [
+        ("demo/mmseg/base_config.py", 17, False),
+        ("demo/mmseg/joint_config.py", 17, True),
+        ("configs/mmseg/gid.py", 24, False),
+        ("configs/mmseg/gid_joint.py", 24, True),
+        ("configs/mmseg/loveda.py", 7, False),
+        ("configs/mmseg/loveda_joint.py", 7, True),
+        ("configs/mmseg/segformer_b0.py", 17, False),
+        ("configs/mmseg/tiny.py", 17, False),
+        ("configs/mmseg/tiny_unet.py", 17, False),
+    ],
+)
 def test_every_config_agrees_with_its_class_table(path, count, joint):
     config = load_config(str(ROOT / path))
     check_classes(config)
     assert all(head.num_classes == count for head in heads(config))
     train = config.train_dataloader.dataset
     assert len(class_table(train.classes)["classes"]) == count
-    assert train.get("repeat", 1) == (10 if joint else 1) and bool(train.get("synthesised")) == joint
+    assert train.get("repeat", 1) == (10 if joint else 1) and bool(train.get("synthesized")) == joint
     crop = next(nodes(train.pipeline, "RandomCrop")).crop_size
     assert crop == config.model.data_preprocessor.size == ((256, 256) if "tiny" in path else (512, 512))
 
@@ -141,17 +163,20 @@ def test_weights_that_run_code_are_refused(tmp_path, monkeypatch):
     assert not Path("harm").exists()
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--classes", "nothing"], "no such class table"),
-    (["--data-root", "nowhere"], "nowhere/img_train: no such folder"),
-    (["--synthesised", "nowhere"], "nowhere/resampled_img: no such folder"),
-    (["--pretrained", "none.pth"], "--pretrained none.pth: no such file"),
-    (["--load-from", "none.pth"], "none.pth: no such file of weights"),
-    (["--cfg-options", "model.decode_head"], "--cfg-options model.decode_head: settings are written key=value"),
-    (["--cfg-options", "model.decode_head.num_classes=9"], "num_classes is 9, but class table"),
-    (["--repeat", "0"], "--repeat: 0: write a whole number, 1 to"),
-    (["--max-iters", "0"], "--max-iters"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classes", "nothing"], "no such class table"),
+        (["--data-root", "nowhere"], "nowhere/img_train: no such folder"),
+        (["--synthesized", "nowhere"], "nowhere/resampled_img: no such folder"),
+        (["--pretrained", "none.pth"], "--pretrained none.pth: no such file"),
+        (["--load-from", "none.pth"], "none.pth: no such file of weights"),
+        (["--cfg-options", "model.decode_head"], "--cfg-options model.decode_head: settings are written key=value"),
+        (["--cfg-options", "model.decode_head.num_classes=9"], "num_classes is 9, but class table"),
+        (["--repeat", "0"], "--repeat: 0: write a whole number, 1 to"),
+        (["--max-iters", "0"], "--max-iters"),
+    ],
+)
 def test_bad_options_are_refused(chain, capsys, options, message):
     assert run("train", chain.config, "--work-dir", chain.root / "work", *options) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
@@ -163,11 +188,14 @@ def test_a_mask_is_missing(chain, capsys):
     assert "img_train/r1.png: no mask r1.png under" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("file", "message"), [
-    ("rgb", "r1.png: has three channels that differ"),
-    ("id", "r1.png: class ids 7 are not in 0..4"),
-    ("cut", "img_train/r1.png: cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("rgb", "r1.png: has three channels that differ"),
+        ("id", "r1.png: class ids 7 are not in 0..4"),
+        ("cut", "img_train/r1.png: cannot be read"),
+    ],
+)
 def test_faulty_files_are_found_before_training(chain, capsys, file, message):
     mask = chain.root / "label_train/r1.png"
     if file == "rgb":

@@ -65,8 +65,8 @@ def run_folder(bad, chain, scenes):
 
 
 def training(scenes, *more):
-    return ["train", "--config_model", SMALL, "--data_root", scenes, "--gpus", "cpu", "--train_txt_file",
-            scenes / "train_set_items.json", "--val_txt_file", scenes / "test_set_items.json",
+    return ["train", "--config-model", SMALL, "--data-root", scenes, "--gpus", "cpu", "--train-txt-file",
+            scenes / "train_set_items.json", "--val-txt-file", scenes / "test_set_items.json",
             f"model.params.classes={scenes}/classes.json", *more]  # fmt: skip
 
 
@@ -90,10 +90,10 @@ COMMANDS = {
     "init_checkpoint": lambda bad, chain, scenes: [
         "init_checkpoint", "--config", SMALL, "--source", bad, "--out", chain.root / "start.safetensors"],
     "inference": lambda bad, chain, scenes: [
-        "inference", "--config", SMALL, "--ckpt", bad, "--data_root", scenes, "--gpus", "cpu", "--outdir",
-        chain.root / "made", "--txt_file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json"],
+        "inference", "--config", SMALL, "--ckpt", bad, "--data-root", scenes, "--gpus", "cpu", "--outdir",
+        chain.root / "made", "--txt-file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json"],
     "train, weights": lambda bad, chain, scenes: training(
-        scenes, "-n", "x", "-l", chain.root / "logs", "--pretrain_path", bad),
+        scenes, "-n", "x", "-l", chain.root / "logs", "--pretrain-path", bad),
     "train, resume": lambda bad, chain, scenes: training(
         scenes, "-l", chain.root / "logs", "--resume", run_folder(bad, chain, scenes)),
     "filter": lambda bad, chain, scenes: [
@@ -136,7 +136,8 @@ COMMANDS = {
 @pytest.fixture
 def chain(joint_chain):
     (joint_chain.root / "palette.json").write_text(
-        '{"palette": [[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 255, 255]]}')
+        '{"palette": [[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 255, 255]]}'
+    )
     return joint_chain
 
 
@@ -206,10 +207,12 @@ def test_nothing_is_fetched_that_the_user_did_not_name(cli, chain, fetched):
     (chain.root / "work" / "last_checkpoint").write_text(address)
     text = chain.config.read_text()
     initial = f'init_cfg=dict(type="Pretrained", checkpoint="{address}")'
-    for old, new in (('test_cfg=dict(mode="whole")', f'pretrained="{address}", test_cfg=dict(mode="whole")'),
-                     ('type="PixelBackbone"', f'type="PixelBackbone", {initial}'),
-                     ('type="FCNHead"', f'type="FCNHead", {initial}'),
-                     ('type="PixelBackbone"', 'type="TIMMBackbone", model_name="resnet18", pretrained=True')):
+    for old, new in (
+        ('test_cfg=dict(mode="whole")', f'pretrained="{address}", test_cfg=dict(mode="whole")'),
+        ('type="PixelBackbone"', f'type="PixelBackbone", {initial}'),
+        ('type="FCNHead"', f'type="FCNHead", {initial}'),
+        ('type="PixelBackbone"', 'type="TIMMBackbone", model_name="resnet18", pretrained=True'),
+    ):
         other = chain.config.with_name("other.py")
         other.write_text(text.replace(old, new))
         error = cli.refused("segmentor", "train", other, "--work-dir", chain.root / "new")

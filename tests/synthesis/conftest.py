@@ -16,7 +16,7 @@ from tests.conftest import ROOT, SMALL
 
 @pytest.fixture(scope="session")
 def ckpt(scenes, tmp_path_factory):
-    """Weights that make images depend on everything: none of the zero initialisations is left."""
+    """Weights that make images depend on everything: none of the zero initializations is left."""
     torch.manual_seed(0)
     model = create_model(SMALL, classes=str(scenes / "classes.json"))
     with torch.no_grad():
@@ -32,9 +32,9 @@ def ckpt(scenes, tmp_path_factory):
 def command(scenes, ckpt):
     def build(outdir, *more):
         return [
-            "--config", SMALL, "--ckpt", ckpt, "--data_root", scenes, "--gpus", "cpu", "--outdir", outdir,
-            "--txt_file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json",
-            "--ddim_steps", "3", "--scale", "2", "--seed", "5", "--format", "png", "--num_workers", "0", *more,
+            "--config", SMALL, "--ckpt", ckpt, "--data-root", scenes, "--gpus", "cpu", "--outdir", outdir,
+            "--txt-file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json",
+            "--ddim-steps", "3", "--scale", "2", "--seed", "5", "--format", "png", "--num-workers", "0", *more,
         ]  # fmt: skip
 
     return build
@@ -45,9 +45,9 @@ def made(scenes, ckpt, tmp_path_factory):
     """The images of seed 5, made in batches of 8 by the command line."""
     out = tmp_path_factory.mktemp("made")
     arguments = [
-        "--config", SMALL, "--ckpt", ckpt, "--data_root", scenes, "--gpus", "cpu", "--outdir", out,
-        "--txt_file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json",
-        "--ddim_steps", "3", "--scale", "2", "--seed", "5", "--format", "png",
+        "--config", SMALL, "--ckpt", ckpt, "--data-root", scenes, "--gpus", "cpu", "--outdir", out,
+        "--txt-file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json",
+        "--ddim-steps", "3", "--scale", "2", "--seed", "5", "--format", "png",
     ]  # fmt: skip
     subprocess.run([sys.executable, "-m", "scripts.inference", *map(str, arguments)], cwd=ROOT, check=True)
     return out
@@ -62,6 +62,6 @@ def records(folder):
 
 
 def close(a, b):
-    """Equal but for the rounding of other matrix sizes: one grey level in a few pixels."""
+    """Equal but for the rounding of other matrix sizes: one gray level in a few pixels."""
     difference = np.abs(a.astype(int) - b.astype(int))
     return difference.max() <= 1 and (difference > 0).mean() < 0.01

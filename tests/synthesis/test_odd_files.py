@@ -48,13 +48,15 @@ def world(tmp_path_factory):
 def arguments(world, command, where, out, ckpt):
     root, folder = world.root, world.root / where
     img, label = folder / "img", folder / "label"
-    prefixes = [f"test_dataloader.dataset.data_prefix.{key}={value}" for key, value in
-                (("img_path", "img"), ("seg_map_path", "label"))]
-    lists = ["--data_root", root, "--gpus", "cpu", "--dry_run"]
+    prefixes = [
+        f"test_dataloader.dataset.data_prefix.{key}={value}"
+        for key, value in (("img_path", "img"), ("seg_map_path", "label"))
+    ]
+    lists = ["--data-root", root, "--gpus", "cpu", "--dry-run"]
     return {
-        "train": ["--config_model", SMALL, "-n", "run", "-l", out, *lists, "--train_txt_file", root / f"{where}.json",
-                  "--val_txt_file", root / f"{where}.json", f"model.params.classes={world.table}"],
-        "inference": ["--config", SMALL, "--ckpt", ckpt, *lists, "--txt_file", root / f"{where}.json", "--outdir", out,
+        "train": ["--config-model", SMALL, "-n", "run", "-l", out, *lists, "--train-txt-file", root / f"{where}.json",
+                  "--val-txt-file", root / f"{where}.json", f"model.params.classes={world.table}"],
+        "inference": ["--config", SMALL, "--ckpt", ckpt, *lists, "--txt-file", root / f"{where}.json", "--outdir", out,
                       "--classes", world.table, "--format", "png"],
         "filter": [world.config, root / "w.pth", "--real-img-path", img, "--real-label-path", label, "--syn-img-path",
                    img, "--syn-mask-path", label, "--filtered-mask-path", out / "filtered", "--device", "cpu"],
@@ -79,9 +81,12 @@ def test_all_commands_take_and_refuse_the_same_files(cli, world, ckpt, tmp_path,
 
 def test_a_turned_file_is_said_once(cli, world, ckpt, tmp_path):
     for command in ("filter", "train"):
-        said = [line for line in cli(command, *arguments(world, command, "good", tmp_path / command, ckpt)).splitlines()
-                if "EXIF tag" in line and "used as stored" in line]
-        assert len(said) == 2  # real and synthesised pairs, training and validation
+        said = [
+            line
+            for line in cli(command, *arguments(world, command, "good", tmp_path / command, ckpt)).splitlines()
+            if "EXIF tag" in line and "used as stored" in line
+        ]
+        assert len(said) == 2  # real and synthesized pairs, training and validation
 
 
 def test_pixels_of_a_re_sampled_tiff(cli, world, tmp_path):
@@ -89,8 +94,17 @@ def test_pixels_of_a_re_sampled_tiff(cli, world, tmp_path):
     for name, pixels in (("img/a.TIF", PIXELS[:20, :20]), ("mask/a.tif", IDS)):
         (tmp_path / name).parent.mkdir()
         Image.fromarray(pixels).save(tmp_path / name)
-    cli("resample", "--filtered-mask-path", tmp_path / "mask", "--syn-img-path", tmp_path / "img", "--out-dir",
-        tmp_path / "out", "--classes", world.table)
+    cli(
+        "resample",
+        "--filtered-mask-path",
+        tmp_path / "mask",
+        "--syn-img-path",
+        tmp_path / "img",
+        "--out-dir",
+        tmp_path / "out",
+        "--classes",
+        world.table,
+    )
     assert Image.open(tmp_path / "out/resampled_img/a.TIF").size == IDS.shape
     assert (np.array(Image.open(tmp_path / "out/resampled_label/a.tif")) == IDS).all()
 
@@ -103,9 +117,11 @@ def test_links_out_of_the_data_root(cli, world, ckpt, tmp_path, command):
         (root / kind).symlink_to(world.root / "good" / kind)
     lines = (world.root / "good.json").read_text().replace("good/", "").splitlines()
     (root / "list.json").write_text("\n".join(lines[:4]))
-    given = [str(part).replace(f"{world.root}/good.json", f"{root}/list.json") for part in
-             arguments(world, command, "good", tmp_path / "out", ckpt)]
-    given[given.index("--data_root") + 1] = str(root)
+    given = [
+        str(part).replace(f"{world.root}/good.json", f"{root}/list.json")
+        for part in arguments(world, command, "good", tmp_path / "out", ckpt)
+    ]
+    given[given.index("--data-root") + 1] = str(root)
     line = cli.refused(command, *given)
-    assert f"leads by a link to {world.root}/good/" in line and "--follow_links" in line
-    cli(command, *given, "--follow_links")
+    assert f"leads by a link to {world.root}/good/" in line and "--follow-links" in line
+    cli(command, *given, "--follow-links")

@@ -21,8 +21,18 @@ NETWORK = {"image_size": 32, "in_channels": 4, "model_channels": 320, "attention
 def published(small=False):
     """The file's content; shrunken in widths alone."""
     network = NETWORK | ({"model_channels": 32, "num_head_channels": 16, "context_dim": 32} if small else {})
-    vae = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "dropout": 0.0,
-           "ch": 32 if small else 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": []}
+    vae = {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "dropout": 0.0,
+        "ch": 32 if small else 128,
+        "ch_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "attn_resolutions": [],
+    }
     text = {"freeze": True, "layer": "penultimate"}
     if small:
         text["text_config"] = {"embed_dim": 32, "width": 32, "heads": 2, "layers": 2}
@@ -96,9 +106,9 @@ def test_trains_and_samples(cli, plain, scenes, tmp_path):
     folder, model = plain
     config = folder / "cldm_v21.yaml"
     size = ["data.params.train.params.size=64", "data.params.validation.params.size=64", "data.params.batch_size=1"]
-    out = cli("train", "--base", folder / "base.yaml", "--config_model", config, "-n", "run", "-l", tmp_path,
-              "--gpus", "cpu", "--data_root", scenes, "--train_txt_file", "train_set_items.json", "--val_txt_file",
-              "test_set_items.json", "--pretrain_path", folder / "plain.safetensors", "--max_steps", "1",
+    out = cli("train", "--base", folder / "base.yaml", "--config-model", config, "-n", "run", "-l", tmp_path,
+              "--gpus", "cpu", "--data-root", scenes, "--train-txt-file", "train_set_items.json", "--val-txt-file",
+              "test_set_items.json", "--pretrain-path", folder / "plain.safetensors", "--max_steps", "1",
               "--limit_val_batches", "1", *size,
               "lightning.callbacks.image_logger.params.max_images=0")  # fmt: skip
     assert "trained 1 steps" in out
@@ -110,20 +120,70 @@ def test_trains_and_samples(cli, plain, scenes, tmp_path):
     for item in items:
         item.pop("ref_image")  # there is no reference to read
     (tmp_path / "items.json").write_text("\n".join(map(json.dumps, items)))
-    cli("inference", "--config", config, "--ckpt", last, "--data_root", scenes, "--txt_file", tmp_path / "items.json",
-        "--outdir", tmp_path / "out", "--ddim_steps", "2", "--gpus", "cpu", "--num_workers", "0", "--size", "64")
+    cli(
+        "inference",
+        "--config",
+        config,
+        "--ckpt",
+        last,
+        "--data-root",
+        scenes,
+        "--txt-file",
+        tmp_path / "items.json",
+        "--outdir",
+        tmp_path / "out",
+        "--ddim-steps",
+        "2",
+        "--gpus",
+        "cpu",
+        "--num-workers",
+        "0",
+        "--size",
+        "64",
+    )
     (image,) = (tmp_path / "out").glob("*.jpg")
     assert Image.open(image).size == (64, 64)
     (record,) = records(tmp_path / "out")
     assert record["reference"] is None and record["reference_hash"] is None
-    again = ["--config", config, "--ckpt", last, "--data_root", scenes, "--txt_file", tmp_path / "items.json",
-             "--outdir", tmp_path / "out", "--ddim_steps", "2", "--gpus", "cpu", "--size", "64"]
+    again = [
+        "--config",
+        config,
+        "--ckpt",
+        last,
+        "--data-root",
+        scenes,
+        "--txt-file",
+        tmp_path / "items.json",
+        "--outdir",
+        tmp_path / "out",
+        "--ddim-steps",
+        "2",
+        "--gpus",
+        "cpu",
+        "--size",
+        "64",
+    ]
     assert "1 images are in" in cli("inference", *again)
 
 
 def test_what_only_tisynth_has_is_refused(cli, plain, scenes, tmp_path):
-    line = ["--base", plain[0] / "base.yaml", "--config_model", plain[0] / "cldm_v21.yaml", "--data_root", scenes,
-            "--dry_run",
-            "--train_txt_file", "train_set_items.json", "--val_txt_file", "test_set_items.json", "--gpus", "cpu",
-            "--allow_mismatch", "all", "-l", tmp_path]
+    line = [
+        "--base",
+        plain[0] / "base.yaml",
+        "--config-model",
+        plain[0] / "cldm_v21.yaml",
+        "--data-root",
+        scenes,
+        "--dry-run",
+        "--train-txt-file",
+        "train_set_items.json",
+        "--val-txt-file",
+        "test_set_items.json",
+        "--gpus",
+        "cpu",
+        "--allow-mismatch",
+        "all",
+        "-l",
+        tmp_path,
+    ]
     assert "is about TISynth's two branches" in cli.refused("train", *line, "--model.params.trainable", "published")

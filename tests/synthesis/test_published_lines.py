@@ -1,6 +1,5 @@
 """train.sh's, inference.sh's and demo.sh's published lines as they stand, file names aside; what options became."""
 
-
 import json
 import os
 import shutil
@@ -48,8 +47,25 @@ def test_train_as_published(cli, train_line, tmp_path):
 
 def test_devices_and_start_weights_by_their_other_names(cli, train_line, ckpt):
     line = [word for word in train_line("--dry_run") if word not in ("--gpus", "cpu", "--pretrain_path", ckpt)]
-    out = cli("train", *line, "--accelerator", "cpu", "--devices", "1", "--actual_resume", ckpt, "--strategy", "auto",
-              "--precision", "32", "--num_nodes", "1", "--fast_dev_run", "--val_check_interval", "1.0")
+    out = cli(
+        "train",
+        *line,
+        "--accelerator",
+        "cpu",
+        "--devices",
+        "1",
+        "--actual_resume",
+        ckpt,
+        "--strategy",
+        "auto",
+        "--precision",
+        "32",
+        "--num_nodes",
+        "1",
+        "--fast_dev_run",
+        "--val_check_interval",
+        "1.0",
+    )
     assert "--actual_resume: taken as --pretrain_path" in out and "fast_dev_run: true" in out
 
 

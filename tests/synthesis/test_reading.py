@@ -28,14 +28,14 @@ def with_prompts(scenes, path, *prompts):
 def test_prompts_that_are_cut_are_named_with_what_is_left_out(cli, command, scenes, tmp_path):
     for ending in ("in winter, covered by snow", "in summer"):
         items = with_prompts(scenes, tmp_path / "items.json", LONG + ending)
-        said = cli("inference", *command(tmp_path / ending, "--txt_file", items, *ONE))
+        said = cli("inference", *command(tmp_path / ending, "--txt-file", items, *ONE))
         assert f"{items} line 1: the prompt's " in said and "are cut to 75; left out: " in said
-        assert "8 prompts" in said and "--long_prompts" in said
+        assert "8 prompts" in said and "--long-prompts" in said
         (record,) = records(tmp_path / ending)
         assert record["prompt"] == LONG + ending and LONG.startswith(record["prompt_read"])
     cut, same = (images(tmp_path / ending)[PICTURE] for ending in ("in winter, covered by snow", "in summer"))
     assert np.array_equal(cut, same)
-    cli("inference", *command(tmp_path / "whole", "--txt_file", items, "--long_prompts", *ONE))
+    cli("inference", *command(tmp_path / "whole", "--txt-file", items, "--long-prompts", *ONE))
     assert not close(images(tmp_path / "whole")[PICTURE], cut)
     assert records(tmp_path / "whole")[0]["prompt_read"] == LONG + "in summer"
 
@@ -45,7 +45,7 @@ def test_short_prompts_do_not_notice_long_ones(cli, command, made, scenes, tmp_p
     lines = [json.loads(line) for line in (scenes / "inference_set_items.json").read_text().splitlines()]
     lines[0]["prompt"] = LONG + "in summer"
     (tmp_path / "items.json").write_text("\n".join(map(json.dumps, lines)))
-    said = cli("inference", *command(tmp_path / "out", "--txt_file", tmp_path / "items.json", "--long_prompts"))
+    said = cli("inference", *command(tmp_path / "out", "--txt-file", tmp_path / "items.json", "--long-prompts"))
     assert "left out" not in said
     assert [not close(images(tmp_path / "out")[name], picture) for name, picture in images(made).items()] == \
         [True, *[False] * 7]  # fmt: skip
@@ -56,9 +56,9 @@ def test_training_names_the_prompts_that_it_cuts(cli, scenes, tmp_path):
     lines = [json.loads(line) for line in (scenes / "train_set_items.json").read_text().splitlines()]
     items.write_text("\n".join(json.dumps({**line, "prompt": LONG}) for line in lines))
     try:
-        arguments = ["--base", SMALL, "--config_model", SMALL, "-n", "a", "--logdir", tmp_path, "--data_root", scenes,
-                     "--train_txt_file", items, "--val_txt_file", "test_set_items.json", "--gpus", "cpu", "--dry_run",
-                     "--allow_mismatch", "all", f"model.params.classes={scenes / 'classes.json'}"]  # fmt: skip
+        arguments = ["--base", SMALL, "--config-model", SMALL, "-n", "a", "--logdir", tmp_path, "--data-root", scenes,
+                     "--train-txt-file", items, "--val-txt-file", "test_set_items.json", "--gpus", "cpu", "--dry-run",
+                     "--allow-mismatch", "all", f"model.params.classes={scenes / 'classes.json'}"]  # fmt: skip
         assert f"{items} line 1: the prompt's " in cli("train", *arguments)
         windows = "model.params.cond_stage_config.params.max_windows=2"
         assert "left out" not in cli("train", *arguments, windows)
@@ -108,7 +108,7 @@ def references(cli, command, scenes, tmp_path, monkeypatch):
     def look(image, *more):
         image.save(data / "reference.png")
         (data / "one.json").write_text(json.dumps({**item, "ref_image": "reference.png"}))
-        arguments = ("--data_root", data, "--txt_file", data / "one.json", "--remake", *more)
+        arguments = ("--data-root", data, "--txt-file", data / "one.json", "--remake", *more)
         cli("inference", *command(tmp_path / "out", *arguments))
         return seen.pop()
 
@@ -121,7 +121,7 @@ def test_a_reference_of_another_shape_is_cropped_not_stretched(references):
     wide = Image.fromarray(circle)
     assert np.array_equal(references(wide), circle[:, 32:64])
     stretched = wide.resize((32, 32), Image.Resampling.BICUBIC)
-    assert np.array_equal(references(wide, "--reference_fit", "stretch"), stretched)
+    assert np.array_equal(references(wide, "--reference-fit", "stretch"), stretched)
     large = wide.resize((192, 64), Image.Resampling.NEAREST)
     tall = references(large.transpose(Image.Transpose.ROTATE_90))[..., 0] > 150
     assert abs(np.ptp(np.nonzero(tall)[0]) - np.ptp(np.nonzero(tall)[1])) <= 1  # a circle
@@ -135,7 +135,7 @@ def test_a_palette_image_is_a_reference_like_any_other(references, scenes):
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 def test_one_step_begins_at_the_noises_end(cli, command, tmp_path, sampler):
-    options = ("--ddim_steps", "1", "--sampler", sampler, *ONE)
+    options = ("--ddim-steps", "1", "--sampler", sampler, *ONE)
     assert "stay noisy" not in cli("inference", *command(tmp_path / "auto", *options))
     assert "begin at 1 of 1000" in cli("inference", *command(tmp_path / "leading", *options, "--spacing", "leading"))
     auto, leading = (images(tmp_path / name)[PICTURE].astype(float) for name in ("auto", "leading"))
@@ -144,10 +144,10 @@ def test_one_step_begins_at_the_noises_end(cli, command, tmp_path, sampler):
 
 
 def test_few_steps_are_warned_of(cli, command, tmp_path):
-    said = {steps: cli("inference", *command(tmp_path, "--ddim_steps", steps, "--dry_run")) for steps in ("3", "20")}
+    said = {steps: cli("inference", *command(tmp_path, "--ddim-steps", steps, "--dry-run")) for steps in ("3", "20")}
     assert "begin at 667 of 1000" in said["3"] and "stay noisy" not in said["20"]
-    line = cli.refused("inference", *command(tmp_path / "out", "--ddim_steps", "61", "--spacing", "trailing"))
-    assert "--ddim_steps 61" in line and not (tmp_path / "out").exists()
+    line = cli.refused("inference", *command(tmp_path / "out", "--ddim-steps", "61", "--spacing", "trailing"))
+    assert "--ddim-steps 61" in line and not (tmp_path / "out").exists()
 
 
 def test_a_class_table_that_the_mask_branch_does_not_read(cli, command, tmp_path):
@@ -157,5 +157,3 @@ def test_a_class_table_that_the_mask_branch_does_not_read(cli, command, tmp_path
     config.model.params.hint_encoding = "onehot"
     OmegaConf.save(config, tmp_path / "onehot.yaml")
     assert "mask branch reads 3" in cli.refused("inference", *command(tmp_path, "--config", tmp_path / "onehot.yaml"))
-
-

@@ -1,4 +1,4 @@
-"""Records of synthesised images: complete and whole however many commands write into one folder."""
+"""Records of synthesized images: complete and whole however many commands write into one folder."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""--reference_latent sample, by a first stage whose posterior has spread."""
+"""--reference-latent sample, by a first stage whose posterior has spread."""
 
 import pytest
 import torch
@@ -45,14 +45,14 @@ def test_sample_of_a_posterior_with_spread(cli, scenes, command, small_vae, tmp_
     items.write_text("\n".join(lines))
 
     def made(name, *more):
-        given = ["--config", small_vae / "vae.yaml", "--ckpt", small_vae / "vae.safetensors", "--txt_file", items]
-        cli("inference", *command(tmp_path / name, *given, "--ddim_steps", "2", *more))
+        given = ["--config", small_vae / "vae.yaml", "--ckpt", small_vae / "vae.safetensors", "--txt-file", items]
+        cli("inference", *command(tmp_path / name, *given, "--ddim-steps", "2", *more))
         return images(tmp_path / name)
 
     mode = made("mode")
-    sample = made("sample", "--reference_latent", "sample", "--batch_size", "3")
-    single = made("single", "--reference_latent", "sample", "--batch_size", "1")
-    made("again", "--reference_latent", "sample", "--batch_size", "3")
+    sample = made("sample", "--reference-latent", "sample", "--batch-size", "3")
+    single = made("single", "--reference-latent", "sample", "--batch-size", "1")
+    made("again", "--reference-latent", "sample", "--batch-size", "3")
     assert mode.keys() == sample.keys() == single.keys() and len(mode) == 3
     for name, image in sample.items():
         assert not close(image, mode[name]) and close(image, single[name])

@@ -29,7 +29,7 @@ def test_one_image_an_item_with_its_record(made, scenes):
         assert len(record["checkpoint_hash"]) == 16 and record["steps"] == 3 and record["scale"] == 2.0
 
 
-@pytest.mark.parametrize("more", [("--batch_size", "1"), ("--batch_size", "3"), ("--split_guidance",)], ids=str)
+@pytest.mark.parametrize("more", [("--batch-size", "1"), ("--batch-size", "3"), ("--split-guidance",)], ids=str)
 def test_an_image_does_not_depend_on_its_batch(cli, made, command, tmp_path, more):
     cli("inference", *command(tmp_path, *more))
     again = images(tmp_path)
@@ -41,13 +41,13 @@ def test_an_image_does_not_depend_on_the_order(cli, made, command, scenes, tmp_p
     lines = (scenes / "inference_set_items.json").read_text().splitlines()
     shuffled = tmp_path / "items.json"
     shuffled.write_text("\n".join(lines[::-1][:5]))
-    cli("inference", *command(tmp_path / "out", "--batch_size", "2", "--txt_file", shuffled))
+    cli("inference", *command(tmp_path / "out", "--batch-size", "2", "--txt-file", shuffled))
     for name, picture in images(tmp_path / "out").items():
         assert close(picture, images(made)[name])
 
 
 def test_two_processes_share_the_work(made, command, tmp_path):
-    arguments = command(tmp_path, "--gpus", "cpu:2", "--batch_size", "2")
+    arguments = command(tmp_path, "--gpus", "cpu:2", "--batch-size", "2")
     subprocess.run([sys.executable, "-m", "scripts.inference", *map(str, arguments)], cwd=ROOT, check=True, timeout=200)
     assert all(close(images(tmp_path)[name], picture) for name, picture in images(made).items())
     assert [r["name"] for r in records(tmp_path)] == sorted(r["name"] for r in records(made))
@@ -58,7 +58,7 @@ def test_two_commands_fill_one_folder_at_once(made, command, tmp_path):
     """As the tasks of a cluster's array job do, each with a seed of its own."""
     both = [
         subprocess.Popen([sys.executable, "-m", "scripts.inference", *map(str, command(tmp_path, *more))], cwd=ROOT)
-        for more in ([], ["--seed", "6", "--batch_size", "3"])
+        for more in ([], ["--seed", "6", "--batch-size", "3"])
     ]
     assert [process.wait(timeout=200) for process in both] == [0, 0]
     assert all(close(images(tmp_path)[name], picture) for name, picture in images(made).items())
@@ -96,7 +96,7 @@ def test_few_images_are_shared_by_all_devices(scenes):
 
 def test_contact_sheet(cli, made, scenes, tmp_path):
     shutil.copytree(made, tmp_path / "out")
-    arguments = ["--samples", tmp_path / "out", "--data_root", scenes, "--items", scenes / "inference_set_items.json",
+    arguments = ["--samples", tmp_path / "out", "--data-root", scenes, "--items", scenes / "inference_set_items.json",
                  "--classes", scenes / "classes.json", "--size", 40, "--out", tmp_path / "sheet.png"]  # fmt: skip
     assert "of 3 samples" in cli("contact_sheet", *arguments, "--count", 3)
     assert Image.open(tmp_path / "sheet.png").size == (4 * 40 + 3 * 4, 3 * 40 + 2 * 4 + 18)
@@ -108,10 +108,10 @@ def test_contact_sheet(cli, made, scenes, tmp_path):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (["--num_workers", -1], "--num_workers: -1: write a whole number, 0 to 256"),
+        (["--num-workers", -1], "--num-workers: -1: write a whole number, 0 to 256"),
         (["--scale", "nan"], "--scale: nan: write a number, 0 to 1000"),
         (["--gpus", "cpu:0"], "--gpus cpu:0: write auto, cpu"),
-        (["--steps", "many"], "--ddim_steps/--steps: many: write a whole number, 1 to 500"),
+        (["--steps", "many"], "--ddim-steps/--steps: many: write a whole number, 1 to 500"),
     ],
 )
 def test_numbers_out_of_range_are_refused(cli, command, tmp_path, option, words):
@@ -134,7 +134,7 @@ def test_a_second_start_makes_what_is_missing(cli, made, command, tmp_path):
 
 
 def test_a_kill_leaves_nothing_cut_off(cli, made, command, tmp_path):
-    arguments = [*map(str, command(tmp_path, "--batch_size", "1", "--num_samples", "20"))]
+    arguments = [*map(str, command(tmp_path, "--batch-size", "1", "--num-samples", "20"))]
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.inference", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -147,13 +147,13 @@ def test_a_kill_leaves_nothing_cut_off(cli, made, command, tmp_path):
     before = images(tmp_path)  # every one opens
     assert 3 <= len(before) < 160
     assert {name.removesuffix(".png") for name in before} <= read_records(tmp_path).keys()
-    cli("inference", *command(tmp_path, "--num_samples", "20"))
+    cli("inference", *command(tmp_path, "--num-samples", "20"))
     assert len(images(tmp_path)) == len(records(tmp_path)) == 160
     assert all(close(images(tmp_path)[name], picture) for name, picture in images(made).items())
 
 
 def test_sigterm_ends_the_run_with_all_that_was_made(command, tmp_path):
-    arguments = [*map(str, command(tmp_path, "--batch_size", "1", "--num_samples", "1000"))]
+    arguments = [*map(str, command(tmp_path, "--batch-size", "1", "--num-samples", "1000"))]
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.inference", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True,
@@ -209,14 +209,14 @@ def test_images_of_other_settings_are_not_mixed_in(cli, made, command, tmp_path)
 def test_options_matter(cli, made, command, tmp_path):
     one = ("--only", "train_0003_seed_5")
     reference = images(made)["train_0003_seed_5.png"]
-    for i, change in enumerate((["--scale", "7"], ["--sampler", "euler"], ["--ddim_steps", "5"], ["--ddim_eta", "1"])):
+    for i, change in enumerate((["--scale", "7"], ["--sampler", "euler"], ["--ddim-steps", "5"], ["--ddim-eta", "1"])):
         cli("inference", *command(tmp_path / str(i), *one, *change))
         assert not close(images(tmp_path / str(i))["train_0003_seed_5.png"], reference), change
 
 
 def test_fresh_noise_is_the_images_own(cli, command, tmp_path):
     for batch in ("1", "4"):
-        cli("inference", *command(tmp_path / batch, "--ddim_eta", "1", "--batch_size", batch))
+        cli("inference", *command(tmp_path / batch, "--ddim-eta", "1", "--batch-size", batch))
     assert all(close(images(tmp_path / "1")[name], p) for name, p in images(tmp_path / "4").items())
 
 
@@ -235,11 +235,11 @@ def test_jpeg(cli, command, tmp_path):
     [
         (["--gpus", "3"], "--gpus 3: no GPU 3 here"),
         (["--ckpt", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
-        (["--ddim_steps", "0"], "--ddim_steps/--steps: 0: write a whole number, 1 to 500"),
-        (["--ddim_steps", "600"], "--ddim_steps/--steps: 600: write a whole number, 1 to 500"),
+        (["--ddim-steps", "0"], "--ddim-steps/--steps: 0: write a whole number, 1 to 500"),
+        (["--ddim-steps", "600"], "--ddim-steps/--steps: 600: write a whole number, 1 to 500"),
         (["--size", "44"], "multiples of"),
-        (["--sampler", "euler", "--ddim_eta", "1"], "--ddim_eta"),
-        (["--txt_file", "nowhere.json"], "nowhere.json"),
+        (["--sampler", "euler", "--ddim-eta", "1"], "--ddim-eta"),
+        (["--txt-file", "nowhere.json"], "nowhere.json"),
         (["--outdir", "/proc/synth"], "--outdir /proc/synth: cannot write there"),
     ],
     ids=lambda v: v if isinstance(v, str) else " ".join(v),
@@ -275,7 +275,7 @@ def test_a_faulty_item_is_named_by_file_line_and_field(cli, command, scenes, tmp
     data = tmp_path / "data"
     shutil.copytree(scenes, data)
     says = spoil(data, what)
-    changed = ["--data_root", data, "--txt_file", data / "inference_set_items.json", "--classes", data / "classes.json"]
+    changed = ["--data-root", data, "--txt-file", data / "inference_set_items.json", "--classes", data / "classes.json"]
     said = cli.refused("inference", *command(tmp_path / "out", *changed))
     assert "inference_set_items.json" in said and "line 3" in said and says in said
     assert not (tmp_path / "out").exists()
@@ -311,7 +311,7 @@ def test_truncated_checkpoint(cli, command, ckpt, tmp_path):
 def test_empty_list(cli, command, tmp_path):
     empty = tmp_path / "none.json"
     empty.write_text("")
-    assert "none.json" in cli.refused("inference", *command(tmp_path / "out"), "--txt_file", empty)
+    assert "none.json" in cli.refused("inference", *command(tmp_path / "out"), "--txt-file", empty)
 
 
 def test_a_full_disk_leaves_no_image_cut_off(command, tmp_path):

@@ -31,7 +31,7 @@ def again(command, folder, tmp_path):
     data = tmp_path / "data"
 
     def build(*more):
-        return command(folder, "--data_root", data, "--txt_file", data / "inference_set_items.json",
+        return command(folder, "--data-root", data, "--txt-file", data / "inference_set_items.json",
                        "--classes", data / "classes.json", *more)  # fmt: skip
 
     return build
@@ -59,17 +59,21 @@ def change_record(folder, **fields):
 
 
 def test_the_same_command_finds_all_images_though_data_moved(cli, again, folder):
-    assert "8 images are in" in cli("inference", *again("--batch_size", "3"))
+    assert "8 images are in" in cli("inference", *again("--batch-size", "3"))
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    (["--size", "48"], "height 32, not 48"),
-    (["--precision", "bf16"], "precision 32, not bf16"),
-    (["--format", "jpg"], "format png, not jpg"),
-    (["--spacing", "trailing"], "spacing leading, not trailing"),
-    (["--reference_fit", "stretch"], "reference_fit crop, not stretch"),
-    (["--ddim_eta", "0.5"], "eta 0.0, not 0.5"),
-], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--size", "48"], "height 32, not 48"),
+        (["--precision", "bf16"], "precision 32, not bf16"),
+        (["--format", "jpg"], "format png, not jpg"),
+        (["--spacing", "trailing"], "spacing leading, not trailing"),
+        (["--reference-fit", "stretch"], "reference_fit crop, not stretch"),
+        (["--ddim-eta", "0.5"], "eta 0.0, not 0.5"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
 def test_other_options_are_refused_by_name(cli, again, folder, options, says):
     before = images(folder)
     line = cli.refused("inference", *again(*options))
@@ -144,7 +148,7 @@ def test_a_folder_holds_one_file_an_image_whatever_the_format(cli, again, folder
 def test_the_quality_of_jpegs_is_compared(cli, again, scenes, tmp_path):
     one = tmp_path / "one.json"
     one.write_text((scenes / "inference_set_items.json").read_text().splitlines()[2])
-    options = ("--txt_file", one, "--format", "jpg", "--outdir", tmp_path / "jpg")
+    options = ("--txt-file", one, "--format", "jpg", "--outdir", tmp_path / "jpg")
     cli("inference", *again(*options, "--quality", "50"))
     assert f"{SAMPLE} there was made with quality 50, not 95" in cli.refused("inference", *again(*options))
 
@@ -177,20 +181,32 @@ def test_a_batch_that_does_not_fit_is_one_line(cli, again, tmp_path, monkeypatch
     def too_much(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nGPU 0 ...")
 
-    monkeypatch.setattr("cldm.synthesis.Synthesiser.make", too_much)
-    assert "--batch_size 8: a batch does not fit" in cli.refused("inference", *again("--outdir", tmp_path / "new"))
+    monkeypatch.setattr("cldm.synthesis.Synthesizer.make", too_much)
+    assert "--batch-size 8: a batch does not fit" in cli.refused("inference", *again("--outdir", tmp_path / "new"))
 
 
-@pytest.mark.parametrize("line", [
-    b"5", b'{"name": "../x"}', b'{"name": "/x"}', b'{"name": "a\\nb"}', b'{"name": "\\ud800"}', b"\xff\xfe",
-    b"[" * 99999, b'{"name": "x", "scale": NaN}', b'{"name": "x", "mask": 5}', b'{"name": "a", "name": "b"}',
-    b'{"name": "x", "steps": "3"}',
-], ids=range(11))
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"5",
+        b'{"name": "../x"}',
+        b'{"name": "/x"}',
+        b'{"name": "a\\nb"}',
+        b'{"name": "\\ud800"}',
+        b"\xff\xfe",
+        b"[" * 99999,
+        b'{"name": "x", "scale": NaN}',
+        b'{"name": "x", "mask": 5}',
+        b'{"name": "a", "name": "b"}',
+        b'{"name": "x", "steps": "3"}',
+    ],
+    ids=range(11),
+)
 def test_damaged_records_are_named_with_their_line(cli, again, folder, scenes, tmp_path, line):
     path = folder / "samples.jsonl"
     path.write_bytes(path.read_bytes() + line + b"\n")
     assert f"{path}: line 9" in cli.refused("inference", *again())
-    said = cli.refused("contact_sheet", "--samples", folder, "--data_root", scenes, "--items",
+    said = cli.refused("contact_sheet", "--samples", folder, "--data-root", scenes, "--items",
                        scenes / "inference_set_items.json", "--classes", scenes / "classes.json", "--out",
                        tmp_path / "sheet.png")  # fmt: skip
     assert f"{path}: line 9" in said and not (tmp_path / "sheet.png").exists()
@@ -200,7 +216,7 @@ def test_damaged_records_are_named_with_their_line(cli, again, folder, scenes, t
 def test_a_list_that_is_none_is_refused_by_the_contact_sheet(cli, folder, scenes, tmp_path, items):
     path = tmp_path / "items.json"
     path.write_bytes(items.encode(errors="surrogatepass"))
-    assert str(path) in cli.refused("contact_sheet", "--samples", folder, "--data_root", scenes, "--items", path,
+    assert str(path) in cli.refused("contact_sheet", "--samples", folder, "--data-root", scenes, "--items", path,
                                     "--classes", scenes / "classes.json", "--out", tmp_path / "s.png")  # fmt: skip
 
 
@@ -224,6 +240,6 @@ def test_a_data_worker_that_fails_is_one_line(cli, again, tmp_path, monkeypatch,
     get = "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__"
     monkeypatch.setattr(get, (0.2,))  # how often torch looks whether its workers live
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # and waits for their end
-    line = cli.refused("inference", *again("--num_workers", "1", "--outdir", tmp_path / "new"))
+    line = cli.refused("inference", *again("--num-workers", "1", "--outdir", tmp_path / "new"))
     assert ("png: cannot be read (No such file" if how == "vanished" else "a process that reads items") in line
     assert not list((tmp_path / "new").glob("*.png"))

@@ -25,7 +25,7 @@ EMA = "model.params.use_ema=true"
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_losses():
-    """These tests ask what is written and when, not what is learnt: a loss of one weight and the items' seeds."""
+    """These tests ask what is written and when, not what is learned: a loss of one weight and the items' seeds."""
 
     def losses(self, batch):
         weight = self.model.diffusion_model.out[-1].bias
@@ -94,7 +94,7 @@ def test_a_time_limit_ends_with_the_last_step(cli, scenes, tmp_path):
     assert content(tmp_path / "run")["global_step"] == done > 0
 
 
-@pytest.mark.parametrize(("settings", "holds"), [(["--save_every", "3"], [3, 4, 6, 8]), ([], [4, 8])])
+@pytest.mark.parametrize(("settings", "holds"), [(["--save-every", "3"], [3, 4, 6, 8]), ([], [4, 8])])
 def test_a_kill_finds_it_whole_at_every_epoch_and_every_so_many_steps(
     cli, scenes, tmp_path, monkeypatch, settings, holds
 ):
@@ -156,7 +156,7 @@ def test_a_rate_given_on_resume_is_used(cli, run):
 
 
 def test_a_rate_that_was_not_scaled_stays_so(cli, scenes, tmp_path):
-    cli("train", *options(scenes, tmp_path, "run", "--scale_lr", "false", STEPS.format(1)))
+    cli("train", *options(scenes, tmp_path, "run", "--scale-lr", "false", STEPS.format(1)))
     cli("train", "-r", tmp_path / "run", "--gpus", "cpu", STEPS.format(2))
     assert content(tmp_path / "run")["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(1e-3)
 
@@ -166,7 +166,7 @@ def test_a_rate_that_was_not_scaled_stays_so(cli, scenes, tmp_path):
     [
         ("lightning.trainer.devices=2", "--gpus"),
         ("lightning.trainer.accelerator=gpu", "--gpus"),
-        ("lightning.trainer.num_nodes=2", "--num_nodes"),
+        ("lightning.trainer.num_nodes=2", "--num-nodes"),
         ("model.params.learning_rate=1e-5", "base_learning_rate"),
         ("data.params.train.params.hint_encoding=index", "would not be used, palette would be"),
     ],
@@ -174,19 +174,19 @@ def test_a_rate_that_was_not_scaled_stays_so(cli, scenes, tmp_path):
 @pytest.mark.parametrize("resumed", [False, True], ids=["new", "resumed"])
 def test_a_setting_that_an_option_decides_is_refused(cli, scenes, tmp_path, begun, setting, says, resumed):
     start = ["-r", begun, "--gpus", "cpu"] if resumed else options(scenes, tmp_path, "run", EMA)
-    assert says in cli.refused("train", *start, "--dry_run", setting)
+    assert says in cli.refused("train", *start, "--dry-run", setting)
 
 
 def test_a_file_that_names_what_an_option_decides_is_told(cli, scenes, tmp_path):
     (tmp_path / "devices.yaml").write_text("lightning: {trainer: {devices: 4}}")
-    out = cli("train", *options(scenes, tmp_path, "run", "--dry_run", "--base", tmp_path / "devices.yaml"))
+    out = cli("train", *options(scenes, tmp_path, "run", "--dry-run", "--base", tmp_path / "devices.yaml"))
     assert "lightning.trainer.devices: 4 of the configuration's files is not used, but 1; it comes from --gpus" in out
 
 
 def test_the_seed_given_wins(cli, scenes, tmp_path):
-    out = cli("train", *options(scenes, tmp_path, "run", "--dry_run", "data.params.seed=4", "--seed", "5")[:-2])
+    out = cli("train", *options(scenes, tmp_path, "run", "--dry-run", "data.params.seed=4", "--seed", "5")[:-2])
     assert "\n    seed: 4\n" in out
-    assert "\n    seed: 5\n" in cli("train", *options(scenes, tmp_path, "run", "--dry_run", "--seed", "5"))
+    assert "\n    seed: 5\n" in cli("train", *options(scenes, tmp_path, "run", "--dry-run", "--seed", "5"))
 
 
 # ---- what cannot be resumed
@@ -213,9 +213,9 @@ def _without(*keys):
         (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "cut off or damaged"),
         (_flip, "damaged"),
         (lambda path: path.write_text("no checkpoint"), "no checkpoint"),
-        (_without("optimizer_states"), "it lacks optimizer_states); take --pretrain_path for weights alone"),
+        (_without("optimizer_states"), "it lacks optimizer_states); take --pretrain-path for weights alone"),
         (_without("loops"), "it lacks loops"),
-        (lambda path: torch.save(torch.load(path, weights_only=True)["state_dict"], path), "--pretrain_path"),
+        (lambda path: torch.save(torch.load(path, weights_only=True)["state_dict"], path), "--pretrain-path"),
         (lambda path: torch.save([1, 2], path), "no checkpoint of a training"),
         (lambda path: path.unlink(), "there is no"),
     ],
@@ -238,7 +238,7 @@ def test_a_damaged_checkpoint_is_one_line(cli, run, damage, says):
         (["model.params.control_stage_config.params.hint_widths.3=16"], "has of another size"),
         (["model.params.control_stage_config.params.zero_init=false"], "at the start of a run alone"),
         (["lightning.trainer.val_check_interval=100"], "val_check_interval"),
-        (["--pretrain_path", "some.ckpt"], "--pretrain_path with --resume"),
+        (["--pretrain-path", "some.ckpt"], "--pretrain-path with --resume"),
         (["-n", "other"], "-n other"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
@@ -260,7 +260,7 @@ def test_a_refused_start_leaves_nothing(cli, scenes, tmp_path):
 
 def test_a_checkpoint_outside_a_run_is_refused(cli, run, tmp_path):
     shutil.copy(run / "checkpoints/last.ckpt", tmp_path / "some.ckpt")
-    said = cli.refused("train", "-r", tmp_path / "some.ckpt", "--config_model", run / "config.yaml", "--gpus", "cpu")
+    said = cli.refused("train", "-r", tmp_path / "some.ckpt", "--config-model", run / "config.yaml", "--gpus", "cpu")
     assert "lies in no run's folder" in said and not (tmp_path.parent / "config.yaml").exists()
 
 
@@ -362,7 +362,7 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_whole(cli, run):
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_a_dry_run_knows_what_the_run_would_trip_over(cli, scenes, tmp_path, setting, says):
-    assert says in cli.refused("train", *options(scenes, tmp_path, "run", "--dry_run"), *setting)
+    assert says in cli.refused("train", *options(scenes, tmp_path, "run", "--dry-run"), *setting)
 
 
 def test_a_dry_run_makes_a_batch(cli, scenes, tmp_path, monkeypatch):
@@ -376,7 +376,7 @@ def test_a_dry_run_makes_a_batch(cli, scenes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(PairedImages, "__getitem__", uneven)
     assert "data: train: its first 2 items make no batch" in cli.refused(
-        "train", *options(scenes, tmp_path, "run", "--dry_run")
+        "train", *options(scenes, tmp_path, "run", "--dry-run")
     )
     with pytest.raises(InputError):
         DataModuleFromConfig(0, {"target": "x"})

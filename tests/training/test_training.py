@@ -18,8 +18,8 @@ from tests.conftest import ROOT, SMALL
 
 def options(scenes, logdir, name, *more):
     return [
-        "--config_model", SMALL, "-n", name, "-l", logdir, "--data_root", scenes, "--gpus", "cpu",
-        "--train_txt_file", scenes / "train_set_items.json", "--val_txt_file", scenes / "test_set_items.json",
+        "--config-model", SMALL, "-n", name, "-l", logdir, "--data-root", scenes, "--gpus", "cpu",
+        "--train-txt-file", scenes / "train_set_items.json", "--val-txt-file", scenes / "test_set_items.json",
         f"model.params.classes={scenes}/classes.json", *more,
     ]  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_two_processes_train_as_one(cli, scenes, tmp_path):
     # 8 items, 2 a step: shared by two processes, or not; SGD would be exact, AdamW magnifies rounding of tiny gradients
     three = tmp_path / "three.json"  # to validate on: one process has two of them, the other one
     three.write_text("".join((scenes / "test_set_items.json").read_text().splitlines(keepends=True)[:3]))
-    change = ["model.params.warmup_steps=1000", "lightning.trainer.max_steps=4", "--val_txt_file", three]
+    change = ["model.params.warmup_steps=1000", "lightning.trainer.max_steps=4", "--val-txt-file", three]
     change += ["lightning.trainer.check_val_every_n_epoch=1"]
     cli("train", *options(scenes, tmp_path, "one", *change))
     arguments = [*options(scenes, tmp_path, "two", *change), "--gpus", "cpu:2", "data.params.batch_size=1"]
@@ -200,7 +200,7 @@ def test_a_signal_during_validation_waits_for_gradients(cli, scenes, tmp_path, m
 
 def test_settings_after_options_of_several_words(cli, scenes, tmp_path):
     steps = "lightning.trainer.max_steps=7"
-    out = cli("train", *options(scenes, tmp_path, "run", "--dry_run", "--allow_mismatch", "all", steps))
+    out = cli("train", *options(scenes, tmp_path, "run", "--dry-run", "--allow-mismatch", "all", steps))
     assert "max_steps: 7" in out
 
 
@@ -250,7 +250,7 @@ def test_a_text_encoder_from_a_folder(cli, scenes, tmp_path):
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     CLIPTextModel(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **shape)).save_pretrained(tmp_path / "t")
     version = f"model.params.cond_stage_config.params.version={tmp_path / 't'}"
-    assert "dry run" in cli("train", *options(scenes, tmp_path, "run", version, "--dry_run"))
+    assert "dry run" in cli("train", *options(scenes, tmp_path, "run", version, "--dry-run"))
 
 
 def test_noise_is_exact_in_half_precision():
@@ -274,7 +274,7 @@ def test_a_diverged_run_stops_with_a_reason(cli, scenes, tmp_path):
 
 
 def test_dry_run_trains_nothing(cli, scenes, tmp_path):
-    out = cli("train", *options(scenes, tmp_path, "run", "--dry_run"))
+    out = cli("train", *options(scenes, tmp_path, "run", "--dry-run"))
     assert "dry run" in out and "that train" in out
     assert not (tmp_path / "run").exists()
 
@@ -284,7 +284,7 @@ def test_dry_run_trains_nothing(cli, scenes, tmp_path):
     [
         (["--gpus", "0"], "--gpus 0: no GPU 0 here"),
         (["--gpus", "first"], "write auto, cpu, or indices"),
-        (["--config_model", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["--config-model", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["model.params.unet_config.params.model_chanels=8"], "model_chanels"),
         (["model.params.hint_encoding=onehot"], "hint_channels is 3"),
         (["model.params.channels=4"], "channels is 4, unet_config's in_channels 48"),
@@ -292,15 +292,15 @@ def test_dry_run_trains_nothing(cli, scenes, tmp_path):
         (["lightning.trainer.max_stepps=3"], "max_stepps"),
         (["oops"], "oops: not understood"),
         (["--precision", "bf16-true"], "take bf16-mixed"),
-        (["model.params.trainable=fusion"], "--pretrain_path is needed"),
+        (["model.params.trainable=fusion"], "--pretrain-path is needed"),
         (["base_learning_rate=high"], "base_learning_rate=high (command line), field base_learning_rate: 'high' input"),
         (["lightning.callbacks.image_logger.params.sampler=ddpm"], "image_logger.params.sampler: 'ddpm'"),
         (["lightning.callbacks.image_logger.params.batch_freqency=9"], "batch_freqency"),
         (["lightning.modelcheckpoint.params.every_n_epoch=1"], "modelcheckpoint.params"),
         (["lightning.trainer.strategy=fsdp", "model.params.use_ema=true"], "running averages"),
-        (["--pretrain_path", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
+        (["--pretrain-path", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
         (["--resume", "nowhere"], "--resume nowhere"),
-        (["--train_txt_file", "nowhere.json"], "nowhere.json"),
+        (["--train-txt-file", "nowhere.json"], "nowhere.json"),
     ],
     ids=lambda v: v if isinstance(v, str) else " ".join(v),
 )
@@ -313,15 +313,16 @@ def test_faulty_items_are_listed_or_left_out(cli, scenes, tmp_path):
     lines = (scenes / "train_set_items.json").read_text().splitlines()
     faulty = tmp_path / "items.json"
     faulty.write_text("\n".join([*lines[:4], "not json", lines[4].replace("label_train/", "label_trian/")]))
-    changed = options(scenes, tmp_path, "run", "--train_txt_file", faulty)
+    changed = options(scenes, tmp_path, "run", "--train-txt-file", faulty)
     out = cli("train", *changed, code=2)
     assert "items.json: 2 faults; line 5" in out and "; line 6" in out and "Traceback" not in out
-    out = cli("train", *changed, "--skip_invalid", "lightning.trainer.max_steps=1")
+    out = cli("train", *changed, "--skip-invalid", "lightning.trainer.max_steps=1")
     assert "4 items, 2 left out" in out
 
 
 def test_published_code_trains_less(golden, golden_model, recipe):
     """``trainable: published``: what the published optimizer's list and its no_grad leave, and nothing else."""
+
     def learns(**params):
         config = OmegaConf.load(golden / "tisynth_small.yaml")
         config.model.params.update(params)

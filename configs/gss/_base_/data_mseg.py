@@ -1,5 +1,5 @@
 # ruff: noqa: C408 (mmseg configs are written with dict())
-"""MSeg: seven training sets relabelled to 194 universal classes, six test sets with classes of their own.
+"""MSeg: seven training sets relabeled to 194 universal classes, six test sets with classes of their own.
 
 The data lie as MSeg's scripts put them (https://github.com/mseg-dataset/mseg-api), that project itself, or a link to
 it, at data/mseg_dataset/mseg-api: it has the taxonomy, the names of the classes and the lists of the test sets.
