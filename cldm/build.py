@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from cldm.config_schema import check_model
 from cldm.configuration import plain, read_configuration
 from cldm.control_ldm import ControlLDM
-from cldm.training_schema import Sections, check_training
+from cldm.training.schema import Sections, check_training
 from common.errors import InputError
 from common.schema import one_line, parse
 from ldm.checkpoint import load_weights, read_state_dict
@@ -104,8 +104,10 @@ def outline(config: DictConfig, name: str = "configuration") -> ControlLDM:
     size = sum(weight.numel() * weight.element_size() for weight in (*model.parameters(), *model.buffers()))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
-        raise InputError(f"{name}, model: its weights take {size / 2**30:,.0f} GiB, this machine has "
-                         f"{memory / 2**30:,.0f}; lower model_channels or channel_mult")  # fmt: skip
+        raise InputError(
+            f"{name}, model: its weights take {size / 2**30:,.0f} GiB, this machine has "
+            f"{memory / 2**30:,.0f}; lower model_channels or channel_mult"
+        )
     if isinstance(model, ControlLDM):
         _run_once(model.to("meta"), shape_is_known, name)
     return model
@@ -125,8 +127,10 @@ def _run_once(model: ControlLDM, with_text: bool, name: str) -> None:
         tokens = torch.zeros(1, encoder.tokenizer.max_length, dtype=torch.long, device="meta")
         text = _or_refused(lambda: encoder.embed(tokens), f"{place}.cond_stage_config")
         if text.shape[-1] != read:
-            raise InputError(f"{place}.unet_config.params.context_dim: {read}, but texts of cond_stage_config have "
-                             f"{text.shape[-1]} channels")  # fmt: skip
+            raise InputError(
+                f"{place}.unet_config.params.context_dim: {read}, but texts of cond_stage_config have "
+                f"{text.shape[-1]} channels"
+            )
     step = torch.zeros(1, dtype=torch.long, device="meta")
     hint_channels = model.control_model.hint_channels
     hint = torch.empty(1, hint_channels, *image.shape[2:], device="meta")
@@ -135,8 +139,10 @@ def _run_once(model: ControlLDM, with_text: bool, name: str) -> None:
         features = _or_refused(lambda: part.encode_hint(hint), place)
         if features.shape[2:] != latent.shape[2:]:
             found = image.shape[2] // features.shape[2]
-            raise InputError(f"{place}.params: hint_scale, hint_factor: the hint's features have 1/{found} of the "
-                             f"image's size, its latent has 1/{model.factor}")  # fmt: skip
+            raise InputError(
+                f"{place}.params: hint_scale, hint_factor: the hint's features have 1/{found} of the "
+                f"image's size, its latent has 1/{model.factor}"
+            )
         return _or_refused(lambda: part(latent, None, step, text, features), place)
 
     masks = branch(model.control_model, hint, f"{place}.control_stage_config")

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cldm.control import HINT_WIDTHS
+from cldm.data.hints import ENCODINGS
 from common.errors import InputError
 from common.limits import COUNT
 from common.schema import Place, Schema, dotted, one_line, parse
-from ldm.data.hints import ENCODINGS
 from ldm.models.schedule import PREDICTION_TYPES
 from ldm.modules.encoders import MOST_WINDOWS
 from ldm.modules.tokenizer import END_ID, VOCAB_SIZE
@@ -188,8 +188,10 @@ class ClipParams(Schema):
         known = version is None or version in PUBLISHED_ENCODERS or is_trusted(version)
         if not known and not Path(version).is_dir():  # type: ignore[arg-type]
             name = one_line(version, 80)
-            raise ValueError(f"{name}: no such folder, and nothing is fetched because a file names it; if you mean a "
-                             f"model of that name on the hub, say --trust {name}")  # fmt: skip
+            raise ValueError(
+                f"{name}: no such folder, and nothing is fetched because a file names it; if you mean a "
+                f"model of that name on the hub, say --trust {name}"
+            )
         return version
 
 
@@ -345,5 +347,7 @@ def check_model(content: Any, source: Callable[[Place], str]) -> None:
         for name in _LIKE_THE_UNET:
             if name in unet and name in own and unet[name] != own[name]:
                 where = (*place, branch, "params", name)
-                raise InputError(f"{source(where)}, field {dotted(where)}: {own[name]}, but unet_config has "
-                                 f"{unet[name]}: a branch is a copy of the U-Net's encoder")  # fmt: skip
+                raise InputError(
+                    f"{source(where)}, field {dotted(where)}: {own[name]}, but unet_config has "
+                    f"{unet[name]}: a branch is a copy of the U-Net's encoder"
+                )

@@ -141,8 +141,11 @@ class _Resolver:
     def named(self, name: str, place: Place) -> Any:
         shown = one_line(f"${{{name}}}", 60)
         if not re.fullmatch(r"\w+(\.\w+)*", name):
-            raise self.fail(place, f"{shown}: only values of this configuration can be named, ${{a.b.c}}; "
-                                   "nothing is read from the environment")  # fmt: skip
+            raise self.fail(
+                place,
+                f"{shown}: only values of this configuration can be named, ${{a.b.c}}; "
+                "nothing is read from the environment",
+            )
         if name in self.active or len(self.active) > MAX_DEPTH:
             raise self.fail(place, f"{shown} leads back to itself")
         found: Any = self.of.values

@@ -46,8 +46,10 @@ class ControlNet(DenoiserEncoder):
         super().__init__(**encoder)
         strides = {"image": {1: 0, 2: 1, 4: 2, 8: 3}.get(hint_factor), "latent": 0}.get(hint_scale)
         if strides is None:
-            raise InputError(f"ControlNet: hint_scale {hint_scale}, hint_factor {hint_factor}: "
-                             "choose image or latent, and a factor of 1, 2, 4 or 8")  # fmt: skip
+            raise InputError(
+                f"ControlNet: hint_scale {hint_scale}, hint_factor {hint_factor}: "
+                "choose image or latent, and a factor of 1, 2, 4 or 8"
+            )
         layers: list[nn.Module] = []
         self.hint_channels = channels = hint_channels
         for i, width in enumerate(hint_widths):

@@ -42,9 +42,9 @@ class ControlLDM(LatentDiffusion):
         decay_steps: step at which a cosine decay to zero ends; None keeps the rate.
         use_ema: average the weights that train.
         ema_decay: of that average, 0 to 1.
-        hint_encoding: how masks become hints, see ``ldm.data.hints.HintEncoder``; published weights need ``index``.
+        hint_encoding: how masks become hints, see ``cldm.data.hints.HintEncoder``; published weights need ``index``.
         classes: class table that the encoding uses: a built-in name, or the path of a classes.json.
-        aug_pipe_config: the reference in training, see ``ldm.data.reference.ReferenceAugmentation``.
+        aug_pipe_config: the reference in training, see ``cldm.data.reference.ReferenceAugmentation``.
         sd_locked: False trains the U-Net's decoder (output blocks and ``out``), too, as ControlNet's option does.
         only_mid_control: a plain ControlNet's features join at the middle block alone.
         **latent_diffusion: see ``LatentDiffusion``.
@@ -77,8 +77,10 @@ class ControlLDM(LatentDiffusion):
             plain = {"joint_fusion": False, "add_mask_features": True, "only_mid_control": bool(only_mid_control)}
             unet_config = {**unet_config, "params": {**(unet_config.get("params") or {}), **plain}}
         elif only_mid_control:
-            raise InputError("model: only_mid_control: true: TISynth's output blocks read the features by attention, "
-                             "and cannot do without; it is for plain ControlNets (no ssl_stage_config)")  # fmt: skip
+            raise InputError(
+                "model: only_mid_control: true: TISynth's output blocks read the features by attention, "
+                "and cannot do without; it is for plain ControlNets (no ssl_stage_config)"
+            )
         super().__init__(unet_config=unet_config, **latent_diffusion)
         self.control_model: ControlNet = instantiate_from_config(control_stage_config)
         self.ssl_stage_model: ControlNet | None = None
@@ -95,8 +97,10 @@ class ControlLDM(LatentDiffusion):
         if trainable not in TRAINABLE:
             raise InputError(f"model: trainable: {trainable}: choose {', '.join(TRAINABLE)}")
         if trainable == "published" and not self.fuses:
-            raise InputError("model: trainable: published: is about TISynth's two branches; take fusion, which trains "
-                             "the mask branch of a plain ControlNet")  # fmt: skip
+            raise InputError(
+                "model: trainable: published: is about TISynth's two branches; take fusion, which trains "
+                "the mask branch of a plain ControlNet"
+            )
         self.trainable = trainable
         self._choose_what_trains(bool(sd_locked) if sd_locked is not None else True)
 

@@ -92,8 +92,10 @@ def full_disk_line(error: BaseException, place: str | os.PathLike[str] | None = 
         return None
     named = [cause.filename for cause in _causes(error) if isinstance(cause, OSError) and cause.filename]
     path = str(named[0] if named else place or Path.cwd())
-    return (f"disk full: {path} ({_FULL[number]}); files written before are whole: make room, or name another disk, "
-            "and start again")  # fmt: skip
+    return (
+        f"disk full: {path} ({_FULL[number]}); files written before are whole: make room, or name another disk, "
+        "and start again"
+    )
 
 
 def check_writable(folder: str | os.PathLike[str], option: str) -> Path:

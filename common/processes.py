@@ -36,8 +36,10 @@ def worker_line(error: BaseException) -> str | None:
     if isinstance(error, InputError) and text.startswith("Caught ") and " in DataLoader worker " in text:
         return text.rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
     if isinstance(error, RuntimeError) and (found := _WORKER.search(text)):
-        return (f"a process that reads items {found[1].strip()}, perhaps for lack of memory; take fewer (num_workers), "
-                "and start again")  # fmt: skip
+        return (
+            f"a process that reads items {found[1].strip()}, perhaps for lack of memory; take fewer (num_workers), "
+            "and start again"
+        )
     return None
 
 

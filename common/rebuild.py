@@ -87,15 +87,17 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtyp
     )
 
 
-def _tensor_v2(storage: Any, offset: Any, size: Any, stride: Any, _: Any = False, __: Any = None,
-               metadata: Any = None) -> Tensor:  # fmt: skip
+def _tensor_v2(
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any = False, __: Any = None, metadata: Any = None
+) -> Tensor:
     if metadata:
         raise ValueError("a tensor that is conjugated or negated")
     return _tensor(storage, offset, size, stride)
 
 
-def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any,
-               metadata: Any = None) -> Tensor:  # fmt: skip
+def _tensor_v3(
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, metadata: Any = None
+) -> Tensor:
     if metadata:
         raise ValueError("a tensor that is conjugated or negated")
     return _tensor(storage, offset, size, stride, dtype)
@@ -250,8 +252,9 @@ STATES: dict[type, Callable[[Any, Any], None]] = {
     History: _history_state,
 }
 # names that stand for a value, and are never called
-CONSTANTS: dict[str, Any] = {f"torch.{name}": value for name, value in vars(torch).items()
-                             if isinstance(value, torch.dtype)}  # fmt: skip
+CONSTANTS: dict[str, Any] = {
+    f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
+}
 CONSTANTS |= {f"torch{part}.{name}": dtype for part in ("", ".cuda") for name, dtype in _STORAGES.items()}
 CONSTANTS["torch.storage.UntypedStorage"] = torch.uint8
 for _name in ("current", "max", "mean", "min"):  # protocol 4 names them at once

@@ -85,8 +85,9 @@ def read_checkpoint(path: str | os.PathLike[str], mapped: bool = True, inert: re
         ) from error
     except Exception as error:  # whatever goes wrong in reading, the file is to blame
         reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
-        raise InputError(f"{path}: cannot be read, cut off or damaged? ({reason}); copy or download it again"
-                         ) from error  # fmt: skip
+        raise InputError(
+            f"{path}: cannot be read, cut off or damaged? ({reason}); copy or download it again"
+        ) from error
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -150,8 +151,9 @@ def _read_safetensors(path: Path, file: IO[bytes], size: int) -> dict[str, Tenso
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, ValueError, OSError, RecursionError, AttributeError, RuntimeError) as error:
         reason = one_line(error)
-        raise InputError(f"{path}: no safetensors file, cut off or damaged ({reason}); copy or download it again"
-                         ) from error  # fmt: skip
+        raise InputError(
+            f"{path}: no safetensors file, cut off or damaged ({reason}); copy or download it again"
+        ) from error
 
 
 # ---- torch.save
@@ -308,8 +310,9 @@ def _whole(path: Path, size: int) -> torch.UntypedStorage:
     return storage
 
 
-def _piece(whole: torch.UntypedStorage, offset: int, size: int, dtype: torch.dtype, mapped: bool
-           ) -> torch.UntypedStorage:  # fmt: skip
+def _piece(
+    whole: torch.UntypedStorage, offset: int, size: int, dtype: torch.dtype, mapped: bool
+) -> torch.UntypedStorage:
     """Bytes of a file: the file's own memory, or a copy where they are to be kept or lie at an odd place."""
     piece = whole[offset : offset + size]
     assert isinstance(piece, torch.UntypedStorage)

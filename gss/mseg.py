@@ -199,9 +199,18 @@ class MSegDataset(BaseSegDataset):
         InputError: a table or a list cannot be used, or a file is missing.
     """
 
-    def __init__(self, dataset_name: str, taxonomy: str, names: str | None = None, universal: bool = True,
-                 split: str | None = None, img_prefix: str = "", seg_map_prefix: str = "", follow_links: bool = False,
-                 **kwargs: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        dataset_name: str,
+        taxonomy: str,
+        names: str | None = None,
+        universal: bool = True,
+        split: str | None = None,
+        img_prefix: str = "",
+        seg_map_prefix: str = "",
+        follow_links: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self.dataset_name, self.follow_links, self.prefixes = dataset_name, follow_links, (img_prefix, seg_map_prefix)
         own = read_names(Path(names) if names else names_of(taxonomy, dataset_name))
         self.labels = Labels(len(own))
@@ -218,8 +227,12 @@ class MSegDataset(BaseSegDataset):
         pairs = list(self._listed() if self.ann_file else self._found())
         if not pairs:
             raise InputError(f"{self.ann_file or self.data_prefix['img_path']}: no pair of {self.dataset_name} there")
-        item = {"label_map": self.universal, "labels": self.labels, "reduce_zero_label": False,
-                "domain": None if self.universal else self.dataset_name}  # fmt: skip
+        item = {
+            "label_map": self.universal,
+            "labels": self.labels,
+            "reduce_zero_label": False,
+            "domain": None if self.universal else self.dataset_name,
+        }
         return [{"img_path": str(image), "seg_map_path": str(mask), "seg_fields": [], **item} for image, mask in pairs]
 
     def _listed(self) -> Iterator[tuple[Path, Path]]:
@@ -254,8 +267,10 @@ class MSegDataset(BaseSegDataset):
         """Image and mask of a stem, which may have folders."""
         parts = zip(("img_path", "seg_map_path"), self.prefixes, (self.img_suffix, self.seg_map_suffix), strict=True)
         place = PurePosixPath(stem)
-        image, mask = (locate(str(place.parent / f"{prefix}{place.name}{suffix}"), Path(self.data_prefix[key]),
-                              self.follow_links) for key, prefix, suffix in parts)  # fmt: skip
+        image, mask = (
+            locate(str(place.parent / f"{prefix}{place.name}{suffix}"), Path(self.data_prefix[key]), self.follow_links)
+            for key, prefix, suffix in parts
+        )
         return image, mask
 
     @staticmethod
@@ -304,8 +319,11 @@ class MSegMetric(BaseMetric):
             rates = {"IoU": hits / union, "Acc": hits / true}
             scores[f"{domain}/aAcc"] = float(hits.sum() / true.sum())
             scores |= {f"{domain}/m{name}": float(values.nanmean()) for name, values in rates.items()}
-            scores |= {f"{domain}/{name}/{label}": float(value) for name, values in rates.items()
-                       for label, value in zip(classes, values, strict=True)}  # fmt: skip
+            scores |= {
+                f"{domain}/{name}/{label}": float(value)
+                for name, values in rates.items()
+                for label, value in zip(classes, values, strict=True)
+            }
         means = torch.tensor([scores[f"{domain}/mIoU"] for domain in self.domains], dtype=torch.float64)
         scores["h_mean"] = float(len(means) / (1 / means).sum())
         rows = [*zip(self.domains, means.tolist(), strict=True), ("harmonic mean", scores["h_mean"])]

@@ -43,8 +43,9 @@ def _read(path: str | Path, mapped: bool = True) -> Any:
     try:
         return read_any(path, mapped)
     except CodeError as error:
-        raise InputError(f"weights {error}; the published encoder.pkl and decoder.pkl are converted once by "
-                         "scripts/convert_dvae.py") from error  # fmt: skip
+        raise InputError(
+            f"weights {error}; the published encoder.pkl and decoder.pkl are converted once by scripts/convert_dvae.py"
+        ) from error
     except InputError as error:
         raise InputError(f"weights {error}") from error
 

@@ -258,8 +258,10 @@ def _likely_cause(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str
         if channels != own_channels:
             what = "an inpainting U-Net" if channels == 9 else "a U-Net"
             return f"It holds {what} for {channels} input channels, the model's takes {own_channels}. "
-    text = {side: {key.split(".")[1] for key in names if key.startswith(TEXT + ".")}
-            for side, names in (("model", own), ("file", state))}  # fmt: skip
+    text = {
+        side: {key.split(".")[1] for key in names if key.startswith(TEXT + ".")}
+        for side, names in (("model", own), ("file", state))
+    }
     if text["model"] and text["file"] and not text["model"] & text["file"]:
         kinds = {"model": "OpenCLIP (SD 2.x)", "transformer": "CLIP (SD 1.x)"}
         return f"Its text encoder is {' '.join(kinds.get(kind, kind) for kind in text['file'])}, not the model's. "

@@ -40,8 +40,10 @@ def read_parts(folder: Path) -> dict[str, dict[str, Tensor]]:
     if isinstance(announced, dict):  # a text encoder that is not there reads [null, null]
         needed = [name for name in FOLDER_PARTS if isinstance(announced.get(name), list) and any(announced[name])]
         if missing := [name for name in needed if folder / name not in parts]:
-            raise InputError(f"{folder}: model_index.json names a part {missing[0]}, and there is no such folder; "
-                             "copy or download it again")  # fmt: skip
+            raise InputError(
+                f"{folder}: model_index.json names a part {missing[0]}, and there is no such folder; "
+                "copy or download it again"
+            )
     return {part.name: _read_part(part) for part in parts}
 
 
@@ -75,6 +77,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             raise InputError(f"{index}: shard {one_line(name, 80)} is missing; copy or download it again")
         shards[name] = read_tensors(index.parent / name)
     if absent := [key for key, name in places.items() if key not in shards[name]]:
-        raise InputError(f"{index}: {one_line(absent[0], 80)} is not in its shard {places[absent[0]]}; "
-                         "copy or download it again")  # fmt: skip
+        raise InputError(
+            f"{index}: {one_line(absent[0], 80)} is not in its shard {places[absent[0]]}; copy or download it again"
+        )
     return {key: shards[name][key] for key, name in places.items()}

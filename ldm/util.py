@@ -27,10 +27,14 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ldm.models.diffusion.ddpm.LatentDiffusion": ("ldm.models.diffusion.LatentDiffusion", {}),
     "ldm.modules.encoders.modules.FrozenCLIPEmbedder": ("ldm.modules.encoders.FrozenCLIPEmbedder", {}),
     "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder": ("ldm.modules.encoders.FrozenOpenCLIPEmbedder", {}),
-    "main.DataModuleFromConfig": ("ldm.data.datamodule.DataModuleFromConfig", {}),
-    "main.ImageLogger": ("cldm.callbacks.ImageLogger", {}),
+    "main.DataModuleFromConfig": ("cldm.data.datamodule.DataModuleFromConfig", {}),
+    "main.ImageLogger": ("cldm.training.image_logger.ImageLogger", {}),
+    # this project's own until version 1.0
+    "cldm.callbacks.ImageLogger": ("cldm.training.image_logger.ImageLogger", {}),
+    "ldm.data.datamodule.DataModuleFromConfig": ("cldm.data.datamodule.DataModuleFromConfig", {}),
+    "ldm.data.pairs.PairedImages": ("cldm.data.pairs.PairedImages", {}),
     **{
-        f"ldm.data.{module}.{name}": ("ldm.data.pairs.PairedImages", {"flip_p": flip_p})
+        f"ldm.data.{module}.{name}": ("cldm.data.pairs.PairedImages", {"flip_p": flip_p})
         for module in ("GID24_Control_ref", "GID24_Control")
         for name, flip_p in (("GID24Train", 0.5), ("GID24Validation", 0.0))
     },
@@ -39,12 +43,22 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # What a configuration may name. A file that travels with weights must not choose which code runs.
 TARGETS = frozenset(
-    ("cldm.control_ldm.ControlLDM", "cldm.control.ControlNet", "cldm.fusion.ControlledUnetModel",
-     "cldm.callbacks.ImageLogger", "ldm.data.datamodule.DataModuleFromConfig", "ldm.data.pairs.PairedImages",
-     "ldm.models.autoencoder.AutoencoderKL", "ldm.models.autoencoder.SpaceToDepth",
-     "ldm.models.diffusion.LatentDiffusion", "ldm.modules.encoders.FrozenCLIPEmbedder",
-     "ldm.modules.encoders.FrozenOpenCLIPEmbedder", "ldm.modules.unet.UNetModel", "torch.nn.Identity")
-)  # fmt: skip
+    (
+        "cldm.control_ldm.ControlLDM",
+        "cldm.control.ControlNet",
+        "cldm.fusion.ControlledUnetModel",
+        "cldm.training.image_logger.ImageLogger",
+        "cldm.data.datamodule.DataModuleFromConfig",
+        "cldm.data.pairs.PairedImages",
+        "ldm.models.autoencoder.AutoencoderKL",
+        "ldm.models.autoencoder.SpaceToDepth",
+        "ldm.models.diffusion.LatentDiffusion",
+        "ldm.modules.encoders.FrozenCLIPEmbedder",
+        "ldm.modules.encoders.FrozenOpenCLIPEmbedder",
+        "ldm.modules.unet.UNetModel",
+        "torch.nn.Identity",
+    )
+)
 _trusted: tuple[str, ...] = ()
 
 
@@ -77,8 +91,10 @@ def class_path(target: Any) -> str:
     path = ALIASES.get(target, (target,))[0]
     if path not in TARGETS and not is_trusted(path):
         package = target.split(".")[0]
-        raise InputError(f"target: {one_line(target, 80)}: no such class here, and code that files name is not run; "
-                         f"if you know what it does, say --trust {one_line(package, 40)}")  # fmt: skip
+        raise InputError(
+            f"target: {one_line(target, 80)}: no such class here, and code that files name is not run; "
+            f"if you know what it does, say --trust {one_line(package, 40)}"
+        )
     return path
 
 

@@ -19,7 +19,8 @@ from common.journal import unsealed
 from common.pairing import MASK_SUFFIXES, Checked, Pair, list_files, listed, mask_name
 from common.rng import seed_from
 from common.schema import OpenSchema, load_json, parse
-from post_processing import balancing, hardness
+from post_processing import hardness
+from post_processing import resample_rule as balancing
 from post_processing.filter_state import REAL_LOSS, STATS, Counts, Number, RealLoss
 
 REMEDY = f"make it with filter.sh, which writes {STATS}, and {REAL_LOSS} with --save-loss"

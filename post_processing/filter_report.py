@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from common.plots import plt
+from post_processing.filter_rule import HISTOGRAM_EDGES
 from post_processing.filter_state import FilteredRecord, RealLoss
-from post_processing.filtering import HISTOGRAM_EDGES
-from post_processing.plots import plt
 
 REAL, SYNTHESIZED, DROPPED = "#3b6fb6", "#d9822b", "#d9d9d9"
 

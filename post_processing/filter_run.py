@@ -20,7 +20,7 @@ from common.images import Labels
 from common.journal import sealed
 from common.pairing import Pair
 from common.ranks import Ranks
-from post_processing import filtering
+from post_processing import filter_rule as filtering
 from post_processing.filter_report import filter_figure, filter_statistics
 from post_processing.filter_state import (
     BINS,

@@ -12,7 +12,7 @@ from common.files import digest, write_json
 from common.journal import Journal, Record, unsealed
 from common.pairing import Pair
 from common.schema import OpenSchema, Schema, load_json, parse, read_json
-from post_processing.filtering import HISTOGRAM_EDGES
+from post_processing.filter_rule import HISTOGRAM_EDGES
 
 STATE = ".filter"  # below --filtered-mask-path: the settings, and what is done
 STATS, REAL_LOSS = "filter_stats.json", "real_loss.json"

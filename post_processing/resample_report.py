@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from post_processing.plots import plt
+from common.plots import plt
 
 BEFORE, AFTER, INACCURATE = "#b0b0b0", "#3b6fb6", "#c0392b"
 

@@ -20,7 +20,7 @@ from common.files import atomic_path, check_writable, write_json
 from common.images import read_image
 from common.pairing import Checked, Pair
 from common.processes import bounded
-from post_processing import balancing
+from post_processing import resample_rule as balancing
 from post_processing.choices import Choice
 from post_processing.resample_report import resample_figure
 

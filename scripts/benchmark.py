@@ -28,15 +28,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cldm.build import create_model
-from cldm.callbacks import to_uint8
 from cldm.control_ldm import ControlLDM
+from cldm.pictures import to_uint8
+from common.command import add_trust, batch_size, integer, parser, pixels, run
 from common.errors import InputError
 from common.files import atomic_path, check_writable
 from ldm.models.guidance import Guidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler
 from ldm.util import trust
-from scripts.cli import add_trust, batch_size, integer, parser, pixels, run
 from scripts.peer import ControlNetPeer
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}

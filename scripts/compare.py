@@ -9,19 +9,19 @@ from typing import Any
 
 from mmengine.config import Config
 
-from cldm.records import read_records
+from cldm.synthesis.records import read_records
+from common import command as cli
 from common.classes import load_class_table
+from common.command import integer, pixels
 from common.errors import InputError
 from common.files import check_writable, digest, only_writer, room_for
 from common.pairing import IMAGE_SUFFIXES, list_files
 from common.schema import one_line
 from common.stamps import Contents
+from evaluation.comparison import SCORES
+from evaluation.comparison_page import gallery_of, read_svg, write_comparison
+from evaluation.runs import KINDS, Comparison
 from gss.weights import read_state_dict
-from post_processing.comparison import SCORES
-from post_processing.comparison_page import gallery_of, read_svg, write_comparison
-from post_processing.comparison_runs import KINDS, Comparison
-from scripts import cli
-from scripts.cli import integer, pixels
 from scripts.segmentor import LOADERS, check_files, resolve
 from scripts.segmentor import parse_args as segmentor_args
 from segmentation.config import add_cfg_options, nodes

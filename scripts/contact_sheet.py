@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cldm.callbacks import contact_sheet
-from cldm.records import RECORDS, images_in, read_records
+from cldm.data.hints import colorize
+from cldm.pictures import contact_sheet
+from cldm.synthesis.records import RECORDS, images_in, read_records
 from common.classes import load_class_table
+from common.command import integer, parser, run
 from common.errors import InputError
 from common.files import atomic_path, check_writable
 from common.images import read_image
 from common.lists import parse_line, read_lines
 from common.schema import OpenSchema, parse
-from ldm.data.hints import colorize
-from scripts.cli import integer, parser, run
 
 COLUMNS = ("mask", "reference", "synthesized", "real")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from common import command as cli
 from common.errors import InputError
 from common.files import atomic_path, check_writable
 from gss.dvae import DVAE, dvae_entries, save_dvae
 from gss.weights import read_pickled_module, read_state_dict
-from scripts import cli
 
 DESCRIPTION = """Converts dVAE weights to .safetensors (or .pth), once:
 

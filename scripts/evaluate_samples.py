@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from common import command as cli
+from common.command import batch_size, number, workers
+from common.devices import pick_device
 from common.errors import InputError
 from common.files import check_writable, inside, only_writer, room_for
 from common.pairing import Pair, listed
-from post_processing.pairs import sound_pairs
-from post_processing.samples import Judge, check_distances, evaluate, training_images
-from scripts import cli
-from scripts.cli import batch_size, number, workers
-from scripts.pairs import pick_device
+from common.sound_pairs import sound_pairs
+from evaluation.samples import Judge, check_distances, evaluate, training_images
 from segmentation.config import add_cfg_options, load_config, set_data
 from segmentation.inference import Segmentor, load_segmentor, segment
 
@@ -92,7 +92,7 @@ def run_evaluation(args: argparse.Namespace) -> dict[str, Any]:
     segmentor = load_segmentor(config, args.checkpoint, device)
     distances = None
     if args.inception_weights:
-        from post_processing import inception  # needs torchvision's models: seconds
+        from evaluation import inception  # needs torchvision's models: seconds
 
         features = inception.inception_features(args.inception_weights)
         distances = partial(inception.distances, features, device=device, batch_size=args.batch_size or 8)

@@ -11,10 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from common import command as cli
+from common.command import integer, number
+from common.devices import pick_device
 from common.errors import InputError
 from common.files import check_writable, digest, inside, only_writer, room_for
 from common.pairing import MASK_SUFFIXES, Pair, list_files, listed, pair_files
 from common.ranks import Ranks
+from common.sound_pairs import each, sound_pairs, without_faults
 from post_processing.filter_run import (
     Rule,
     Source,
@@ -26,10 +30,6 @@ from post_processing.filter_run import (
     say_unseen,
 )
 from post_processing.filter_state import REAL_LOSS, RealLoss, State, file_stamp
-from post_processing.pairs import each, sound_pairs, without_faults
-from scripts import cli
-from scripts.cli import integer, number
-from scripts.pairs import pick_device
 from segmentation.config import add_cfg_options, load_config, set_data
 from segmentation.inference import Segmentor, load_segmentor, pixel_losses, segment
 

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.build import create_model, load_config
-from cldm.plan import (
+from cldm.data.pairs import REFERENCE_FITS, PairedImages
+from cldm.synthesis.planning import (
     REFERENCE_LATENTS,
     Job,
     Recipe,
@@ -32,18 +33,17 @@ from cldm.plan import (
     plan,
     refuse_mixture,
 )
-from cldm.prompts import cut_lines, read_long_prompts, reading
-from cldm.records import working_in
-from cldm.synthesis import JobDataset, check_model, collate, few_steps, synthesize
-from cldm.training_options import parse_devices
+from cldm.synthesis.prompts import cut_lines, read_long_prompts, reading
+from cldm.synthesis.records import working_in
+from cldm.synthesis.run import JobDataset, check_model, collate, few_steps, synthesize
+from cldm.training.options import parse_devices
+from common.command import add_trust, batch_size, integer, number, parser, pixels, run, workers
 from common.errors import InputError
 from common.files import check_writable
 from common.schema import one_line
 from ldm.checkpoint import file_hash
-from ldm.data.pairs import REFERENCE_FITS, PairedImages
 from ldm.models.schedule import SAMPLERS, SPACINGS
 from ldm.util import trust
-from scripts.cli import add_trust, batch_size, integer, number, parser, pixels, run, workers
 
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "model" / "tisynth_v15.yaml"  # published
 LAUNCHED = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by torchrun, Lightning for its children, SLURM
@@ -167,9 +167,11 @@ def check_shape(args: argparse.Namespace, model: Any, dataset: PairedImages) -> 
         sides = dataset.size or item.size or (0, 0)
         for option, given, side in zip(("--H", "--W"), (args.H, args.W), sides, strict=True):
             if given not in (None, side):
-                raise InputError(f"{option} {given}: line {item.line} of the list, field source: "
-                                 f"{one_line(item.name, 80)} would be {sides[1]} x {sides[0]} px (width x height); "
-                                 f"{option} resizes nothing: leave it out, or resize by --size")  # fmt: skip
+                raise InputError(
+                    f"{option} {given}: line {item.line} of the list, field source: "
+                    f"{one_line(item.name, 80)} would be {sides[1]} x {sides[0]} px (width x height); "
+                    f"{option} resizes nothing: leave it out, or resize by --size"
+                )
 
 
 def main() -> None:
@@ -201,9 +203,17 @@ def main() -> None:
         print(f"{len(dataset.faults)} faulty items are left out")
     outdir = args.outdir
     options = SynthesisOptions(
-        outdir, args.steps, args.sampler, args.scale, args.ddim_eta, args.format, args.quality, args.split_guidance,
-        args.spacing, args.reference_latent,
-    )  # fmt: skip
+        outdir,
+        args.steps,
+        args.sampler,
+        args.scale,
+        args.ddim_eta,
+        args.format,
+        args.quality,
+        args.split_guidance,
+        args.spacing,
+        args.reference_latent,
+    )
     seeds = range(args.seed, args.seed + args.num_samples)
     check_names(dataset, seeds)
     about: dict[str, Any] = {
@@ -227,8 +237,10 @@ def main() -> None:
     if first:  # the others take its jobs: a command beside this one may change the folder at any time
         jobs = plan(dataset, recipe, seeds, fine, args.only)
         again = f", {len(others)} of them again" if others else ""
-        print(f"{len(dataset)} items, {args.num_samples} seeds: {len(fine)} images are in {outdir}, "
-              f"{len(jobs)} to make{again}")  # fmt: skip
+        print(
+            f"{len(dataset)} items, {args.num_samples} seeds: {len(fine)} images are in {outdir}, "
+            f"{len(jobs)} to make{again}"
+        )
     nearest = next(folder for folder in (outdir, *outdir.absolute().parents) if folder.exists())
     check_writable(nearest if args.dry_run else outdir, "--outdir")
     if args.dry_run:
@@ -241,9 +253,17 @@ def main() -> None:
     model.accelerate(compile_networks=args.compile)
     torch.set_float32_matmul_precision("high")
     synthesize(
-        model, dataset, jobs, options, recipe, args.batch_size, args.num_workers,
-        num_nodes=args.num_nodes, precision=args.precision, **devices,
-    )  # fmt: skip
+        model,
+        dataset,
+        jobs,
+        options,
+        recipe,
+        args.batch_size,
+        args.num_workers,
+        num_nodes=args.num_nodes,
+        precision=args.precision,
+        **devices,
+    )
     if first:
         print(f"{len(jobs)} images written to {outdir}")
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 
 from cldm.build import create_model, load_config
-from cldm.start import origin_table, start_weights
+from cldm.start_weights import origin_table, start_weights
+from common.command import add_trust, parser, random_seed, run
 from common.errors import InputError
 from common.files import check_writable
 from common.weights import refuse_not_finite
 from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
 from ldm.checkpoint_names import SCHEDULE_BUFFERS
 from ldm.util import trust
-from scripts.cli import add_trust, parser, random_seed, run
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -52,8 +52,9 @@ def make(args: argparse.Namespace) -> None:
         for key, value in own.items()
     }
     if "nan" not in args.allow_mismatch:
-        refuse_not_finite(weights, f"--precision {args.precision}",
-                          "beyond what it holds: take --precision bf16 or fp32")  # fmt: skip
+        refuse_not_finite(
+            weights, f"--precision {args.precision}", "beyond what it holds: take --precision bf16 or fp32"
+        )
     made_from = {"sources": json.dumps([source.name for source in args.source]), "seed": str(args.seed)}
     save_state_dict(weights, args.out, made_from)
     print(f"{args.out}: {len(own)} tensors, {sum(value.numel() for value in own.values()):,} numbers, {args.precision}")

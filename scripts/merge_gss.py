@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common import command as cli
 from common.errors import InputError
 from common.files import atomic_path, check_writable, only_writer_of, room_for
 from gss.weights import read_checkpoint, read_state_dict
-from scripts import cli
 
 DESCRIPTION = """Joins the backbone and token branch of a GSS-FF checkpoint with the way back, maskige to mask, of a
 GSS-FT-W checkpoint (trained, say, on an earlier GSS-FF checkpoint). The result is a GSS-FT-W checkpoint.

@@ -74,9 +74,13 @@ class ControlNetPeer:
         self.decodes = isinstance(model.first_stage_model, AutoencoderKL)
         self.model, self.prompts, self.x, self.hint = model, prompts, x, hint[:, :3]
         self.scheduler = diffusers.DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=1,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            set_alpha_to_one=False,
+            steps_offset=1,
             clip_sample=False,
-        )  # fmt: skip
+        )
 
     def _pipeline(self) -> Any:
         vae = diffusers.AutoencoderKL(
@@ -87,9 +91,16 @@ class ControlNetPeer:
         )
         vae.to(self.x.device, self.x.dtype).eval().requires_grad_(False)
         pipe = diffusers.StableDiffusionControlNetPipeline(
-            vae=vae, text_encoder=None, tokenizer=None, unet=self.network, controlnet=self.control,
-            scheduler=self.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        )  # fmt: skip
+            vae=vae,
+            text_encoder=None,
+            tokenizer=None,
+            unet=self.network,
+            controlnet=self.control,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -122,13 +133,22 @@ class ControlNetPeer:
             self._use(not reuse_hints)
             x = torch.cat([self.x] * 2)
             down, middle = self.control(
-                x, t, encoder_hidden_states=context, controlnet_cond=hints, conditioning_scale=[1.0, 1.0],
-                guess_mode=False, return_dict=False,
-            )  # fmt: skip
+                x,
+                t,
+                encoder_hidden_states=context,
+                controlnet_cond=hints,
+                conditioning_scale=[1.0, 1.0],
+                guess_mode=False,
+                return_dict=False,
+            )
             eps = self.network(
-                x, t, encoder_hidden_states=context, down_block_additional_residuals=down,
-                mid_block_additional_residual=middle, return_dict=False,
-            )[0]  # fmt: skip
+                x,
+                t,
+                encoder_hidden_states=context,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+                return_dict=False,
+            )[0]
             unconditional, conditional = eps.chunk(2)
             eps = unconditional + SCALE * (conditional - unconditional)
             return self.scheduler.step(eps, t, self.x).prev_sample
@@ -141,9 +161,13 @@ class ControlNetPeer:
         self._use(True)
         text, empty = self._texts()
         made = self._pipeline()(
-            prompt_embeds=text, negative_prompt_embeds=empty, image=[self.hint, self.hint], latents=self.x,
-            num_inference_steps=steps, guidance_scale=SCALE,
-        )  # fmt: skip
+            prompt_embeds=text,
+            negative_prompt_embeds=empty,
+            image=[self.hint, self.hint],
+            latents=self.x,
+            num_inference_steps=steps,
+            guidance_scale=SCALE,
+        )
         with tempfile.TemporaryDirectory() as folder:
             for i, picture in enumerate(made.images):
                 picture.save(Path(folder) / f"{i}.jpg", quality=95)

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from common import command as cli
 from common.classes import load_class_table
+from common.command import integer, number
+from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, only_writer_of, room_for, write_json
 from common.images import IGNORE, Labels
@@ -21,9 +24,6 @@ from gss.dvae import DVAE
 from gss.maskige import PALETTE_FOLDER, Maskige, farthest_color, load_palette, min_distance, read_palette_file
 from gss.palette_search import RoundTrip, grid_palette, refine, spread_palette, voronoi_masks
 from gss.roundtrip import class_iou
-from scripts import cli
-from scripts.cli import integer, number
-from scripts.pairs import pick_device
 
 PICTURES = (".png", ".jpg", ".svg", ".pdf")
 

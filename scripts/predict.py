@@ -7,13 +7,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import command as cli
+from common.command import integer
+from common.devices import pick_device
 from common.errors import InputError
 from common.files import check_writable, digest, inside, only_writer, room_for
 from common.pairing import IMAGE_SUFFIXES, list_files
 from common.ranks import Ranks
-from scripts import cli
-from scripts.cli import integer
-from scripts.pairs import pick_device
 from segmentation.config import add_cfg_options, load_config, set_data
 from segmentation.inference import from_views, load_segmentor
 from segmentation.prediction import Outputs, open_folder, predict, write_table

@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from common import command as cli
 from common.classes import load_class_table, plain_name
+from common.command import integer, number
 from common.errors import InputError
 from common.files import check_writable, inside, only_writer, room_for
 from common.images import Labels
+from common.metrics_file import read_metrics
 from common.pairing import listed
 from common.schema import one_line
-from post_processing import balancing
+from common.sound_pairs import sound_pairs
+from post_processing import resample_rule as balancing
 from post_processing.choices import by_class, by_hardness, filtered_pixels, masks_pixels, read_class_loss
 from post_processing.filter_state import STATS, classes_of, label_of_id
-from post_processing.metrics_file import read_metrics
-from post_processing.pairs import sound_pairs
 from post_processing.resample_run import place_all, resample
-from scripts import cli
-from scripts.cli import integer, number
 
 DESCRIPTION = """Writes OUT/resampled_img and OUT/resampled_label for joint training, and a report. Two rules:
 --rule class     keeps an image if it shows a poorly recognized class, or if over --min-valid of its pixels survived

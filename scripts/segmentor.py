@@ -16,10 +16,11 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import CheckpointLoader
 
+from common import command as cli
+from common.command import integer
 from common.errors import InputError
 from common.files import check_writable, only_writer, room_for, write_json
-from scripts import cli, predict
-from scripts.cli import integer
+from scripts import predict
 from segmentation import checkpoint, config
 from segmentation.config import stage
 from segmentation.confusion import write_confusion

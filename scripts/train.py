@@ -23,14 +23,14 @@ from typing import Any
 
 from cldm.build import load_training_config
 from cldm.control_ldm import TrainingDiverged
-from cldm.published import gpus_of, read_line
-from cldm.resume import resume_checkpoint
-from cldm.training import CONFIG_NAME, run_time, train
-from cldm.training_options import SEED, TrainingOptions
+from cldm.training.options import SEED, TrainingOptions
+from cldm.training.published_line import gpus_of, read_line
+from cldm.training.resume import resume_checkpoint
+from cldm.training.run import CONFIG_NAME, run_time, train
+from common.command import Parser, add_trust, file_path, flag, integer, name, parser, random_seed, run
 from common.errors import InputError
 from common.schema import one_line
 from ldm.util import trust
-from scripts.cli import Parser, add_trust, file_path, flag, integer, name, parser, random_seed, run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASE, MODEL = CONFIGS / "train" / "tisynth.yaml", CONFIGS / "model" / "tisynth_v15.yaml"  # published
@@ -160,8 +160,9 @@ def command_line(words: Sequence[str]) -> argparse.Namespace:
     if {"accelerator", "devices"} & set(line.taken):
         gpus = gpus_of(line.taken.get("accelerator"), line.taken.get("devices"))
         if args.gpus != "auto" and (args.gpus.startswith("cpu") != (gpus == "cpu") or "devices" in line.taken):
-            raise InputError(f"--gpus {one_line(args.gpus, 40)}: --accelerator and --devices say something else; give "
-                             "--gpus alone")  # fmt: skip
+            raise InputError(
+                f"--gpus {one_line(args.gpus, 40)}: --accelerator and --devices say something else; give --gpus alone"
+            )
         args.gpus = gpus if args.gpus == "auto" else args.gpus
     for option in ("sd_locked", "only_mid_control"):
         if (value := getattr(args, option)) is not None:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common import command as cli
+from common.command import integer, number
+from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, digest, only_writer_of, room_for
 from common.pairing import MASK_SUFFIXES, list_files
@@ -21,9 +24,6 @@ from gss.dvae import DVAE, save_dvae
 from gss.dvae_training import Crops, Read, Trainer, check_memory
 from gss.maskige import IGNORE, Maskige, load_palette, palette_labels
 from gss.roundtrip import class_iou, confusion, round_trip
-from scripts import cli
-from scripts.cli import integer, number
-from scripts.pairs import pick_device
 
 DESCRIPTION = """Trains a discrete VAE with DALL-E's structure on the maskiges of masks, for users without DALL-E's
 weights and for palettes it has never seen.

@@ -12,13 +12,42 @@ from mmengine.config import Config, ConfigDict, DictAction
 from common.errors import InputError
 from common.schema import one_line
 
-TOP = frozenset((
-    "model", "data_preprocessor", "work_dir", "default_scope", "log_level", "log_processor", "visualizer",
-    "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "val_cfg", "test_cfg", "val_evaluator",
-    "test_evaluator", "auto_scale_lr", "optim_wrapper", "param_scheduler", "default_hooks", "custom_hooks", "env_cfg",
-    "randomness", "experiment_name", "find_unused_parameters", "sync_bn", "compile", "model_wrapper_cfg",
-    "activation_checkpointing", "efficient_conv_bn_eval", "test_pipeline", "tta_model", "tta_pipeline",
-))  # fmt: skip
+TOP = frozenset(
+    (
+        "model",
+        "data_preprocessor",
+        "work_dir",
+        "default_scope",
+        "log_level",
+        "log_processor",
+        "visualizer",
+        "train_dataloader",
+        "val_dataloader",
+        "test_dataloader",
+        "train_cfg",
+        "val_cfg",
+        "test_cfg",
+        "val_evaluator",
+        "test_evaluator",
+        "auto_scale_lr",
+        "optim_wrapper",
+        "param_scheduler",
+        "default_hooks",
+        "custom_hooks",
+        "env_cfg",
+        "randomness",
+        "experiment_name",
+        "find_unused_parameters",
+        "sync_bn",
+        "compile",
+        "model_wrapper_cfg",
+        "activation_checkpointing",
+        "efficient_conv_bn_eval",
+        "test_pipeline",
+        "tta_model",
+        "tta_pipeline",
+    )
+)
 """What is read of a config; any other name in it is a variable, which only its own lines read."""
 
 

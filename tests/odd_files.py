@@ -114,8 +114,17 @@ FILES = {
 def _tiff_of_16_bits():
     """A TIFF of 16-bit colors, which Pillow can read but not write."""
     data = PIXELS.astype("<u2").tobytes() * 1
-    entries = [(256, 3, 1, SIDE), (257, 3, 1, SIDE), (258, 3, 3, 8 + len(data)), (259, 3, 1, 1), (262, 3, 1, 2),
-               (273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, SIDE), (279, 4, 1, len(data))]  # fmt: skip
+    entries = [
+        (256, 3, 1, SIDE),
+        (257, 3, 1, SIDE),
+        (258, 3, 3, 8 + len(data)),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 8),
+        (277, 3, 1, 3),
+        (278, 3, 1, SIDE),
+        (279, 4, 1, len(data)),
+    ]
     after = 8 + len(data) + 6
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return b"II*\0" + struct.pack("<I", after) + data + struct.pack("<3H", 16, 16, 16) + directory + bytes(4)

@@ -18,9 +18,12 @@ def test_benchmark_counts_and_compares(cli, tmp_path):
     assert 0 < peer["hints_once"]["flops_per_step"] < peer["flops_per_step"]
     assert peer["time_ratio"] > 0 and result["images_per_second"] > 0 and result["training_samples_per_second"] > 0
     assert set(result["ablations"]) == {
-        "text and hints anew each step", "nothing shared between the texts", "one text after the other",
-        "attention not fused", "not channels-last",
-    }  # fmt: skip
+        "text and hints anew each step",
+        "nothing shared between the texts",
+        "one text after the other",
+        "attention not fused",
+        "not channels-last",
+    }
 
 
 def test_savings_leave_out_work_and_change_nothing():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from scripts import cli
+from common import command as cli
 from tests.conftest import ROOT
 
 COMMANDS = sorted(p.stem for p in (ROOT / "scripts").glob("*.py") if "parser(" in p.read_text() and p.stem != "cli")
@@ -71,9 +71,13 @@ def test_the_bounds_themselves_are_taken():
 
 
 def test_an_output_that_nobody_reads_any_more_is_no_failure():
-    work = "from scripts import cli\ndef main():\n    while True: print('x' * 1000, flush=True)\ncli.run(main)"
+    work = (
+        "from common import command as cli\ndef main():\n    while True: print('x' * 1000, flush=True)\ncli.run(main)"
+    )
     ended = subprocess.run(
         ["bash", "-c", '"$0" -c "$1" | head -n 1; exit "${PIPESTATUS[0]}"', sys.executable, work],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert (ended.returncode, ended.stderr) == (141, "")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cldm.published import TRAINER, WITHOUT_EFFECT
+from cldm.training.published_line import TRAINER, WITHOUT_EFFECT
 from tests.conftest import ROOT, SMALL
 
 PAGES = ["docs/from_published.md", "docs/audit.md", "README.md", "configs/gss/README.md"]

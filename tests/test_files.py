@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from common import command as base
 from common.files import atomic_path, full_disk, room_for, write_json
-from scripts import cli as base
 from tests.conftest import Cli
 
 

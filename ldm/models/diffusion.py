@@ -49,9 +49,17 @@ class LatentDiffusion(pl.LightningModule):
     """
 
     PUBLISHED = frozenset(
-        ("num_timesteps_cond", "log_every_t", "image_size", "cond_stage_trainable", "conditioning_key", "monitor",
-         "only_mid_control", "sd_locked")
-    )  # fmt: skip
+        (
+            "num_timesteps_cond",
+            "log_every_t",
+            "image_size",
+            "cond_stage_trainable",
+            "conditioning_key",
+            "monitor",
+            "only_mid_control",
+            "sd_locked",
+        )
+    )
 
     def __init__(
         self,
@@ -85,8 +93,10 @@ class LatentDiffusion(pl.LightningModule):
         self.first_stage_model = instantiate_from_config(first_stage_config)
         read = self.model.diffusion_model.input_blocks[0][0].in_channels
         if not channels == read == self.first_stage_model.latent_channels:
-            raise InputError(f"model: channels is {channels}, unet_config's in_channels {read}, and the first stage's "
-                             f"latent has {self.first_stage_model.latent_channels}: must be one number")  # fmt: skip
+            raise InputError(
+                f"model: channels is {channels}, unet_config's in_channels {read}, and the first stage's "
+                f"latent has {self.first_stage_model.latent_channels}: must be one number"
+            )
         self.cond_stage_model = instantiate_from_config(cond_stage_config)
         for part in (self.first_stage_model, self.cond_stage_model):
             part.requires_grad_(False)

@@ -118,8 +118,10 @@ def cut_prompts(prompts: Iterable[tuple[str, str]], tokenizer: ClipTokenizer, mo
         if read[prompt].left_out:
             cut.append((where, read[prompt]))
     kept = (tokenizer.max_length - 2) * most
-    lines = [f"{where}: the prompt's {one.tokens} tokens are cut to {kept}; left out: "
-             f"{one_line(one.left_out.strip(), 60)!r}" for where, one in cut[:SHOWN]]  # fmt: skip
+    lines = [
+        f"{where}: the prompt's {one.tokens} tokens are cut to {kept}; left out: {one_line(one.left_out.strip(), 60)!r}"
+        for where, one in cut[:SHOWN]
+    ]
     if len(cut) > SHOWN:
         lines.append(f"{len(cut)} prompts of {len(read)} different ones are cut to {kept} tokens")
     if lines:

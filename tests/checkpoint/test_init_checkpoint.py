@@ -12,10 +12,10 @@ from diffusers import ControlNetModel
 from omegaconf import OmegaConf
 
 from cldm.build import create_model
+from common.command import run
 from ldm.checkpoint import file_hash, read_state_dict
 from ldm.modules.encoders import ClipTokenizer
 from scripts import init_checkpoint
-from scripts.cli import run
 from tests.checkpoint.small_peer import Peer, config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,11 +176,16 @@ FOLDERS = {
     "the index is no JSON": (lambda f: next((f / "unet").glob("*index*")).write_bytes(b"\xff{"), "no readable JSON"),
     "a tensor is in no shard": (
         lambda f: index_of(f / "unet", lambda t: {"weight_map": {"x": min(t["weight_map"].values())}}),
-        "x is not in its shard"),
+        "x is not in its shard",
+    ),
     "a folder is missing": (
-        lambda f: [(f / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}'),
-                   shutil.rmtree(f / "unet")], "names a part unet"),
-}  # fmt: skip
+        lambda f: [
+            (f / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}'),
+            shutil.rmtree(f / "unet"),
+        ],
+        "names a part unet",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FOLDERS)

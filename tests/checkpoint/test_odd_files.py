@@ -91,8 +91,10 @@ def test_weights_that_are_no_numbers(make, state, tmp_path, bad):
     line = make.refused(tmp_path / "failed.ckpt")
     assert f"1 weights hold NaN or infinite numbers ({key})" in line and "--allow-mismatch nan" in line
     assert "NaN" in make.refused(tmp_path / "failed.ckpt", "--allow-mismatch", "all")
-    assert same({**make(tmp_path / "failed.ckpt", "--allow-mismatch", "nan"), key: 0 * state[key]},
-                {**state, key: 0 * state[key]})  # fmt: skip
+    assert same(
+        {**make(tmp_path / "failed.ckpt", "--allow-mismatch", "nan"), key: 0 * state[key]},
+        {**state, key: 0 * state[key]},
+    )
     with pytest.raises(InputError, match="NaN or infinite"):
         create_model(SMALL, tmp_path / "failed.ckpt")
 
@@ -193,9 +195,12 @@ PICKLES = {
     "nested deeply": nested(b"]", b"a", 5000)[:-2] + b".",
     "a key nested deeply": b"\x80\x02}" + b")" + b"\x85" * 10**5 + b"Ns.",
     "a list that contains itself": b"\x80\x02]q\0h\0a.",
-    "a list that unfolds without end": b"\x80\x02]q\0" + b"".join(
+    "a list that unfolds without end": b"\x80\x02]q\0"
+    + b"".join(
         b"]r" + struct.pack("<I", n) + b"(j" + struct.pack("<I", n - 1) + b"j" + struct.pack("<I", n - 1) + b"e"
-        for n in range(1, 60)) + b".",
+        for n in range(1, 60)
+    )
+    + b".",
     "bytes by their number": b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
     "a text of 4 GB": b"\x80\x02X\xff\xff\xff\xffx.",
     "an integer of a million digits": b"I" + b"9" * 10**6 + b"\n.",
@@ -207,17 +212,17 @@ PICKLES = {
     "a class by OBJ": b"\x80\x02(cos\nsystem\nX\x04\0\0\0trueo.",
     "getattr": b"\x80\x02c__builtin__\ngetattr\nctorch._utils\n_rebuild_parameter\nX\x0b\0\0\0__globals__\x86R.",
     "getattr of a message buffer": b"\x80\x02c__builtin__\ngetattr\ncmmengine.logging.history_buffer\nHistoryBuffer\n"
-                                   b"X\x08\0\0\0__init__\x86R.",
+    b"X\x08\0\0\0__init__\x86R.",
     "a constant that is called": b"\x80\x02ctorch\nfloat32\n)R.",
     "a state for a class": b"\x80\x02ccollections\nOrderedDict\n}X\x01\0\0\0aNsb.",
     "rebuild of a type": b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n)R.",
     "numpy objects": b"\x80\x02cnumpy\ndtype\nX\x02\0\0\0O8\x89\x88\x87R.",
     "an array larger than its bytes": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R(K\x01J\xff\xff\xff\x7f\x85"
-                                      b"cnumpy\ndtype\nX\x02\0\0\0f8\x85R\x89C\x08\0\0\0\0\0\0\0\0tb.",
+    b"cnumpy\ndtype\nX\x02\0\0\0f8\x85R\x89C\x08\0\0\0\0\0\0\0\0tb.",
     "no end": b"\x80\x02]",
     "nothing on the stack": b"\x80\x02.",
     "marks without end": b"(" * 10**6,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PICKLES)
@@ -279,8 +284,16 @@ def test_numpy_values_and_message_buffers_come_as_they_were(tmp_path):
     from segmentation.checkpoint import load_from_file
 
     buffer = HistoryBuffer([1.0, 2.5], [1, 3], 7)
-    values = {"f": np.float64(2.5), "i": np.int64(3), "b": np.bool_(True), "a": np.arange(6.0).reshape(2, 3).T,
-              "t": np.array(["x", "yz"]), "c": 1 + 2j, "s": {1, "a"}, "n": b"\x00\xff"}  # fmt: skip
+    values = {
+        "f": np.float64(2.5),
+        "i": np.int64(3),
+        "b": np.bool_(True),
+        "a": np.arange(6.0).reshape(2, 3).T,
+        "t": np.array(["x", "yz"]),
+        "c": 1 + 2j,
+        "s": {1, "a"},
+        "n": b"\x00\xff",
+    }
     content = {"state_dict": {"a": torch.ones(1)}, "values": values, "message_hub": {"log_scalars": {"loss": buffer}}}
     for protocol in (2, 3, 4, 5):
         torch.save(content, tmp_path / "a.pth", pickle_protocol=protocol)

@@ -8,9 +8,9 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from cldm.data.datamodule import DataModuleFromConfig, EpochSampler, RankItems, TrainBatches
+from cldm.data.pairs import PairedImages
 from common.errors import InputError
-from ldm.data.datamodule import DataModuleFromConfig, EpochSampler, RankItems, TrainBatches
-from ldm.data.pairs import PairedImages
 from ldm.util import instantiate_from_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -235,7 +235,7 @@ def test_published_parameters_are_accepted_and_others_refused(root: Path) -> Non
     with pytest.raises(InputError, match="neither train nor validation"):
         DataModuleFromConfig(1)
     with pytest.raises(InputError, match="no such class"):
-        DataModuleFromConfig(1, train={"target": "ldm.data.Nothing"}).setup()
+        DataModuleFromConfig(1, train={"target": "cldm.data.Nothing"}).setup()
 
 
 def test_images_of_different_sizes_cannot_share_a_batch(tmp_path: Path, make_data: Callable[..., Path]) -> None:

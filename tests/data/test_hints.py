@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from cldm.data.hints import HintEncoder, colorize
 from common.classes import far_apart_colors, load_class_table
 from common.errors import InputError
-from ldm.data.hints import HintEncoder, colorize
 
 TABLE = load_class_table("FUSU")
 MASK = np.array([[0, 1, 16], [255, 3, 0]], dtype=np.uint8)

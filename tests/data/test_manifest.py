@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from cldm.data.manifest import read_manifest
 from common.classes import load_class_table
 from common.errors import InputError
-from ldm.data.manifest import read_manifest
 
 Line = Callable[..., str]
 SHARED = Path(__file__).parents[3] / "shared/data/mbrsc"

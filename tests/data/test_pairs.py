@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from cldm.data.pairs import PairedImages
 from common.errors import InputError
 from common.rng import seed_from
-from ldm.data.pairs import PairedImages
 from ldm.util import instantiate_from_config
 
 Line = Callable[..., str]

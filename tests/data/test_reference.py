@@ -3,8 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from cldm.data.reference import ReferenceAugmentation
 from common.errors import InputError
-from ldm.data.reference import ReferenceAugmentation
 
 H, W = 48, 64
 RAMP = np.stack(np.broadcast_arrays(np.arange(W) * 3, np.arange(H)[:, None] * 5, 100), axis=-1).astype(np.uint8)

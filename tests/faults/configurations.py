@@ -40,7 +40,7 @@ def build(path: Path) -> Callable[[], None]:
 
     def call() -> None:
         from cldm.build import load_config, outline
-        from scripts.cli import run
+        from common.command import run
 
         run(lambda: outline(load_config(path), str(path)) and None)
 
@@ -66,9 +66,22 @@ def mutated_trainings(folder: Path, scenes: Path, rng: random.Random) -> Iterato
     model = ROOT / "tests" / "small.yaml"
     good = yaml.safe_load(model.read_text())
     places = [path for path in paths_of(good) if path]
-    options = ("-n", "run", "-l", folder, "--gpus", "cpu", "--data-root", scenes,
-               "--train-txt-file", scenes / "train_set_items.json", "--val-txt-file", scenes / "test_set_items.json",
-               f"model.params.classes={scenes}/classes.json", "--dry-run")  # fmt: skip
+    options = (
+        "-n",
+        "run",
+        "-l",
+        folder,
+        "--gpus",
+        "cpu",
+        "--data-root",
+        scenes,
+        "--train-txt-file",
+        scenes / "train_set_items.json",
+        "--val-txt-file",
+        scenes / "test_set_items.json",
+        f"model.params.classes={scenes}/classes.json",
+        "--dry-run",
+    )
     while True:
         base, settings = folder / "train.yaml", []
         if rng.random() < 0.25:

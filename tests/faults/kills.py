@@ -73,7 +73,7 @@ def start(scenario: Scenario, base: Path, out: Path, log: Path) -> int:
 
 
 def _run(main: object) -> None:
-    from scripts import cli
+    from common import command as cli
 
     cli.run(main)  # type: ignore[arg-type]
 
@@ -201,8 +201,10 @@ def run_kills(commands: list[str], kills: int, seed: int, folder: Path, a_folder
             if part.kills == 0:  # always done before the kill: quicker than the clock
                 seconds *= 0.7
         outcomes[name] = total
-        print(f"{name}: {total.kills} kills, {total.runs} starts, {len(total.faults)} faults; unbroken {seconds:.1f} s",
-              flush=True)  # fmt: skip
+        print(
+            f"{name}: {total.kills} kills, {total.runs} starts, {len(total.faults)} faults; unbroken {seconds:.1f} s",
+            flush=True,
+        )
         for text in total.faults:
             print(f"  {text}", flush=True)
     return outcomes

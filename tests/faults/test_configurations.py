@@ -11,8 +11,8 @@ import yaml
 
 from cldm.build import create_model, load_config
 from cldm.config_schema import MODEL, Augmentation, Slot, VaeParams
-from cldm.training_schema import DATA, ImageLoggerParams
-from ldm.data.reference import ReferenceAugmentation
+from cldm.data.reference import ReferenceAugmentation
+from cldm.training.schema import DATA, ImageLoggerParams
 from ldm.modules.unet import DenoiserEncoder
 from ldm.modules.vae import Encoder
 from ldm.util import get_class
@@ -27,8 +27,23 @@ def infer(cli, tmp_path):
     def infer(text, *more):
         path = tmp_path / "model.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        said = cli.refused("inference", "--config", path, "--ckpt", "no.ckpt", "--data-root", tmp_path, "--txt-file",
-                           "no.json", "--outdir", tmp_path / "out", "--gpus", "cpu", "--dry-run", *more)  # fmt: skip
+        said = cli.refused(
+            "inference",
+            "--config",
+            path,
+            "--ckpt",
+            "no.ckpt",
+            "--data-root",
+            tmp_path,
+            "--txt-file",
+            "no.json",
+            "--outdir",
+            tmp_path / "out",
+            "--gpus",
+            "cpu",
+            "--dry-run",
+            *more,
+        )
         assert str(path) in said and not (tmp_path / "out").exists()
         return said
 
@@ -41,10 +56,26 @@ def train(cli, scenes, tmp_path):
 
     def train(*more, code=2):
         command = cli.refused if code else cli
-        return command("train", "--config-model", SMALL, "-n", "run", "-l", tmp_path, "--data-root", scenes, "--gpus",
-                       "cpu", "--train-txt-file", scenes / "train_set_items.json", "--val-txt-file",
-                       scenes / "test_set_items.json", f"model.params.classes={scenes}/classes.json", "--dry-run",
-                       *more)  # fmt: skip
+        return command(
+            "train",
+            "--config-model",
+            SMALL,
+            "-n",
+            "run",
+            "-l",
+            tmp_path,
+            "--data-root",
+            scenes,
+            "--gpus",
+            "cpu",
+            "--train-txt-file",
+            scenes / "train_set_items.json",
+            "--val-txt-file",
+            scenes / "test_set_items.json",
+            f"model.params.classes={scenes}/classes.json",
+            "--dry-run",
+            *more,
+        )
 
     return train
 
@@ -151,16 +182,30 @@ def test_every_command_reads_configurations_alike(cli, tmp_path, name):
 @pytest.mark.parametrize(
     "setting",
     [
-        "lightning.callbacks.image_logger.params.guidance_scale=abc", "data.params.batch_size=2.5",
-        "base_learning_rate=-1", "base_learning_rate=.nan", "model.params.scale_factor=x", "data.params.batch_size=1e9",
-        "data.params.num_workers=1000", "data.params.train.params.flip_p=2", "data.params.train.target=os.system",
-        "lightning.trainer.max_steps=many", "lightning.trainer.callbacks=[x]", "lightning.trainer.max_time=soon",
-        "lightning.callbacks.image_logger.target=os.system", "lightning.modelcheckpoint.params.monitor=nothing",
-        "lightning.modelcheckpoint.params.filename={odd}", "lightning.modelcheckpoint.params.filename=../x",
-        "model.params.decay_steps=0", "model.params.ema_decay=true", "lightning.callbacks.unheard_of={}",
-        "model.params.unet_config.params.channel_mult.7=1", "model.params.classes=\"a\\nb\"", "lightning=3",
+        "lightning.callbacks.image_logger.params.guidance_scale=abc",
+        "data.params.batch_size=2.5",
+        "base_learning_rate=-1",
+        "base_learning_rate=.nan",
+        "model.params.scale_factor=x",
+        "data.params.batch_size=1e9",
+        "data.params.num_workers=1000",
+        "data.params.train.params.flip_p=2",
+        "data.params.train.target=os.system",
+        "lightning.trainer.max_steps=many",
+        "lightning.trainer.callbacks=[x]",
+        "lightning.trainer.max_time=soon",
+        "lightning.callbacks.image_logger.target=os.system",
+        "lightning.modelcheckpoint.params.monitor=nothing",
+        "lightning.modelcheckpoint.params.filename={odd}",
+        "lightning.modelcheckpoint.params.filename=../x",
+        "model.params.decay_steps=0",
+        "model.params.ema_decay=true",
+        "lightning.callbacks.unheard_of={}",
+        "model.params.unet_config.params.channel_mult.7=1",
+        'model.params.classes="a\\nb"',
+        "lightning=3",
     ],
-)  # fmt: skip
+)
 def test_a_setting_is_refused_by_name_before_the_run(train, tmp_path, setting):
     said = train(setting)
     assert f"error: {setting}" in said and "(command line)" in said
@@ -175,8 +220,14 @@ def test_a_refusal_names_the_file_that_a_value_comes_from(train, tmp_path):
 
 
 def test_sections_with_nothing_below_them_are_as_good_as_none(train):
-    settings = ("lightning.trainer=", "lightning.callbacks=", "lightning.modelcheckpoint=", "data.params.num_workers=",
-                "data.params.validation=", "model.params.cond_stage_config.params.version=")  # fmt: skip
+    settings = (
+        "lightning.trainer=",
+        "lightning.callbacks=",
+        "lightning.modelcheckpoint=",
+        "data.params.num_workers=",
+        "data.params.validation=",
+        "model.params.cond_stage_config.params.version=",
+    )
     assert "dry run: everything is in place" in train(*settings, code=0)
     assert "dry run: everything is in place" in train("lightning=", code=0)
     assert "data.params.train: missing" in train("data.params.train=")
@@ -192,20 +243,36 @@ def test_published_files_load_unchanged(tmp_path):
     tree = yaml.safe_load((ROOT / "configs" / "model" / "tisynth_v15.yaml").read_text())["model"]
     params, old = tree["params"], "cldm.cldm_ssl_aia_augmentation"
     tree["target"] = f"{old}.ControlLDM"
-    for name, target in (("control_stage_config", "ControlNet"), ("ssl_stage_config", "ControlNet_latent"),
-                         ("unet_config", "ControlledUnetModel")):  # fmt: skip
+    for name, target in (
+        ("control_stage_config", "ControlNet"),
+        ("ssl_stage_config", "ControlNet_latent"),
+        ("unet_config", "ControlledUnetModel"),
+    ):
         params[name]["target"] = f"{old}.{target}"
         params[name]["params"].update(image_size=32, use_spatial_transformer=True, legacy=False)
         params[name]["params"].pop("hint_scale", None)
         # Stable Diffusion 2.1
         params[name]["params"].update(num_head_channels=64, use_linear_in_transformer=True, context_dim=1024)
         del params[name]["params"]["num_heads"]
-    params.update(num_timesteps_cond=1, log_every_t=200, first_stage_key="jpg", cond_stage_key="txt", sd_locked=True,
-                  control_key="hint", ssl_control_key="ssl", image_size=64, conditioning_key="crossattn",
-                  cond_stage_trainable=False, monitor="val/loss_simple_ema", only_mid_control=False)  # fmt: skip
+    params.update(
+        num_timesteps_cond=1,
+        log_every_t=200,
+        first_stage_key="jpg",
+        cond_stage_key="txt",
+        sd_locked=True,
+        control_key="hint",
+        ssl_control_key="ssl",
+        image_size=64,
+        conditioning_key="crossattn",
+        cond_stage_trainable=False,
+        monitor="val/loss_simple_ema",
+        only_mid_control=False,
+    )
     params["first_stage_config"]["params"].update(monitor="val/rec_loss", lossconfig={"target": "torch.nn.Identity"})
-    params["cond_stage_config"] = {"target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
-                                   "params": {"freeze": True, "layer": "penultimate"}}  # fmt: skip
+    params["cond_stage_config"] = {
+        "target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
+        "params": {"freeze": True, "layer": "penultimate"},
+    }
     (tmp_path / "cldm_v21.yaml").write_text(yaml.safe_dump({"model": tree}))
     with torch.device("meta"):
         model = create_model(tmp_path / "cldm_v21.yaml")
@@ -234,8 +301,11 @@ def parameters(cls):
 
 def test_schemas_are_those_of_the_classes():
     pairs = [(get_class(path), schema) for path, schema in (*slots(MODEL), *slots(DATA)) if "Identity" not in path]
-    pairs += [(get_class("cldm.callbacks.ImageLogger"), ImageLoggerParams), (ReferenceAugmentation, Augmentation),
-              (Encoder, VaeParams)]  # fmt: skip
+    pairs += [
+        (get_class("cldm.training.image_logger.ImageLogger"), ImageLoggerParams),
+        (ReferenceAugmentation, Augmentation),
+        (Encoder, VaeParams),
+    ]
     for cls, schema in pairs:
         known = {field.alias or name for name, field in schema.model_fields.items()}
         published = {"test", "predict", "shuffle_test_loader", "shuffle_val_dataloader", "use_worker_init_fn"}
@@ -266,8 +336,21 @@ def test_schemas_are_those_of_the_classes():
     ],
 )
 def test_numbers_and_texts_beyond_reason_are_refused(cli, tmp_path, option, value, says):
-    said = cli.refused("inference", "--config", SMALL, "--ckpt", "no.ckpt", "--data-root", tmp_path, "--txt-file",
-                       "no.json", "--outdir", tmp_path, option, value)  # fmt: skip
+    said = cli.refused(
+        "inference",
+        "--config",
+        SMALL,
+        "--ckpt",
+        "no.ckpt",
+        "--data-root",
+        tmp_path,
+        "--txt-file",
+        "no.json",
+        "--outdir",
+        tmp_path,
+        option,
+        value,
+    )
     assert option in said and says in said and said.isprintable() and len(said) < 300
 
 

@@ -15,8 +15,21 @@ QUICK = ["train", "inference", "filter", "resample", "segmentor", "dvae"]
 def test_killed_commands_end_as_unbroken_ones(request, tmp_path):
     kills = request.config.getoption("--kills")
     commands = QUICK if kills == 1 else list(SCENARIOS)
-    harness = [sys.executable, "-W", "ignore", "-m", "tests.faults.kills", "--kills", kills, "--folder", tmp_path,
-               "--seed", request.config.getoption("--seed"), "--commands", *commands]  # fmt: skip
+    harness = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.faults.kills",
+        "--kills",
+        kills,
+        "--folder",
+        tmp_path,
+        "--seed",
+        request.config.getoption("--seed"),
+        "--commands",
+        *commands,
+    ]
     ended = subprocess.run(list(map(str, harness)), cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
     for command in commands:
@@ -36,5 +49,6 @@ def test_the_harness_sees_what_is_wrong(tmp_path):
     assert len(left) == 1
     subprocess.run(["kill", *map(str, left)], check=True)
     with pytest.raises(RuntimeError, match="unbroken run ended with"):
-        kills.unbroken(scenarios.Scenario("resample", lambda base, out: ["--nonsense"], lambda out: {}), tmp_path,
-                       tmp_path / "out")  # fmt: skip
+        kills.unbroken(
+            scenarios.Scenario("resample", lambda base, out: ["--nonsense"], lambda out: {}), tmp_path, tmp_path / "out"
+        )

@@ -22,8 +22,18 @@ from tests.faults.mutate import ODD_VALUES, command, mutate_bytes, mutate_tree, 
 from tests.gss.conftest import TINY
 from tests.segmentation.conftest import build_chain
 
-ODD = (*ODD_VALUES, torch.zeros(2, 2), torch.tensor(float("nan")), torch.ones(3, dtype=torch.int8), np.zeros(3),
-       np.float64(2), OrderedDict(), torch.empty(0), b"bytes", (1, 2))  # fmt: skip
+ODD = (
+    *ODD_VALUES,
+    torch.zeros(2, 2),
+    torch.tensor(float("nan")),
+    torch.ones(3, dtype=torch.int8),
+    np.zeros(3),
+    np.float64(2),
+    OrderedDict(),
+    torch.empty(0),
+    b"bytes",
+    (1, 2),
+)
 
 
 def saved(content, **options):
@@ -78,15 +88,38 @@ def files(tmp_path_factory):
         "training": training,
         "dvae": {"state_dict": {f"decode_head.d_vae.{k}": v for k, v in DVAE(**TINY).state_dict().items()}},
     }
-    images = ["--real-img-path", root / "img_train", "--real-label-path", root / "label_train", "--syn-img-path",
-              root / "syn", "--syn-mask-path", root / "label_train", "--num-workers", 0, "--device", "cpu"]  # fmt: skip
+    images = [
+        "--real-img-path",
+        root / "img_train",
+        "--real-label-path",
+        root / "label_train",
+        "--syn-img-path",
+        root / "syn",
+        "--syn-mask-path",
+        root / "label_train",
+        "--num-workers",
+        0,
+        "--device",
+        "cpu",
+    ]
     commands = {
         "model": lambda path, out: ["init_checkpoint", "--config", SMALL, "--source", path, "--out", out / "x.ckpt"],
         "segmentor": lambda path, out: ["filter", chain.config, path, *images, "--filtered-mask-path", out / "x"],
-        "training": lambda path, out: ["segmentor", "train", chain.config, "--resume", "--load-from", path,
-                                       "--max-iters", 3, "--work-dir", out / "x", "--unchecked"],
+        "training": lambda path, out: [
+            "segmentor",
+            "train",
+            chain.config,
+            "--resume",
+            "--load-from",
+            path,
+            "--max-iters",
+            3,
+            "--work-dir",
+            out / "x",
+            "--unchecked",
+        ],
         "dvae": lambda path, out: ["convert_dvae", "--checkpoint", path, "--out", out / "x.safetensors"],
-    }  # fmt: skip
+    }
     return content, commands
 
 

@@ -104,7 +104,7 @@ def build_golden_head(settings, golden_tensor):
 @pytest.fixture
 def command(capsys):
     """command(module, *arguments) -> (exit code, printed, errors), as a script run by the shell."""
-    from scripts import cli
+    from common import command as cli
 
     def run(module: ModuleType, *arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:

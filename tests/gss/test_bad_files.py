@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from common import command as commands
 from gss.dvae_training import Trainer
 from gss.palette_search import voronoi_masks
-from scripts import cli as commands
 from scripts import train_dvae
 from tests.segmentation.chain import in_child
 
@@ -29,9 +29,32 @@ def options(tmp_path):
     for i, mask in enumerate(voronoi_masks(3, 2, 48, seed=1)):
         Image.fromarray(mask.numpy().astype(np.uint8)).save(tmp_path / f"masks/{i}.png")
     (tmp_path / "palette.json").write_text(json.dumps(PALETTE))
-    return ["--masks", tmp_path / "masks", "--palette", tmp_path / "palette.json", "--out", tmp_path / "d.safetensors",
-            "--steps", 6, "--warmup", 2, "--batch-size", 2, "--crop-size", 32, "--scale", 1, "--n-hid", 4, "--n-init",
-            4, "--vocab-size", 16, "--save-every", 2]  # fmt: skip
+    return [
+        "--masks",
+        tmp_path / "masks",
+        "--palette",
+        tmp_path / "palette.json",
+        "--out",
+        tmp_path / "d.safetensors",
+        "--steps",
+        6,
+        "--warmup",
+        2,
+        "--batch-size",
+        2,
+        "--crop-size",
+        32,
+        "--scale",
+        1,
+        "--n-hid",
+        4,
+        "--n-init",
+        4,
+        "--vocab-size",
+        16,
+        "--save-every",
+        2,
+    ]
 
 
 def train(options):

@@ -24,8 +24,15 @@ UNIVERSAL = ["building", "car", "road", "sky"]
 TESTS = ["camvid-11", "kitti-19", "pascal-context-60", "scannet-20", "voc2012", "wilddash-19"]
 TAXONOMY = Path("data/mseg_dataset/mseg-api/mseg/class_remapping_files/MSeg_master.tsv")
 MASK = Path("data/mseg_dataset/BDD/bdd100k/seg_relabeled/labels/train/000001_train_id.png")
-TIMES = {"ade20k-150": 6, "bdd": 17, "cityscapes-19": 40, "coco-panoptic-133": 1, "idd-39": 17,
-         "mapillary-public65": 7, "sunrgbd-37": 24}  # fmt: skip
+TIMES = {
+    "ade20k-150": 6,
+    "bdd": 17,
+    "cityscapes-19": 40,
+    "coco-panoptic-133": 1,
+    "idd-39": 17,
+    "mapillary-public65": 7,
+    "sunrgbd-37": 24,
+}
 
 
 def picture(path, shade):
@@ -67,8 +74,13 @@ def config(place):
 def make_data():
     data = Config.fromfile(CONFIGS / "_base_" / "data_mseg.py")
     training = [f"{name}-relabeled" for name in TIMES]
-    cells = {"building": ("", "background"), "car": ("{car,  van}", "vehicle"), "road": ("", "background"),
-             "sky": ("sky", "sky"), "unlabeled": ("", "")}  # fmt: skip
+    cells = {
+        "building": ("", "background"),
+        "car": ("{car,  van}", "vehicle"),
+        "road": ("", "background"),
+        "sky": ("sky", "sky"),
+        "unlabeled": ("", ""),
+    }
     rows = [["Parent", *training, "universal", *TESTS]]
     rows += [["x", *[own] * 7, name, *[test] * 6] for name, (own, test) in cells.items()]
     TAXONOMY.parent.mkdir(parents=True)
@@ -117,8 +129,9 @@ def make_config(tiny_weights):
 
 def test_training_and_test_on_the_published_layout(config, cli):
     cli("segmentor", "train", config, "--work-dir", "work", "--max-iters", 1)
-    printed = cli("segmentor", "test", config, "--work-dir", "work", "--load-from", "work/iter_1.pth",
-                  "--out", "scores.json")  # fmt: skip
+    printed = cli(
+        "segmentor", "test", config, "--work-dir", "work", "--load-from", "work/iter_1.pth", "--out", "scores.json"
+    )
     report = json.loads(Path("scores.json").read_text())
     assert list(report["sets"]) == TESTS and report["images"] == 6
     means = [part["mIoU"] for part in report["sets"].values()]
@@ -131,7 +144,8 @@ def test_training_sets_as_published(place):
     data = Config.fromfile(CONFIGS / "_base_" / "data_mseg.py")
     repeated = data.train_dataloader.dataset.datasets
     assert {one.dataset.dataset_name: one.times for one in repeated} == {
-        f"{name}-relabeled": times for name, times in TIMES.items()}  # fmt: skip
+        f"{name}-relabeled": times for name, times in TIMES.items()
+    }
     for one in repeated:
         steps = [{"type": "ReadImage"}, {"type": "ReadAnnotations"}, {"type": "PackSegInputs"}]
         entry = {**one.dataset, "serialize_data": False}
@@ -147,12 +161,19 @@ def test_training_sets_as_published(place):
 
 
 def test_lists_of_stems_and_of_pairs(place):
-    entry = {"type": "MSegDataset", "dataset_name": "cityscapes-19-relabeled", "taxonomy": str(TAXONOMY),
-             "data_root": "data/mseg_dataset/Cityscapes", "pipeline": [], "img_suffix": "_leftImg8bit.png",
-             "seg_map_suffix": "_gtFine_labelIds.png", "data_prefix": {
-                 "img_path": "leftImg8bit/train", "seg_map_path": "gtFine_19cls_relabeled/train"}}  # fmt: skip
-    pair = ("leftImg8bit/train/aachen/000002_leftImg8bit.png "
-            "gtFine_19cls_relabeled/train/aachen/000002_gtFine_labelIds.png")  # fmt: skip
+    entry = {
+        "type": "MSegDataset",
+        "dataset_name": "cityscapes-19-relabeled",
+        "taxonomy": str(TAXONOMY),
+        "data_root": "data/mseg_dataset/Cityscapes",
+        "pipeline": [],
+        "img_suffix": "_leftImg8bit.png",
+        "seg_map_suffix": "_gtFine_labelIds.png",
+        "data_prefix": {"img_path": "leftImg8bit/train", "seg_map_path": "gtFine_19cls_relabeled/train"},
+    }
+    pair = (
+        "leftImg8bit/train/aachen/000002_leftImg8bit.png gtFine_19cls_relabeled/train/aachen/000002_gtFine_labelIds.png"
+    )
     for line in ("aachen/000002", pair):
         Path("list.txt").write_text(line + "\n")
         dataset = DATASETS.build({**entry, "ann_file": str(Path("list.txt").absolute())})
@@ -181,7 +202,7 @@ def test_lists_of_stems_and_of_pairs(place):
         ("bdd-relabeled", None, "bdd-relabeled_names.txt: cannot read the list"),
         (MASK, None, "bdd-relabeled: file not found"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_used_is_said_before_the_work(config, cli, file, text, words):
     lists = TAXONOMY.parent.parent / "dataset_lists"
     path = Path(file) if "/" in str(file) else lists / file / f"{file}_names.txt"
@@ -207,8 +228,11 @@ def test_scores_of_several_sets():
     metric = MSegMetric("", {"one": ["a", "b"], "two": ["c", "d"], "none": ["e", "f"]})
 
     def sample(domain, found, true):
-        return {"domain": domain, "pred_sem_seg": {"data": torch.tensor([found])},
-                "gt_sem_seg": {"data": torch.tensor([true])}}  # fmt: skip
+        return {
+            "domain": domain,
+            "pred_sem_seg": {"data": torch.tensor([found])},
+            "gt_sem_seg": {"data": torch.tensor([true])},
+        }
 
     metric.process({}, [sample("one", [0, 0, 1, 1], [0, 1, 1, 255]), sample("two", [0, 0], [0, 0])])
     with pytest.raises(InputError, match="a sample is of domain sea, not of one, two"):

@@ -26,13 +26,27 @@ def test_two_processes_train_gss_and_give_the_scores_of_one(tmp_path, tiny_weigh
             Image.fromarray(np.repeat(60 * mask[..., None], 3, axis=-1)).save(tmp_path / f"img_{split}/{index}.png")
 
     def run(task, folder, *options):
-        segmentor.main([
-            task, str(CONFIG), "--data-root", str(tmp_path), "--work-dir", str(tmp_path / folder), *map(str, options),
-            "--crop-size", "32", "--cfg-options", "train_dataloader.batch_size=2", "train_dataloader.num_workers=0",
-            "test_dataloader.num_workers=0", "test_dataloader.dataset.pipeline.1.scale=(64,64)",
-            "train_dataloader.dataset.pipeline.2.scale=(64,64)", f"model.decode_head.d_vae.weights={tiny_weights}",
-            "log_level=ERROR",
-        ])  # fmt: skip
+        segmentor.main(
+            [
+                task,
+                str(CONFIG),
+                "--data-root",
+                str(tmp_path),
+                "--work-dir",
+                str(tmp_path / folder),
+                *map(str, options),
+                "--crop-size",
+                "32",
+                "--cfg-options",
+                "train_dataloader.batch_size=2",
+                "train_dataloader.num_workers=0",
+                "test_dataloader.num_workers=0",
+                "test_dataloader.dataset.pipeline.1.scale=(64,64)",
+                "train_dataloader.dataset.pipeline.2.scale=(64,64)",
+                f"model.decode_head.d_vae.weights={tiny_weights}",
+                "log_level=ERROR",
+            ]
+        )
 
     assert in_processes(2, lambda: run("train", "work", "--max-iters", 2, "--val-split", "test")) == [0, 0]
     weights = tmp_path / "work/iter_2.pth"

@@ -134,8 +134,26 @@ def masks(tmp_path):
     return folder
 
 
-SMALL = ["--steps", 12, "--warmup", 4, "--batch-size", 2, "--crop-size", 32, "--scale", 1, "--n-hid", 4, "--n-init", 4,
-         "--vocab-size", 16, "--save-every", 5]  # fmt: skip
+SMALL = [
+    "--steps",
+    12,
+    "--warmup",
+    4,
+    "--batch-size",
+    2,
+    "--crop-size",
+    32,
+    "--scale",
+    1,
+    "--n-hid",
+    4,
+    "--n-init",
+    4,
+    "--vocab-size",
+    16,
+    "--save-every",
+    5,
+]
 PALETTE = {"classes": ["a", "b", "c"], "palette": [[255, 0, 0], [0, 255, 0], [0, 0, 255]], "ignore_color": [0, 0, 0]}
 
 

@@ -46,11 +46,21 @@ def test_ff_then_ftw_then_test(data, tiny_weights, cli):
             "param_scheduler.0.end": 1,
             "param_scheduler.1.begin": 1,
         }
-        segmentor.main([
-            task, str(CONFIGS / f"{name}_tiny_mbrsc.py"), "--data-root", str(data), "--work-dir", str(work),
-            "--max-iters", str(iterations), *map(str, options),
-            "--cfg-options", *(f"{key}={value}" for key, value in values.items()),
-        ])  # fmt: skip
+        segmentor.main(
+            [
+                task,
+                str(CONFIGS / f"{name}_tiny_mbrsc.py"),
+                "--data-root",
+                str(data),
+                "--work-dir",
+                str(work),
+                "--max-iters",
+                str(iterations),
+                *map(str, options),
+                "--cfg-options",
+                *(f"{key}={value}" for key, value in values.items()),
+            ]
+        )
         return work
 
     with pytest.raises(InputError, match=r"dvae_mbrsc\.safetensors: no such file; .* start from a GSS checkpoint"):

@@ -99,9 +99,14 @@ def test_foreign_code_is_refused_and_not_run(tmp_path, command, new_container):
     module.extra = Foreign(tmp_path / "ran")
     torch.save(module, tmp_path / "encoder.pkl", _use_new_zipfile_serialization=new_container)
     code, _, errors = command(
-        convert_dvae, "--encoder", tmp_path / "encoder.pkl", "--decoder", tmp_path / "encoder.pkl",
-        "--out", tmp_path / "out.safetensors",
-    )  # fmt: skip
+        convert_dvae,
+        "--encoder",
+        tmp_path / "encoder.pkl",
+        "--decoder",
+        tmp_path / "encoder.pkl",
+        "--out",
+        tmp_path / "out.safetensors",
+    )
     assert code == 2 and "refused" in errors and errors.count("\n") == 1
     assert "mkdir" in errors and not (tmp_path / "ran").exists() and not (tmp_path / "out.safetensors").exists()
     with pytest.raises(InputError, match=r"contains code .*convert_dvae"):
@@ -176,16 +181,21 @@ def test_merging(tmp_path, tiny_model, command):
 def test_the_published_merge(tmp_path, cli, backbone):
     """Its own argument names; what the first model has stays, its meta information and optimizer too."""
     ff = {"backbone.a": torch.zeros(2), "decode_head.b": torch.zeros(2)}
-    post = {"backbone.a": torch.ones(2), "backbone.new": torch.ones(1), "decode_head.projection.w": torch.ones(3),
-            "decode_head.conv_seg_pixel.w": torch.ones(3)}  # fmt: skip
+    post = {
+        "backbone.a": torch.ones(2),
+        "backbone.new": torch.ones(1),
+        "decode_head.projection.w": torch.ones(3),
+        "decode_head.conv_seg_pixel.w": torch.ones(3),
+    }
     torch.save({"state_dict": ff, "meta": {"iter": 7}, "optimizer": {"state": {}}}, tmp_path / "ff.pth")
     torch.save({"state_dict": post, "meta": {"iter": 9}}, tmp_path / "post.pth")
     target = tmp_path / "merged.pth"
     line = ["--model-path", tmp_path / "ff.pth", "--post-model-path", tmp_path / "post.pth", "--target-path", target]
     cli("merge_gss", *line, f"--backbone-type={backbone}")
     merged = torch.load(target)
-    added = {"decode_head.projection.w"} | ({"backbone.new", "decode_head.conv_seg_pixel.w"} & set(
-        post if backbone == "swin" else ()))  # fmt: skip
+    added = {"decode_head.projection.w"} | (
+        {"backbone.new", "decode_head.conv_seg_pixel.w"} & set(post if backbone == "swin" else ())
+    )
     assert set(merged["state_dict"]) == set(ff) | added
     assert torch.equal(merged["state_dict"]["backbone.a"], ff["backbone.a"])
     assert merged["meta"] == {"iter": 7} and merged["optimizer"] == {"state": {}}

@@ -175,9 +175,16 @@ def test_added_mask_features_reach_the_skips():
 
 def test_sd2_geometry_builds():
     unet = UNetModel(
-        in_channels=4, out_channels=4, model_channels=32, num_res_blocks=1, attention_resolutions=[1, 2],
-        channel_mult=[1, 2], num_head_channels=16, context_dim=8, use_linear_in_transformer=True,
-    )  # fmt: skip
+        in_channels=4,
+        out_channels=4,
+        model_channels=32,
+        num_res_blocks=1,
+        attention_resolutions=[1, 2],
+        channel_mult=[1, 2],
+        num_head_channels=16,
+        context_dim=8,
+        use_linear_in_transformer=True,
+    )
     assert unet.input_blocks[1][1].proj_in.weight.dim() == 2
     assert unet.input_blocks[3][1].transformer_blocks[0].attn1.heads == 4
     assert unet(torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 8)).shape == (1, 4, 8, 8)
@@ -186,8 +193,16 @@ def test_sd2_geometry_builds():
 @pytest.mark.parametrize("heads", [{}, {"num_heads": 2, "num_head_channels": 8}, {"num_heads": 5}])
 def test_impossible_heads_are_refused(heads):
     with pytest.raises(InputError, match="heads"):
-        UNetModel(in_channels=4, out_channels=4, model_channels=32, num_res_blocks=1, attention_resolutions=[1],
-                  channel_mult=[1], context_dim=8, **heads)  # fmt: skip
+        UNetModel(
+            in_channels=4,
+            out_channels=4,
+            model_channels=32,
+            num_res_blocks=1,
+            attention_resolutions=[1],
+            channel_mult=[1],
+            context_dim=8,
+            **heads,
+        )
 
 
 def test_published_yaml_builds_unchanged(golden):

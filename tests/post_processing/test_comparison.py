@@ -8,11 +8,11 @@ from PIL import Image
 from scipy import stats
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from post_processing.comparison import compare, paired_difference, verdict
-from post_processing.comparison_figures import classes_figure, seeds_figure
-from post_processing.nearest import nearest, symmetries, thumbnail
-from post_processing.page import gallery, page, sentence
-from post_processing.scores import confusion, scores
+from common.scores import confusion, scores
+from evaluation.comparison import compare, paired_difference, verdict
+from evaluation.copies import nearest, symmetries, thumbnail
+from evaluation.figures import classes_figure, seeds_figure
+from evaluation.page import gallery, page, sentence
 
 BASELINE, JOINT = [0.50, 0.52, 0.47, 0.55, 0.51], [0.53, 0.52, 0.52, 0.57, 0.55]
 

@@ -3,7 +3,7 @@ import pytest
 
 from common.errors import InputError
 from common.pairing import mask_name, pair_files
-from post_processing.filtering import (
+from post_processing.filter_rule import (
     HISTOGRAM_EDGES,
     class_counts,
     class_sums,

@@ -6,9 +6,9 @@ from PIL import Image
 
 from common.files import write_json
 from common.journal import sealed
+from common.plots import plt
 from post_processing.filter_state import BINS
 from post_processing.hardness import drawn, images_to_keep, mask_hardness, ranks_of
-from post_processing.plots import plt
 from post_processing.resample_report import resample_figure
 
 CLASSES = ["traffic land", "inland water", "forest"]

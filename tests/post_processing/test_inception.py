@@ -5,7 +5,7 @@ from PIL import Image
 from torch import nn
 
 from common.errors import InputError
-from post_processing.inception import distances, inception_features
+from evaluation.inception import distances, inception_features
 
 
 class MeanColor(nn.Module):

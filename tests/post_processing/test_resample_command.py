@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import command as cli
 from common.pairing import Pair
 from post_processing import resample_run
-from post_processing.balancing import classes_by_name, classes_by_score, keep_reason
-from scripts import cli, resample
+from post_processing.resample_rule import classes_by_name, classes_by_score, keep_reason
+from scripts import resample
 
 CLASSES = ["traffic land", "inland water", "forest"]
 

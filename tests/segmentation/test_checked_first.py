@@ -10,7 +10,8 @@ from PIL import Image
 from torch import nn
 
 from common.files import only_writer
-from post_processing import filter_run, inception
+from evaluation import inception
+from post_processing import filter_run
 from scripts import filter as filter_script
 from segmentation import inference
 from tests.segmentation.chain import in_child

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts import cli
+from common import command as cli
 from scripts import filter as filter_script
 from tests.segmentation.chain import in_child, numpy_rule
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from post_processing import comparison_runs
+from evaluation import runs as comparison_runs
 from scripts import compare, segmentor
 from tests.segmentation.chain import compare_options, in_child
 from tests.test_processes import alive, gone

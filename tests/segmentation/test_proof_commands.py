@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import command as cli
 from common.processes import Children
-from post_processing import comparison_runs
-from post_processing.comparison_runs import KINDS
-from scripts import cli, compare, evaluate_samples, segmentor
+from evaluation import runs as comparison_runs
+from evaluation.runs import KINDS
+from scripts import compare, evaluate_samples, segmentor
 from tests.segmentation.chain import compare_options
 
 

@@ -260,13 +260,16 @@ def test_what_is_said(cli, scenes, tmp_path, monkeypatch):
     assert "classes LoveDA: 1..7 in masks are its 7 classes, 0 no data; write LoveDA:ids if masks hold 0..6" in out
 
 
-@pytest.mark.parametrize(("table", "ids", "reason"), [
-    ("GID", [[1, 24]], "write GID:from1"),
-    ("GID", [[[200, 0, 0], [1, 2, 3]]], "has colors that the class table GID does not have: (1, 2, 3)"),
-    ("GID", [[[0, 0, 0], [0, 0, 0]]], "whose values are ids and colors of GID alike"),
-    ("LoveDA", [[1, 8]], "class ids 8 are not in 1..7 or 0, 255 (ignore)"),
-    ("FUSU", [[[8, 154, 230], [8, 154, 231]]], "(8, 154, 231)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("table", "ids", "reason"),
+    [
+        ("GID", [[1, 24]], "write GID:from1"),
+        ("GID", [[[200, 0, 0], [1, 2, 3]]], "has colors that the class table GID does not have: (1, 2, 3)"),
+        ("GID", [[[0, 0, 0], [0, 0, 0]]], "whose values are ids and colors of GID alike"),
+        ("LoveDA", [[1, 8]], "class ids 8 are not in 1..7 or 0, 255 (ignore)"),
+        ("FUSU", [[[8, 154, 230], [8, 154, 231]]], "(8, 154, 231)"),
+    ],
+)
 def test_never_guessed(tmp_path, table, ids, reason):
     Image.fromarray(np.array(ids, np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(ImageError) as error:
@@ -274,16 +277,19 @@ def test_never_guessed(tmp_path, table, ids, reason):
     assert reason in str(error.value)
 
 
-@pytest.mark.parametrize(("table", "ids", "wanted"), [
-    ("GID", [[2, 14, 17, 20, 255]], [[2, 14, 17, 20, 255]]),
-    ("GID:from1", [[1, 24, 0]], [[0, 23, 255]]),
-    ("FUSU:from1", [[17, 0]], [[16, 255]]),
-    ("LoveDA:ids", [[0, 6, 255]], [[0, 6, 255]]),
-    ("gid", [[[250, 250, 250], [250, 250, 250]]], [[15, 15]]),  # snow: no ids, so colors
-    ("GID", [[[200, 150, 0], [0, 0, 0]]], [[23, 255]]),
-    ("FUSU", [[[8, 154, 230], [255, 255, 255]]], [[1, 255]]),
-    ("FUSU", [[[3, 3, 3], [16, 16, 16]]], [[3, 16]]),  # three equal channels of ids
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("table", "ids", "wanted"),
+    [
+        ("GID", [[2, 14, 17, 20, 255]], [[2, 14, 17, 20, 255]]),
+        ("GID:from1", [[1, 24, 0]], [[0, 23, 255]]),
+        ("FUSU:from1", [[17, 0]], [[16, 255]]),
+        ("LoveDA:ids", [[0, 6, 255]], [[0, 6, 255]]),
+        ("gid", [[[250, 250, 250], [250, 250, 250]]], [[15, 15]]),  # snow: no ids, so colors
+        ("GID", [[[200, 150, 0], [0, 0, 0]]], [[23, 255]]),
+        ("FUSU", [[[8, 154, 230], [255, 255, 255]]], [[1, 255]]),
+        ("FUSU", [[[3, 3, 3], [16, 16, 16]]], [[3, 16]]),  # three equal channels of ids
+    ],
+)
 def test_read_as_the_table_says(tmp_path, table, ids, wanted):
     array = np.array(ids)
     Image.fromarray(array.astype(np.uint8 if array.ndim == 3 else np.uint16)).save(tmp_path / "a.png")
@@ -310,18 +316,21 @@ def test_a_set_that_may_be_counted_from_0_is_refused(cli, make_chain):
         refuse_doubt(load_class_table(decided).labels, paths, "here")
 
 
-@pytest.mark.parametrize(("fields", "reason"), [
-    ({"mask_values": [1]}, "field mask_values: must be a list of 2 ids"),
-    ({"mask_values": [1, 1]}, "field mask_values: 1 stands for two classes"),
-    ({"mask_values": [1, 2], "mask_ignore": [2]}, "field mask_values: 2 stands for two classes"),
-    ({"mask_values": [1, 300]}, "field mask_values: must be a list of 2 ids"),
-    ({"mask_values": 3}, "field mask_values: must be a list"),
-    ({"mask_ignore": [3]}, "field mask_ignore: goes with mask_values"),
-    ({"mask_colors": [[0, 0, 0]]}, "field mask_colors: must be a list of 2 colors"),
-    ({"mask_colors": [[0, 0, 0], [0, 0, 0]]}, "field mask_colors: [0, 0, 0] stands for two classes"),
-    ({"mask_ignore_colors": [[0, 0, 0]]}, "field mask_ignore_colors: goes with mask_colors"),
-    ({"mask_value": [1, 2]}, "unknown field mask_value; write mask_values"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"mask_values": [1]}, "field mask_values: must be a list of 2 ids"),
+        ({"mask_values": [1, 1]}, "field mask_values: 1 stands for two classes"),
+        ({"mask_values": [1, 2], "mask_ignore": [2]}, "field mask_values: 2 stands for two classes"),
+        ({"mask_values": [1, 300]}, "field mask_values: must be a list of 2 ids"),
+        ({"mask_values": 3}, "field mask_values: must be a list"),
+        ({"mask_ignore": [3]}, "field mask_ignore: goes with mask_values"),
+        ({"mask_colors": [[0, 0, 0]]}, "field mask_colors: must be a list of 2 colors"),
+        ({"mask_colors": [[0, 0, 0], [0, 0, 0]]}, "field mask_colors: [0, 0, 0] stands for two classes"),
+        ({"mask_ignore_colors": [[0, 0, 0]]}, "field mask_ignore_colors: goes with mask_colors"),
+        ({"mask_value": [1, 2]}, "unknown field mask_value; write mask_values"),
+    ],
+)
 def test_a_table_that_cannot_be_is_refused(cli, tmp_path, fields, reason):
     (tmp_path / "t.json").write_text(json.dumps({"classes": ["a", "b"], **fields}))
     line = cli.refused(

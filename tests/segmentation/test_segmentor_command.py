@@ -10,8 +10,8 @@ from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from common import command as cli
 from common.errors import InputError
-from scripts import cli
 from scripts import segmentor as script
 from segmentation.classes import class_table
 from segmentation.config import check_classes, heads, load_config, nodes, set_max_iters

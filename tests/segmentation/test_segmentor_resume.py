@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from common import command as command_line
 from common.files import only_writer
-from scripts import cli as command_line
 from scripts import segmentor
 from segmentation.saving import SafeCheckpointHook, last_weights
 from tests.segmentation.chain import in_child

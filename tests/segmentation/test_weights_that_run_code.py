@@ -65,9 +65,21 @@ def run_folder(bad, chain, scenes):
 
 
 def training(scenes, *more):
-    return ["train", "--config-model", SMALL, "--data-root", scenes, "--gpus", "cpu", "--train-txt-file",
-            scenes / "train_set_items.json", "--val-txt-file", scenes / "test_set_items.json",
-            f"model.params.classes={scenes}/classes.json", *more]  # fmt: skip
+    return [
+        "train",
+        "--config-model",
+        SMALL,
+        "--data-root",
+        scenes,
+        "--gpus",
+        "cpu",
+        "--train-txt-file",
+        scenes / "train_set_items.json",
+        "--val-txt-file",
+        scenes / "test_set_items.json",
+        f"model.params.classes={scenes}/classes.json",
+        *more,
+    ]
 
 
 def work_dir(bad, chain):
@@ -82,55 +94,176 @@ def dvae_state(bad, chain):
 
 
 def images(chain):
-    return ["--real-img-path", chain.root / "img_train", "--real-label-path", chain.root / "label_train",
-            "--syn-img-path", chain.root / "syn", "--syn-mask-path", chain.root / "label_train"]  # fmt: skip
+    return [
+        "--real-img-path",
+        chain.root / "img_train",
+        "--real-label-path",
+        chain.root / "label_train",
+        "--syn-img-path",
+        chain.root / "syn",
+        "--syn-mask-path",
+        chain.root / "label_train",
+    ]
 
 
 COMMANDS = {
     "init_checkpoint": lambda bad, chain, scenes: [
-        "init_checkpoint", "--config", SMALL, "--source", bad, "--out", chain.root / "start.safetensors"],
+        "init_checkpoint",
+        "--config",
+        SMALL,
+        "--source",
+        bad,
+        "--out",
+        chain.root / "start.safetensors",
+    ],
     "inference": lambda bad, chain, scenes: [
-        "inference", "--config", SMALL, "--ckpt", bad, "--data-root", scenes, "--gpus", "cpu", "--outdir",
-        chain.root / "made", "--txt-file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json"],
+        "inference",
+        "--config",
+        SMALL,
+        "--ckpt",
+        bad,
+        "--data-root",
+        scenes,
+        "--gpus",
+        "cpu",
+        "--outdir",
+        chain.root / "made",
+        "--txt-file",
+        scenes / "inference_set_items.json",
+        "--classes",
+        scenes / "classes.json",
+    ],
     "train, weights": lambda bad, chain, scenes: training(
-        scenes, "-n", "x", "-l", chain.root / "logs", "--pretrain-path", bad),
+        scenes, "-n", "x", "-l", chain.root / "logs", "--pretrain-path", bad
+    ),
     "train, resume": lambda bad, chain, scenes: training(
-        scenes, "-l", chain.root / "logs", "--resume", run_folder(bad, chain, scenes)),
+        scenes, "-l", chain.root / "logs", "--resume", run_folder(bad, chain, scenes)
+    ),
     "filter": lambda bad, chain, scenes: [
-        "filter", chain.config, bad, *images(chain), "--filtered-mask-path", chain.root / "out", "--device", "cpu"],
+        "filter",
+        chain.config,
+        bad,
+        *images(chain),
+        "--filtered-mask-path",
+        chain.root / "out",
+        "--device",
+        "cpu",
+    ],
     "evaluate_samples": lambda bad, chain, scenes: [
-        "evaluate_samples", chain.config, bad, *images(chain), "--train-img-path", chain.root / "img_train",
-        "--out-dir", chain.root / "e"],
+        "evaluate_samples",
+        chain.config,
+        bad,
+        *images(chain),
+        "--train-img-path",
+        chain.root / "img_train",
+        "--out-dir",
+        chain.root / "e",
+    ],
     "evaluate_samples, Inception": lambda bad, chain, scenes: [
-        "evaluate_samples", chain.config, chain.weights, *images(chain), "--train-img-path", chain.root / "img_train",
-        "--out-dir", chain.root / "e", "--inception-weights", bad],
+        "evaluate_samples",
+        chain.config,
+        chain.weights,
+        *images(chain),
+        "--train-img-path",
+        chain.root / "img_train",
+        "--out-dir",
+        chain.root / "e",
+        "--inception-weights",
+        bad,
+    ],
     "segmentor test": lambda bad, chain, scenes: [
-        "segmentor", "test", chain.config, "--load-from", bad, "--work-dir", chain.root / "work"],
+        "segmentor",
+        "test",
+        chain.config,
+        "--load-from",
+        bad,
+        "--work-dir",
+        chain.root / "work",
+    ],
     "segmentor train": lambda bad, chain, scenes: [
-        "segmentor", "train", chain.config, "--load-from", bad, "--work-dir", chain.root / "work"],
+        "segmentor",
+        "train",
+        chain.config,
+        "--load-from",
+        bad,
+        "--work-dir",
+        chain.root / "work",
+    ],
     "segmentor train, resume": lambda bad, chain, scenes: [
-        "segmentor", "train", chain.config, "--resume", "--work-dir", work_dir(bad, chain)],
+        "segmentor",
+        "train",
+        chain.config,
+        "--resume",
+        "--work-dir",
+        work_dir(bad, chain),
+    ],
     "segmentor train, backbone": lambda bad, chain, scenes: [
-        "segmentor", "train", chain.config, "--pretrained", bad, "--work-dir", chain.root / "work"],
+        "segmentor",
+        "train",
+        chain.config,
+        "--pretrained",
+        bad,
+        "--work-dir",
+        chain.root / "work",
+    ],
     "segmentor train, config": lambda bad, chain, scenes: [
-        "segmentor", "train", chain.config, "--work-dir", chain.root / "work", "--cfg-options",
-        "model.decode_head.init_cfg.type=Pretrained", f"model.decode_head.init_cfg.checkpoint={bad}"],
+        "segmentor",
+        "train",
+        chain.config,
+        "--work-dir",
+        chain.root / "work",
+        "--cfg-options",
+        "model.decode_head.init_cfg.type=Pretrained",
+        f"model.decode_head.init_cfg.checkpoint={bad}",
+    ],
     "compare, backbone": lambda bad, chain, scenes: ["compare", *compare_options(chain, "--pretrained", bad)],
-    "compare, config": lambda bad, chain, scenes: ["compare", *compare_options(
-        chain, "--cfg-options", "model.decode_head.init_cfg.type=Pretrained",
-        f"model.decode_head.init_cfg.checkpoint={bad}")],
-    "convert_dvae": lambda bad, chain, scenes: [
-        "convert_dvae", "--checkpoint", bad, "--out", chain.root / "d.pth"],
+    "compare, config": lambda bad, chain, scenes: [
+        "compare",
+        *compare_options(
+            chain,
+            "--cfg-options",
+            "model.decode_head.init_cfg.type=Pretrained",
+            f"model.decode_head.init_cfg.checkpoint={bad}",
+        ),
+    ],
+    "convert_dvae": lambda bad, chain, scenes: ["convert_dvae", "--checkpoint", bad, "--out", chain.root / "d.pth"],
     "convert_dvae, modules": lambda bad, chain, scenes: [
-        "convert_dvae", "--encoder", bad, "--decoder", bad, "--out", chain.root / "d.pth"],
-    "merge_gss": lambda bad, chain, scenes: [
-        "merge_gss", "--ff", bad, "--ftw", bad, "--out", chain.root / "m.pth"],
+        "convert_dvae",
+        "--encoder",
+        bad,
+        "--decoder",
+        bad,
+        "--out",
+        chain.root / "d.pth",
+    ],
+    "merge_gss": lambda bad, chain, scenes: ["merge_gss", "--ff", bad, "--ftw", bad, "--out", chain.root / "m.pth"],
     "train_dvae, resume": lambda bad, chain, scenes: [
-        "train_dvae", "--masks", chain.root / "label_train", "--palette", chain.root / "palette.json", "--crop-size",
-        "16", "--n-hid", "4", "--n-init", "4", "--vocab-size", "32", "--out", dvae_state(bad, chain)],
+        "train_dvae",
+        "--masks",
+        chain.root / "label_train",
+        "--palette",
+        chain.root / "palette.json",
+        "--crop-size",
+        "16",
+        "--n-hid",
+        "4",
+        "--n-init",
+        "4",
+        "--vocab-size",
+        "32",
+        "--out",
+        dvae_state(bad, chain),
+    ],
     "posterior_learning": lambda bad, chain, scenes: [
-        "posterior_learning", "--num-classes", 3, "--d-vae", bad, "--device", "cpu"],
-}  # fmt: skip
+        "posterior_learning",
+        "--num-classes",
+        3,
+        "--d-vae",
+        bad,
+        "--device",
+        "cpu",
+    ],
+}
 
 
 @pytest.fixture

@@ -32,10 +32,32 @@ def ckpt(scenes, tmp_path_factory):
 def command(scenes, ckpt):
     def build(outdir, *more):
         return [
-            "--config", SMALL, "--ckpt", ckpt, "--data-root", scenes, "--gpus", "cpu", "--outdir", outdir,
-            "--txt-file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json",
-            "--ddim-steps", "3", "--scale", "2", "--seed", "5", "--format", "png", "--num-workers", "0", *more,
-        ]  # fmt: skip
+            "--config",
+            SMALL,
+            "--ckpt",
+            ckpt,
+            "--data-root",
+            scenes,
+            "--gpus",
+            "cpu",
+            "--outdir",
+            outdir,
+            "--txt-file",
+            scenes / "inference_set_items.json",
+            "--classes",
+            scenes / "classes.json",
+            "--ddim-steps",
+            "3",
+            "--scale",
+            "2",
+            "--seed",
+            "5",
+            "--format",
+            "png",
+            "--num-workers",
+            "0",
+            *more,
+        ]
 
     return build
 
@@ -45,10 +67,29 @@ def made(scenes, ckpt, tmp_path_factory):
     """The images of seed 5, made in batches of 8 by the command line."""
     out = tmp_path_factory.mktemp("made")
     arguments = [
-        "--config", SMALL, "--ckpt", ckpt, "--data-root", scenes, "--gpus", "cpu", "--outdir", out,
-        "--txt-file", scenes / "inference_set_items.json", "--classes", scenes / "classes.json",
-        "--ddim-steps", "3", "--scale", "2", "--seed", "5", "--format", "png",
-    ]  # fmt: skip
+        "--config",
+        SMALL,
+        "--ckpt",
+        ckpt,
+        "--data-root",
+        scenes,
+        "--gpus",
+        "cpu",
+        "--outdir",
+        out,
+        "--txt-file",
+        scenes / "inference_set_items.json",
+        "--classes",
+        scenes / "classes.json",
+        "--ddim-steps",
+        "3",
+        "--scale",
+        "2",
+        "--seed",
+        "5",
+        "--format",
+        "png",
+    ]
     subprocess.run([sys.executable, "-m", "scripts.inference", *map(str, arguments)], cwd=ROOT, check=True)
     return out
 

@@ -12,10 +12,21 @@ from ldm.checkpoint import save_state_dict
 from tests.conftest import ROOT, SMALL
 from tests.synthesis.conftest import records
 
-NETWORK = {"image_size": 32, "in_channels": 4, "model_channels": 320, "attention_resolutions": [4, 2, 1],
-           "num_res_blocks": 2, "channel_mult": [1, 2, 4, 4], "num_head_channels": 64, "use_spatial_transformer": True,
-           "use_linear_in_transformer": True, "transformer_depth": 1, "context_dim": 1024, "legacy": False,
-           "use_checkpoint": True}  # fmt: skip
+NETWORK = {
+    "image_size": 32,
+    "in_channels": 4,
+    "model_channels": 320,
+    "attention_resolutions": [4, 2, 1],
+    "num_res_blocks": 2,
+    "channel_mult": [1, 2, 4, 4],
+    "num_head_channels": 64,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": True,
+    "transformer_depth": 1,
+    "context_dim": 1024,
+    "legacy": False,
+    "use_checkpoint": True,
+}
 
 
 def published(small=False):
@@ -36,17 +47,52 @@ def published(small=False):
     text = {"freeze": True, "layer": "penultimate"}
     if small:
         text["text_config"] = {"embed_dim": 32, "width": 32, "heads": 2, "layers": 2}
-    return OmegaConf.create({"model": {"target": "cldm.cldm.ControlLDM", "params": {
-        "linear_start": 0.00085, "linear_end": 0.0120, "num_timesteps_cond": 1, "log_every_t": 200, "timesteps": 1000,
-        "first_stage_key": "jpg", "cond_stage_key": "txt", "control_key": "hint", "image_size": 64, "channels": 4,
-        "cond_stage_trainable": False, "conditioning_key": "crossattn", "monitor": "val/loss_simple_ema",
-        "scale_factor": 0.18215, "use_ema": False, "only_mid_control": False,
-        "control_stage_config": {"target": "cldm.cldm.ControlNet", "params": {**network, "hint_channels": 3}},
-        "unet_config": {"target": "cldm.cldm.ControlledUnetModel", "params": {**network, "out_channels": 4}},
-        "first_stage_config": {"target": "ldm.models.autoencoder.AutoencoderKL", "params": {
-            "embed_dim": 4, "monitor": "val/rec_loss", "ddconfig": vae, "lossconfig": {"target": "torch.nn.Identity"}}},
-        "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", "params": text},
-    }}})  # fmt: skip
+    return OmegaConf.create(
+        {
+            "model": {
+                "target": "cldm.cldm.ControlLDM",
+                "params": {
+                    "linear_start": 0.00085,
+                    "linear_end": 0.0120,
+                    "num_timesteps_cond": 1,
+                    "log_every_t": 200,
+                    "timesteps": 1000,
+                    "first_stage_key": "jpg",
+                    "cond_stage_key": "txt",
+                    "control_key": "hint",
+                    "image_size": 64,
+                    "channels": 4,
+                    "cond_stage_trainable": False,
+                    "conditioning_key": "crossattn",
+                    "monitor": "val/loss_simple_ema",
+                    "scale_factor": 0.18215,
+                    "use_ema": False,
+                    "only_mid_control": False,
+                    "control_stage_config": {
+                        "target": "cldm.cldm.ControlNet",
+                        "params": {**network, "hint_channels": 3},
+                    },
+                    "unet_config": {
+                        "target": "cldm.cldm.ControlledUnetModel",
+                        "params": {**network, "out_channels": 4},
+                    },
+                    "first_stage_config": {
+                        "target": "ldm.models.autoencoder.AutoencoderKL",
+                        "params": {
+                            "embed_dim": 4,
+                            "monitor": "val/rec_loss",
+                            "ddconfig": vae,
+                            "lossconfig": {"target": "torch.nn.Identity"},
+                        },
+                    },
+                    "cond_stage_config": {
+                        "target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
+                        "params": text,
+                    },
+                },
+            }
+        }
+    )
 
 
 def test_full_size_is_stable_diffusion_with_a_branch():
@@ -106,11 +152,33 @@ def test_trains_and_samples(cli, plain, scenes, tmp_path):
     folder, model = plain
     config = folder / "cldm_v21.yaml"
     size = ["data.params.train.params.size=64", "data.params.validation.params.size=64", "data.params.batch_size=1"]
-    out = cli("train", "--base", folder / "base.yaml", "--config-model", config, "-n", "run", "-l", tmp_path,
-              "--gpus", "cpu", "--data-root", scenes, "--train-txt-file", "train_set_items.json", "--val-txt-file",
-              "test_set_items.json", "--pretrain-path", folder / "plain.safetensors", "--max_steps", "1",
-              "--limit_val_batches", "1", *size,
-              "lightning.callbacks.image_logger.params.max_images=0")  # fmt: skip
+    out = cli(
+        "train",
+        "--base",
+        folder / "base.yaml",
+        "--config-model",
+        config,
+        "-n",
+        "run",
+        "-l",
+        tmp_path,
+        "--gpus",
+        "cpu",
+        "--data-root",
+        scenes,
+        "--train-txt-file",
+        "train_set_items.json",
+        "--val-txt-file",
+        "test_set_items.json",
+        "--pretrain-path",
+        folder / "plain.safetensors",
+        "--max_steps",
+        "1",
+        "--limit_val_batches",
+        "1",
+        *size,
+        "lightning.callbacks.image_logger.params.max_images=0",
+    )
     assert "trained 1 steps" in out
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     after = torch.load(last, weights_only=True)["state_dict"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cldm.published import TRAINER, WITHOUT_EFFECT, gpus_of, read_line
+from cldm.training.published_line import TRAINER, WITHOUT_EFFECT, gpus_of, read_line
 from common.errors import InputError
 from tests.conftest import ROOT, SMALL
 from tests.synthesis.conftest import records
@@ -19,20 +19,61 @@ from tests.synthesis.conftest import records
 def train_line(scenes, ckpt, tmp_path):
     """train.sh, with the options that small data needs behind it."""
     return lambda *more: [
-        "--base", SMALL, "-t", "--pretrain_path", ckpt, "--config_model", SMALL, "-n", "--gpus", "cpu",
-        "--data_root", scenes, "--train_txt_file", "train_set_items.json", "--val_txt_file", "test_set_items.json",
-        "-l", tmp_path / "logs", f"--model.params.classes={scenes / 'classes.json'}", *more,
-    ]  # fmt: skip
+        "--base",
+        SMALL,
+        "-t",
+        "--pretrain_path",
+        ckpt,
+        "--config_model",
+        SMALL,
+        "-n",
+        "--gpus",
+        "cpu",
+        "--data_root",
+        scenes,
+        "--train_txt_file",
+        "train_set_items.json",
+        "--val_txt_file",
+        "test_set_items.json",
+        "-l",
+        tmp_path / "logs",
+        f"--model.params.classes={scenes / 'classes.json'}",
+        *more,
+    ]
 
 
 def test_train_as_published(cli, train_line, tmp_path):
     out = cli(
-        "train", *train_line("--max_steps", "2", "--log_every_n_steps=1", "--check_val_every_n_epoch", "1"),
-        "--limit_val_batches", "1", "--gradient_clip_val", "0.5", "--accumulate_grad_batches", "1", "--no-test", "y",
-        "-d", "no", "-f", "_tail", "--sd_locked", "n", "--scale_lr", "f", "--data.params.batch_size", "4",
-        "lightning.callbacks.image_logger.params.max_images=0", "--resume_from_checkpoint=", "--track_grad_norm", "2",
-        "-r", "--num_sanity_val_steps", "0", "--default_root_dir", "elsewhere",
-    )  # fmt: skip
+        "train",
+        *train_line("--max_steps", "2", "--log_every_n_steps=1", "--check_val_every_n_epoch", "1"),
+        "--limit_val_batches",
+        "1",
+        "--gradient_clip_val",
+        "0.5",
+        "--accumulate_grad_batches",
+        "1",
+        "--no-test",
+        "y",
+        "-d",
+        "no",
+        "-f",
+        "_tail",
+        "--sd_locked",
+        "n",
+        "--scale_lr",
+        "f",
+        "--data.params.batch_size",
+        "4",
+        "lightning.callbacks.image_logger.params.max_images=0",
+        "--resume_from_checkpoint=",
+        "--track_grad_norm",
+        "2",
+        "-r",
+        "--num_sanity_val_steps",
+        "0",
+        "--default_root_dir",
+        "elsewhere",
+    )
     (run,) = (tmp_path / "logs").iterdir()
     assert run.name.endswith("_tail") and "trained 2 steps" in out
     lines = out.splitlines()
@@ -69,20 +110,23 @@ def test_devices_and_start_weights_by_their_other_names(cli, train_line, ckpt):
     assert "--actual_resume: taken as --pretrain_path" in out and "fast_dev_run: true" in out
 
 
-@pytest.mark.parametrize(("words", "reason"), [
-    (["--max_step", "3"], "--max_step: no such option; did you mean --max_steps?"),
-    (["--frobnicate"], "--frobnicate: no such option"),
-    (["--max_steps"], "--max_steps: give its value"),
-    (["--max_steps", "--fast_dev_run"], "--max_steps: give its value"),
-    (["--max_steps", "ten"], "max_steps"),
-    (["--accelerator", "tpu"], "--accelerator tpu: choose cpu, gpu or auto"),
-    (["--devices", "some", "--gpus", "auto"], "--devices some: write a number"),
-    (["--devices", "2"], "--gpus cpu: --accelerator and --devices say something else"),
-    (["--only_mid_control", "true"], "only_mid_control"),
-    (["--sd_locked", "perhaps"], "--sd_locked: perhaps: write true or false"),
-    (["--model.params.nothing", "1"], "nothing"),
-    (["--base_learning_rate"], "--base_learning_rate: give its value"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--max_step", "3"], "--max_step: no such option; did you mean --max_steps?"),
+        (["--frobnicate"], "--frobnicate: no such option"),
+        (["--max_steps"], "--max_steps: give its value"),
+        (["--max_steps", "--fast_dev_run"], "--max_steps: give its value"),
+        (["--max_steps", "ten"], "max_steps"),
+        (["--accelerator", "tpu"], "--accelerator tpu: choose cpu, gpu or auto"),
+        (["--devices", "some", "--gpus", "auto"], "--devices some: write a number"),
+        (["--devices", "2"], "--gpus cpu: --accelerator and --devices say something else"),
+        (["--only_mid_control", "true"], "only_mid_control"),
+        (["--sd_locked", "perhaps"], "--sd_locked: perhaps: write true or false"),
+        (["--model.params.nothing", "1"], "nothing"),
+        (["--base_learning_rate"], "--base_learning_rate: give its value"),
+    ],
+)
 def test_what_is_wrong_is_refused(cli, train_line, words, reason):
     assert reason in cli.refused("train", *train_line("--dry_run"), *words)
 
@@ -99,7 +143,11 @@ def test_each_option_of_lightning_is_known():
     assert line.settings == ["lightning.trainer.max_steps=-1", "lightning.trainer.benchmark=true"]
     assert line.others == ["a=b", "-x", "--own", "1"] and line.taken == {"devices": "2"}
     assert [gpus_of("cpu", "2"), gpus_of("gpu", "2"), gpus_of(None, "0,3"), gpus_of("gpu", "-1")] == [
-        "cpu:2", "0,1", "0,3", "auto"]  # fmt: skip
+        "cpu:2",
+        "0,1",
+        "0,3",
+        "auto",
+    ]
     with pytest.raises(InputError):
         gpus_of("gpu", "0")
 
@@ -108,10 +156,32 @@ def test_each_option_of_lightning_is_known():
 def published_line(scenes, ckpt, tmp_path):
     """inference.sh, and demo.sh, which differs in values alone."""
     return lambda *more: [
-        "--batch_size", "1", "--config", SMALL, "--ckpt", ckpt, "--dataset", "GID26K", "--ddim_steps", "3", "--seed",
-        "1", "--outdir", tmp_path / "synth", "--txt_file", scenes / "inference_set_items.json", "--data_root", scenes,
-        "--classes", scenes / "classes.json", "--gpus", "cpu", "--num_workers", "0", *more,
-    ]  # fmt: skip
+        "--batch_size",
+        "1",
+        "--config",
+        SMALL,
+        "--ckpt",
+        ckpt,
+        "--dataset",
+        "GID26K",
+        "--ddim_steps",
+        "3",
+        "--seed",
+        "1",
+        "--outdir",
+        tmp_path / "synth",
+        "--txt_file",
+        scenes / "inference_set_items.json",
+        "--data_root",
+        scenes,
+        "--classes",
+        scenes / "classes.json",
+        "--gpus",
+        "cpu",
+        "--num_workers",
+        "0",
+        *more,
+    ]
 
 
 def test_inference_as_published(cli, published_line, tmp_path):
@@ -127,14 +197,17 @@ def test_inference_as_published(cli, published_line, tmp_path):
     assert "was made with reference_latent mode, not sample" in reason
 
 
-@pytest.mark.parametrize(("words", "reason"), [
-    (["--dataset", "COCO"], "--dataset COCO: was never implemented"),
-    (["--H", "64"], "--H 64: line 1 of the list, field source: "),
-    (["--W", "512", "--size", "64"], "would be 64 x 64 px"),
-    (["--C", "4"], "--C 4: the model of"),
-    (["--f", "8"], "--f 8: the model of"),
-    (["--precision", "half"], "--precision"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--dataset", "COCO"], "--dataset COCO: was never implemented"),
+        (["--H", "64"], "--H 64: line 1 of the list, field source: "),
+        (["--W", "512", "--size", "64"], "would be 64 x 64 px"),
+        (["--C", "4"], "--C 4: the model of"),
+        (["--f", "8"], "--f 8: the model of"),
+        (["--precision", "half"], "--precision"),
+    ],
+)
 def test_another_shape_is_refused(cli, published_line, words, reason):
     assert reason in cli.refused("inference", *published_line("--dry_run"), *words)
 
@@ -148,15 +221,21 @@ def test_the_published_demonstration(cli, scenes, ckpt, tmp_path):
     tell = tmp_path / "python"  # in its place: what it would be started with
     tell.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     tell.chmod(0o755)
-    variables = {**os.environ, "DATA": str(data), "OUT": str(tmp_path / "out"), "CONFIG": str(SMALL),
-                 "PYTHON": str(tell)}  # fmt: skip
+    variables = {
+        **os.environ,
+        "DATA": str(data),
+        "OUT": str(tmp_path / "out"),
+        "CONFIG": str(SMALL),
+        "PYTHON": str(tell),
+    }
     command = ["bash", str(ROOT / "demo" / "published.sh")]
     more = ["--ddim_steps", "2", "--gpus", "cpu", "--num_workers", "0", "--classes", str(scenes / "classes.json")]
     done = subprocess.run([*command, str(ckpt), *more], env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.splitlines()[:2] == ["-m", "scripts.inference"], done.stderr
     cli("inference", *done.stdout.splitlines()[2:])
     assert [path.name for path in (tmp_path / "out").glob("*.jpg")] == [
-        f"{Path(json.loads(first)['source']).stem}_seed_1.jpg"]  # fmt: skip
+        f"{Path(json.loads(first)['source']).stem}_seed_1.jpg"
+    ]
     none = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert none.returncode == 2 and "needs the published weights" in none.stderr
     del variables["DATA"]

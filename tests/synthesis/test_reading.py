@@ -20,8 +20,9 @@ LONG = "a satellite image of " + "water forest road building field " * 19
 
 def with_prompts(scenes, path, *prompts):
     lines = [json.loads(line) for line in (scenes / "inference_set_items.json").read_text().splitlines()]
-    path.write_text("\n".join(json.dumps({**line, "prompt": prompts[i % len(prompts)]})
-                              for i, line in enumerate(lines)))  # fmt: skip
+    path.write_text(
+        "\n".join(json.dumps({**line, "prompt": prompts[i % len(prompts)]}) for i, line in enumerate(lines))
+    )
     return path
 
 
@@ -47,8 +48,10 @@ def test_short_prompts_do_not_notice_long_ones(cli, command, made, scenes, tmp_p
     (tmp_path / "items.json").write_text("\n".join(map(json.dumps, lines)))
     said = cli("inference", *command(tmp_path / "out", "--txt-file", tmp_path / "items.json", "--long-prompts"))
     assert "left out" not in said
-    assert [not close(images(tmp_path / "out")[name], picture) for name, picture in images(made).items()] == \
-        [True, *[False] * 7]  # fmt: skip
+    assert [not close(images(tmp_path / "out")[name], picture) for name, picture in images(made).items()] == [
+        True,
+        *[False] * 7,
+    ]
 
 
 def test_training_names_the_prompts_that_it_cuts(cli, scenes, tmp_path):
@@ -56,9 +59,28 @@ def test_training_names_the_prompts_that_it_cuts(cli, scenes, tmp_path):
     lines = [json.loads(line) for line in (scenes / "train_set_items.json").read_text().splitlines()]
     items.write_text("\n".join(json.dumps({**line, "prompt": LONG}) for line in lines))
     try:
-        arguments = ["--base", SMALL, "--config-model", SMALL, "-n", "a", "--logdir", tmp_path, "--data-root", scenes,
-                     "--train-txt-file", items, "--val-txt-file", "test_set_items.json", "--gpus", "cpu", "--dry-run",
-                     "--allow-mismatch", "all", f"model.params.classes={scenes / 'classes.json'}"]  # fmt: skip
+        arguments = [
+            "--base",
+            SMALL,
+            "--config-model",
+            SMALL,
+            "-n",
+            "a",
+            "--logdir",
+            tmp_path,
+            "--data-root",
+            scenes,
+            "--train-txt-file",
+            items,
+            "--val-txt-file",
+            "test_set_items.json",
+            "--gpus",
+            "cpu",
+            "--dry-run",
+            "--allow-mismatch",
+            "all",
+            f"model.params.classes={scenes / 'classes.json'}",
+        ]
         assert f"{items} line 1: the prompt's " in cli("train", *arguments)
         windows = "model.params.cond_stage_config.params.max_windows=2"
         assert "left out" not in cli("train", *arguments, windows)

@@ -5,7 +5,7 @@ import multiprocessing
 
 import pytest
 
-from cldm.records import Sample, append_record, merge_records, publishing, read_records, working_in
+from cldm.synthesis.records import Sample, append_record, merge_records, publishing, read_records, working_in
 
 COMMANDS, IMAGES = 3, 40
 

@@ -21,10 +21,22 @@ def small_vae(scenes, tmp_path_factory):
     params["control_stage_config"]["params"]["hint_factor"] = 2
     params["ssl_stage_config"]["params"] |= {"in_channels": 4, "hint_channels": 4}
     params["unet_config"]["params"] |= {"in_channels": 4, "out_channels": 4}
-    ddconfig = {"ch": 32, "ch_mult": [1, 2], "in_channels": 3, "out_ch": 3, "z_channels": 4, "num_res_blocks": 1,
-                "attn_resolutions": [], "resolution": 32, "double_z": True, "dropout": 0.0}  # fmt: skip
-    params["first_stage_config"] = {"target": "ldm.models.autoencoder.AutoencoderKL",
-                                    "params": {"embed_dim": 4, "ddconfig": ddconfig}}  # fmt: skip
+    ddconfig = {
+        "ch": 32,
+        "ch_mult": [1, 2],
+        "in_channels": 3,
+        "out_ch": 3,
+        "z_channels": 4,
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "resolution": 32,
+        "double_z": True,
+        "dropout": 0.0,
+    }
+    params["first_stage_config"] = {
+        "target": "ldm.models.autoencoder.AutoencoderKL",
+        "params": {"embed_dim": 4, "ddconfig": ddconfig},
+    }
     (folder / "vae.yaml").write_text(yaml.safe_dump(config))
     torch.manual_seed(0)
     model = create_model(folder / "vae.yaml", classes=str(scenes / "classes.json"))

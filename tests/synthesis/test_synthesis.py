@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cldm.records import ACTIVE, LOCK, read_records
+from cldm.synthesis.records import ACTIVE, LOCK, read_records
 from tests.conftest import ROOT
 from tests.synthesis.conftest import close, images, records
 
@@ -71,7 +71,7 @@ def test_a_process_takes_the_first_ones_plan(cli, made, command, tmp_path, monke
     from pytorch_lightning.utilities import rank_zero_only
 
     shutil.copytree(made, tmp_path / "out")
-    monkeypatch.setattr("cldm.plan.plan", lambda *_: pytest.fail("a second plan"))
+    monkeypatch.setattr("cldm.synthesis.planning.plan", lambda *_: pytest.fail("a second plan"))
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert "to make" not in cli("inference", *command(tmp_path / "out"))
@@ -80,7 +80,7 @@ def test_a_process_takes_the_first_ones_plan(cli, made, command, tmp_path, monke
 def test_few_images_are_shared_by_all_devices(scenes):
     from types import SimpleNamespace
 
-    from cldm.synthesis import Job, Jobs
+    from cldm.synthesis.run import Job, Jobs
 
     items = SimpleNamespace(size=(32, 32))
     for count, world_size, sizes in ((8, 2, [4, 4]), (3, 2, [2, 1]), (0, 2, []), (9, 1, [8, 1])):
@@ -96,8 +96,20 @@ def test_few_images_are_shared_by_all_devices(scenes):
 
 def test_contact_sheet(cli, made, scenes, tmp_path):
     shutil.copytree(made, tmp_path / "out")
-    arguments = ["--samples", tmp_path / "out", "--data-root", scenes, "--items", scenes / "inference_set_items.json",
-                 "--classes", scenes / "classes.json", "--size", 40, "--out", tmp_path / "sheet.png"]  # fmt: skip
+    arguments = [
+        "--samples",
+        tmp_path / "out",
+        "--data-root",
+        scenes,
+        "--items",
+        scenes / "inference_set_items.json",
+        "--classes",
+        scenes / "classes.json",
+        "--size",
+        40,
+        "--out",
+        tmp_path / "sheet.png",
+    ]
     assert "of 3 samples" in cli("contact_sheet", *arguments, "--count", 3)
     assert Image.open(tmp_path / "sheet.png").size == (4 * 40 + 3 * 4, 3 * 40 + 2 * 4 + 18)
     assert "of 8 samples" in cli("contact_sheet", *arguments, "--count", 99)  # there are no more
@@ -136,9 +148,11 @@ def test_a_second_start_makes_what_is_missing(cli, made, command, tmp_path):
 def test_a_kill_leaves_nothing_cut_off(cli, made, command, tmp_path):
     arguments = [*map(str, command(tmp_path, "--batch-size", "1", "--num-samples", "20"))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.inference", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "scripts.inference", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("[!.]*.png"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -155,9 +169,12 @@ def test_a_kill_leaves_nothing_cut_off(cli, made, command, tmp_path):
 def test_sigterm_ends_the_run_with_all_that_was_made(command, tmp_path):
     arguments = [*map(str, command(tmp_path, "--batch-size", "1", "--num-samples", "1000"))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.inference", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "scripts.inference", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("[!.]*.png")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -266,8 +283,14 @@ def spoil(folder, what):
     elif what == "outside":
         item["source"] = "../elsewhere.png"
     items.write_text("\n".join("{" if what == "no JSON" and i == 2 else json.dumps(x) for i, x in enumerate(lines)))
-    return {"field": "prompt", "missing file": "nothing.jpg", "truncated JPEG": item.get("ref_image"), "class id": "77",
-            "outside": "elsewhere.png", "no JSON": "JSON"}[what]  # fmt: skip
+    return {
+        "field": "prompt",
+        "missing file": "nothing.jpg",
+        "truncated JPEG": item.get("ref_image"),
+        "class id": "77",
+        "outside": "elsewhere.png",
+        "no JSON": "JSON",
+    }[what]
 
 
 @pytest.mark.parametrize("what", ["no JSON", "field", "missing file", "truncated JPEG", "class id", "outside"])

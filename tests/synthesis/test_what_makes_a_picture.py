@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cldm.plan import file_hash
+from cldm.synthesis.planning import file_hash
 from tests.synthesis.conftest import close, images, records
 
 ITEM, SAMPLE = "train_0002", "train_0002_seed_5"
@@ -31,8 +31,16 @@ def again(command, folder, tmp_path):
     data = tmp_path / "data"
 
     def build(*more):
-        return command(folder, "--data-root", data, "--txt-file", data / "inference_set_items.json",
-                       "--classes", data / "classes.json", *more)  # fmt: skip
+        return command(
+            folder,
+            "--data-root",
+            data,
+            "--txt-file",
+            data / "inference_set_items.json",
+            "--classes",
+            data / "classes.json",
+            *more,
+        )
 
     return build
 
@@ -81,16 +89,18 @@ def test_other_options_are_refused_by_name(cli, again, folder, options, says):
     assert images(folder).keys() == before.keys() and len(records(folder)) == 8
 
 
-@pytest.mark.parametrize("what", ["prompt", "reference", "mask", "other reference", "record", "old record",
-                                  "cut record", "twice", "weights"])  # fmt: skip
+@pytest.mark.parametrize(
+    "what", ["prompt", "reference", "mask", "other reference", "record", "old record", "cut record", "twice", "weights"]
+)
 def test_an_image_made_of_something_else_is_refused_by_name(cli, again, folder, tmp_path, ckpt, what):
     data, more, says = tmp_path / "data", (), what
     if what == "prompt":
         change_item(data, prompt="in winter, covered by snow")
         says = "not 'in winter, covered by snow'"
     elif what == "reference":
-        item = next(json.loads(line) for line in (data / "inference_set_items.json").read_text().splitlines()
-                    if ITEM in line)  # fmt: skip
+        item = next(
+            json.loads(line) for line in (data / "inference_set_items.json").read_text().splitlines() if ITEM in line
+        )
         change_picture(data / item["ref_image"])
         says = "another reference than"
     elif what == "mask":
@@ -181,7 +191,7 @@ def test_a_batch_that_does_not_fit_is_one_line(cli, again, tmp_path, monkeypatch
     def too_much(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nGPU 0 ...")
 
-    monkeypatch.setattr("cldm.synthesis.Synthesizer.make", too_much)
+    monkeypatch.setattr("cldm.synthesis.run.Synthesizer.make", too_much)
     assert "--batch-size 8: a batch does not fit" in cli.refused("inference", *again("--outdir", tmp_path / "new"))
 
 
@@ -206,9 +216,19 @@ def test_damaged_records_are_named_with_their_line(cli, again, folder, scenes, t
     path = folder / "samples.jsonl"
     path.write_bytes(path.read_bytes() + line + b"\n")
     assert f"{path}: line 9" in cli.refused("inference", *again())
-    said = cli.refused("contact_sheet", "--samples", folder, "--data-root", scenes, "--items",
-                       scenes / "inference_set_items.json", "--classes", scenes / "classes.json", "--out",
-                       tmp_path / "sheet.png")  # fmt: skip
+    said = cli.refused(
+        "contact_sheet",
+        "--samples",
+        folder,
+        "--data-root",
+        scenes,
+        "--items",
+        scenes / "inference_set_items.json",
+        "--classes",
+        scenes / "classes.json",
+        "--out",
+        tmp_path / "sheet.png",
+    )
     assert f"{path}: line 9" in said and not (tmp_path / "sheet.png").exists()
 
 
@@ -216,8 +236,19 @@ def test_damaged_records_are_named_with_their_line(cli, again, folder, scenes, t
 def test_a_list_that_is_none_is_refused_by_the_contact_sheet(cli, folder, scenes, tmp_path, items):
     path = tmp_path / "items.json"
     path.write_bytes(items.encode(errors="surrogatepass"))
-    assert str(path) in cli.refused("contact_sheet", "--samples", folder, "--data-root", scenes, "--items", path,
-                                    "--classes", scenes / "classes.json", "--out", tmp_path / "s.png")  # fmt: skip
+    assert str(path) in cli.refused(
+        "contact_sheet",
+        "--samples",
+        folder,
+        "--data-root",
+        scenes,
+        "--items",
+        path,
+        "--classes",
+        scenes / "classes.json",
+        "--out",
+        tmp_path / "s.png",
+    )
 
 
 @pytest.mark.parametrize("name", ["a\nb", ".hidden", "x" * 240, "a\x7fb"])
@@ -236,7 +267,7 @@ def test_a_data_worker_that_fails_is_one_line(cli, again, tmp_path, monkeypatch,
         path.unlink()
         return file_hash(path)
 
-    monkeypatch.setattr("cldm.synthesis.file_hash", broken)
+    monkeypatch.setattr("cldm.synthesis.run.file_hash", broken)
     get = "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__"
     monkeypatch.setattr(get, (0.2,))  # how often torch looks whether its workers live
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # and waits for their end

@@ -92,18 +92,28 @@ def test_open_clip_has_the_keys_of_sd2_checkpoints():
     shapes = {key: list(value.shape) for key, value in state.items()}
     width = 1024
     block = {
-        "ln_1.weight": [width], "ln_1.bias": [width], "ln_2.weight": [width], "ln_2.bias": [width],
-        "attn.in_proj_weight": [3 * width, width], "attn.in_proj_bias": [3 * width],
-        "attn.out_proj.weight": [width, width], "attn.out_proj.bias": [width],
-        "mlp.c_fc.weight": [4 * width, width], "mlp.c_fc.bias": [4 * width],
-        "mlp.c_proj.weight": [width, 4 * width], "mlp.c_proj.bias": [width],
-    }  # fmt: skip
+        "ln_1.weight": [width],
+        "ln_1.bias": [width],
+        "ln_2.weight": [width],
+        "ln_2.bias": [width],
+        "attn.in_proj_weight": [3 * width, width],
+        "attn.in_proj_bias": [3 * width],
+        "attn.out_proj.weight": [width, width],
+        "attn.out_proj.bias": [width],
+        "mlp.c_fc.weight": [4 * width, width],
+        "mlp.c_fc.bias": [4 * width],
+        "mlp.c_proj.weight": [width, 4 * width],
+        "mlp.c_proj.bias": [width],
+    }
     expected = {
-        "model.positional_embedding": [77, width], "model.text_projection": [width, width], "model.logit_scale": [],
+        "model.positional_embedding": [77, width],
+        "model.text_projection": [width, width],
+        "model.logit_scale": [],
         "model.token_embedding.weight": [49408, width],
-        "model.ln_final.weight": [width], "model.ln_final.bias": [width],
+        "model.ln_final.weight": [width],
+        "model.ln_final.bias": [width],
         **{f"model.transformer.resblocks.{n}.{key}": shape for n in range(24) for key, shape in block.items()},
-    }  # fmt: skip
+    }
     assert shapes == expected
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cldm.callbacks import StopOnSignal
 from cldm.control_ldm import ControlLDM
+from cldm.data.datamodule import DataModuleFromConfig
+from cldm.training.stop_on_signal import StopOnSignal
 from common.errors import InputError
-from common.files import flock, only_writer
-from ldm.data.datamodule import DataModuleFromConfig
+from common.files import only_writer
 from tests.training.test_training import options, weights
 
 STEPS = "lightning.trainer.max_steps={}"
@@ -143,8 +143,17 @@ def test_a_loss_that_is_no_number_leaves_what_was_before(cli, scenes, tmp_path):
 
 def test_a_rate_given_on_resume_is_used(cli, run):
     before = weights(run)
-    out = cli("train", "-r", run, "--gpus", "cpu", STEPS.format(4), "base_learning_rate=0",
-              "model.params.weight_decay=0.5", "model.params.warmup_steps=7")  # fmt: skip
+    out = cli(
+        "train",
+        "-r",
+        run,
+        "--gpus",
+        "cpu",
+        STEPS.format(4),
+        "base_learning_rate=0",
+        "model.params.weight_decay=0.5",
+        "model.params.warmup_steps=7",
+    )
     assert "changed: base_learning_rate: 0.001 -> 0" in out
     last = content(run)
     assert last["global_step"] == 4 and last["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.5
@@ -318,19 +327,6 @@ def test_a_second_training_in_one_folder_says_who_is_there(cli, scenes, run):
     assert not (empty / "config.yaml").exists()
 
 
-def test_data_workers_do_not_hold_a_runs_lock(scenes, tmp_path):
-    import fcntl
-
-    items = {"data_root": str(scenes), "txt_file": str(scenes / "train_set_items.json"), "size": 64}
-    data = DataModuleFromConfig(2, {"target": "ldm.data.pairs.PairedImages", "params": items}, num_workers=1)
-    data.setup()
-    with only_writer(tmp_path, "--logdir"):
-        batches = iter(data.train_dataloader())
-        next(batches)
-    with flock(tmp_path / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:  # its worker lives on
-        assert alone and batches is not None
-
-
 def test_a_full_disk_is_one_line_and_the_old_checkpoint_whole(cli, run):
     before = (run / "checkpoints/last.ckpt").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -366,7 +362,7 @@ def test_a_dry_run_knows_what_the_run_would_trip_over(cli, scenes, tmp_path, set
 
 
 def test_a_dry_run_makes_a_batch(cli, scenes, tmp_path, monkeypatch):
-    from ldm.data.pairs import PairedImages
+    from cldm.data.pairs import PairedImages
 
     read = PairedImages.__getitem__
 

@@ -13,15 +13,30 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from cldm.build import create_model, load_config, outline
+from cldm.data.datamodule import DataModuleFromConfig
+from common.files import flock, only_writer
 from tests.conftest import ROOT, SMALL
 
 
 def options(scenes, logdir, name, *more):
     return [
-        "--config-model", SMALL, "-n", name, "-l", logdir, "--data-root", scenes, "--gpus", "cpu",
-        "--train-txt-file", scenes / "train_set_items.json", "--val-txt-file", scenes / "test_set_items.json",
-        f"model.params.classes={scenes}/classes.json", *more,
-    ]  # fmt: skip
+        "--config-model",
+        SMALL,
+        "-n",
+        name,
+        "-l",
+        logdir,
+        "--data-root",
+        scenes,
+        "--gpus",
+        "cpu",
+        "--train-txt-file",
+        scenes / "train_set_items.json",
+        "--val-txt-file",
+        scenes / "test_set_items.json",
+        f"model.params.classes={scenes}/classes.json",
+        *more,
+    ]
 
 
 def weights(run):
@@ -44,9 +59,11 @@ def test_one_step_moves_exactly_what_trains(golden, golden_model, recipe):
         name
         for name, _ in model.named_parameters()
         if (name.startswith(("control_model.", "ssl_stage_model.")) and not name.startswith(unread))
-        or "attn00_ls_trainable" in name or "attn01_ssl_trainable" in name
-        or "norm00_trainable" in name or "norm01_trainable" in name
-    }  # fmt: skip
+        or "attn00_ls_trainable" in name
+        or "attn01_ssl_trainable" in name
+        or "norm00_trainable" in name
+        or "norm01_trainable" in name
+    }
     assert trains == expected and len([n for n in trains if "middle_block.1" in n and "_trainable" in n]) == 14
 
     for name, parameter in model.named_parameters():
@@ -105,7 +122,7 @@ def test_validation_is_the_same_for_the_same_weights(cli, scenes, tmp_path):
 def test_losses_do_not_depend_on_the_batch(scenes, batch_size):
     from torch.utils.data import default_collate
 
-    from ldm.data.pairs import PairedImages
+    from cldm.data.pairs import PairedImages
 
     torch.manual_seed(0)
     model = create_model(SMALL, classes=str(scenes / "classes.json"))
@@ -162,7 +179,7 @@ def test_sigterm_saves_and_ends_cleanly(cli, scenes, tmp_path):
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c(cli, scenes, tmp_path, monkeypatch, times):
     """Once: saves and ends; twice: ends at once."""
-    from cldm.callbacks import StopOnSignal
+    from cldm.training.stop_on_signal import StopOnSignal
 
     def at_second_step(self, trainer, *_):
         if trainer.global_step == 1:
@@ -181,10 +198,14 @@ def test_ctrl_c(cli, scenes, tmp_path, monkeypatch, times):
 
 def test_a_signal_during_validation_waits_for_gradients(cli, scenes, tmp_path, monkeypatch):
     """Validation after 3 of 4 batches, steps of 2: no checkpoint could hold the third batch's gradients."""
-    from cldm.callbacks import StopOnSignal
+    from cldm.training.stop_on_signal import StopOnSignal
 
-    run = ["lightning.trainer.accumulate_grad_batches=2", "lightning.trainer.val_check_interval=3",
-           "lightning.trainer.check_val_every_n_epoch=1", "lightning.trainer.max_steps=4"]  # fmt: skip
+    run = [
+        "lightning.trainer.accumulate_grad_batches=2",
+        "lightning.trainer.val_check_interval=3",
+        "lightning.trainer.check_val_every_n_epoch=1",
+        "lightning.trainer.max_steps=4",
+    ]
     cli("train", *options(scenes, tmp_path, "whole", *run))
     monkeypatch.setattr(
         StopOnSignal, "on_validation_batch_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM), raising=False
@@ -206,7 +227,7 @@ def test_settings_after_options_of_several_words(cli, scenes, tmp_path):
 
 @pytest.mark.parametrize("interval", [0.5, 1.0], ids=["within an epoch", "end of an epoch"])
 def test_sigterm_during_validation(cli, scenes, tmp_path, monkeypatch, interval):
-    from cldm.callbacks import StopOnSignal
+    from cldm.training.stop_on_signal import StopOnSignal
 
     often = ["lightning.trainer.check_val_every_n_epoch=1", f"lightning.trainer.val_check_interval={interval}"]
     run = [*often, "lightning.trainer.max_steps=7"]
@@ -227,7 +248,7 @@ def test_sigterm_during_validation(cli, scenes, tmp_path, monkeypatch, interval)
 
 
 def test_last_is_the_newest_after_a_stop_before_the_first_checkpoint(cli, scenes, tmp_path, monkeypatch):
-    from cldm.callbacks import StopOnSignal
+    from cldm.training.stop_on_signal import StopOnSignal
 
     def at_first_step(self, trainer, model, *_):
         assert model.control_model.training and not model.first_stage_model.training
@@ -348,3 +369,16 @@ def test_published_code_trains_less(golden, golden_model, recipe):
     assert {name.split(".")[0] for name in gone} == {"control_model", "ssl_stage_model", "model"}
     more = learns(sd_locked=False) - learns()
     assert {name.split(".")[2] for name in more} == {"output_blocks", "out"}
+
+
+def test_data_workers_do_not_hold_a_runs_lock(scenes, tmp_path):
+    import fcntl
+
+    items = {"data_root": str(scenes), "txt_file": str(scenes / "train_set_items.json"), "size": 64}
+    data = DataModuleFromConfig(2, {"target": "cldm.data.pairs.PairedImages", "params": items}, num_workers=1)
+    data.setup()
+    with only_writer(tmp_path, "--logdir"):
+        batches = iter(data.train_dataloader())
+        next(batches)
+    with flock(tmp_path / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:  # its worker lives on
+        assert alone and batches is not None

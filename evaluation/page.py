@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from post_processing.comparison import SCORES, no_spread, verdict
+from evaluation.comparison import SCORES, no_spread, verdict
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #2a6fbb; --bad: #c0392b; }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from post_processing.plots import plt
+from common.plots import plt
 
 BASELINE, JOINT, WORSE = "#8a8a8a", "#3b6fb6", "#c0392b"
 

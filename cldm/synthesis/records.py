@@ -27,7 +27,10 @@ def _file_name(name: str) -> str:
 
 
 class Sample(Record):
-    """A line: an image's name, and what it was made of; see ``cldm.plan.Recipe``. Other versions' fields are kept."""
+    """A line: an image's name, and what it was made of; see ``cldm.synthesis.planning.Recipe``.
+
+    Other versions' fields are kept.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -70,8 +73,10 @@ def writing(outdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"--outdir {outdir}: cannot write there ({reason}); what is there is whole: make room or take "
-                         "another folder, and start again") from error  # fmt: skip
+        raise InputError(
+            f"--outdir {outdir}: cannot write there ({reason}); what is there is whole: make room or take "
+            "another folder, and start again"
+        ) from error
 
 
 @contextmanager

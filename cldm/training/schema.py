@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from cldm.config_schema import Augmentation, Name, Share, Slot, check_entry, check_model
+from cldm.data.hints import ENCODINGS
+from cldm.data.pairs import REFERENCE_FITS
 from common.errors import InputError
 from common.limits import BATCH, COUNT, PIXELS, WORKERS
 from common.schema import Place, Schema, dotted, one_line, parse
-from ldm.data.hints import ENCODINGS
-from ldm.data.pairs import REFERENCE_FITS
 from ldm.models.schedule import SAMPLERS
 
 Side = Annotated[int, Field(ge=1, le=PIXELS)]
@@ -21,8 +21,23 @@ Count = Annotated[int, Field(ge=0, le=COUNT)]
 Positive = Annotated[int, Field(ge=1, le=COUNT)]
 Endless = Annotated[int, Field(ge=-1, le=COUNT)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true",
-              "64-true", "transformer-engine", "transformer-engine-float16")  # fmt: skip
+PRECISIONS = (
+    16,
+    32,
+    64,
+    "16",
+    "32",
+    "64",
+    "bf16",
+    "16-true",
+    "16-mixed",
+    "bf16-true",
+    "bf16-mixed",
+    "32-true",
+    "64-true",
+    "transformer-engine",
+    "transformer-engine-float16",
+)
 _METRIC = re.compile(r"\{(epoch|step|val/loss|train/loss)(:0?[0-9]{0,2}(\.[0-9]{1,2}f)?)?\}")
 LOGGED = ("train/loss", "val/loss")  # what a checkpoint may be chosen by
 
@@ -49,7 +64,7 @@ class PairedImagesParams(Schema):
     reference_fit: Literal[REFERENCE_FITS] = "crop"  # type: ignore[valid-type]
 
 
-_ITEMS = Slot({"ldm.data.pairs.PairedImages": PairedImagesParams})
+_ITEMS = Slot({"cldm.data.pairs.PairedImages": PairedImagesParams})
 
 
 class DataParams(Schema):
@@ -68,7 +83,7 @@ class DataParams(Schema):
     use_worker_init_fn: Any = None
 
 
-DATA = Slot({"ldm.data.datamodule.DataModuleFromConfig": DataParams})
+DATA = Slot({"cldm.data.datamodule.DataModuleFromConfig": DataParams})
 
 
 class ImageLoggerParams(Schema):
@@ -110,8 +125,10 @@ class ModelCheckpointParams(Schema):
     def _filename(cls, filename: str | None) -> str | None:
         rest = _METRIC.sub("1", filename or "x")
         if set("{}/\\") & set(rest) or not rest.isprintable() or rest.startswith("."):
-            raise ValueError(f"{one_line(filename, 60)}: must be a file's name, without folders; {{epoch}}, {{step}}, "
-                             "{val/loss} and {train/loss} may be in it, as in {epoch:06}")  # fmt: skip
+            raise ValueError(
+                f"{one_line(filename, 60)}: must be a file's name, without folders; {{epoch}}, {{step}}, "
+                "{val/loss} and {train/loss} may be in it, as in {epoch:06}"
+            )
         return filename
 
 
@@ -211,13 +228,19 @@ class Sections(Schema):
 
 
 _OWN_NAMES: dict[tuple[str, ...], tuple[type[Schema], tuple[str, ...]]] = {
-    ("callbacks", "image_logger"): (ImageLoggerParams, ("main.ImageLogger", "cldm.callbacks.ImageLogger")),
+    ("callbacks", "image_logger"): (
+        ImageLoggerParams,
+        ("main.ImageLogger", "cldm.callbacks.ImageLogger", "cldm.training.image_logger.ImageLogger"),
+    ),
     ("modelcheckpoint",): (
         ModelCheckpointParams,
-        ("pytorch_lightning.callbacks.ModelCheckpoint", "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-         "lightning.pytorch.callbacks.ModelCheckpoint"),
+        (
+            "pytorch_lightning.callbacks.ModelCheckpoint",
+            "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+            "lightning.pytorch.callbacks.ModelCheckpoint",
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def check_training(content: Any, source: Callable[[Place], str]) -> None:
@@ -239,8 +262,10 @@ def check_training(content: Any, source: Callable[[Place], str]) -> None:
         place: Place = ("lightning", *path)
         if (target := section.get("target")) not in (None, *names):
             where = (*place, "target")
-            raise InputError(f"{source(where)}, field {dotted(where)}: {one_line(target, 80)}: does not belong here; "
-                             f"leave it out, or write {names[0]}")  # fmt: skip
+            raise InputError(
+                f"{source(where)}, field {dotted(where)}: {one_line(target, 80)}: does not belong here; "
+                f"leave it out, or write {names[0]}"
+            )
         params = parse(section.get("params") or {}, schema, source, under=(*place, "params"))
         no_validation = isinstance(data, DataParams) and data.validation is None
         if isinstance(params, ModelCheckpointParams) and params.monitor == "val/loss" and no_validation:

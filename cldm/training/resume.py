@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from torch import Tensor
 
-from cldm.checkpoints import FOLDER, LAST
 from cldm.control_ldm import ControlLDM
+from cldm.training.checkpoints import FOLDER, LAST
 from common.errors import InputError
 from common.schema import OpenSchema, one_line, parse
 from common.weights import read_checkpoint
@@ -62,8 +62,10 @@ def resume_checkpoint(path: Path) -> Path:
         remedy = f"; take --resume {others[-1]}" if others else remedy
         raise InputError(f"--resume {path}: there is no {checkpoint}{remedy}")
     if checkpoint.absolute().parent.name != FOLDER:
-        raise InputError(f"--resume {path}: lies in no run's folder (RUN/{FOLDER}/NAME.ckpt), where it would go on; "
-                         "move it there, or take --pretrain-path for its weights alone")  # fmt: skip
+        raise InputError(
+            f"--resume {path}: lies in no run's folder (RUN/{FOLDER}/NAME.ckpt), where it would go on; "
+            "move it there, or take --pretrain-path for its weights alone"
+        )
     return checkpoint
 
 
@@ -90,8 +92,10 @@ def read_training_state(path: Path) -> TrainingState:
         raise InputError(f"--resume {error}; {other}") from error
     lacking = [key for key in _TRAINING if not (isinstance(content, Mapping) and content.get(key))]
     if lacking:
-        raise InputError(f"--resume {path}: no checkpoint of a training (it lacks {', '.join(lacking)}); take "
-                         "--pretrain-path for weights alone")  # fmt: skip
+        raise InputError(
+            f"--resume {path}: no checkpoint of a training (it lacks {', '.join(lacking)}); take "
+            "--pretrain-path for weights alone"
+        )
     return parse(dict(content), TrainingState, f"--resume {path}", other)
 
 
@@ -110,10 +114,16 @@ def check_fits(model: ControlLDM, state: TrainingState, path: Path, changed: Map
     model.setup("fit")  # its running averages
     own = model.state_dict()
     lacks, more = sorted(own.keys() - state.state_dict.keys()), sorted(state.state_dict.keys() - own.keys())
-    other = [f"{key}: {_size(state.state_dict[key])} in the file, {_size(own[key])} in the model"
-             for key in own if key in state.state_dict and own[key].shape != state.state_dict[key].shape]  # fmt: skip
-    faults = [_first(names, what) for names, what in ((lacks, "lacks"), (more, "has beyond the model"),
-                                                      (other, "has of another size")) if names]  # fmt: skip
+    other = [
+        f"{key}: {_size(state.state_dict[key])} in the file, {_size(own[key])} in the model"
+        for key in own
+        if key in state.state_dict and own[key].shape != state.state_dict[key].shape
+    ]
+    faults = [
+        _first(names, what)
+        for names, what in ((lacks, "lacks"), (more, "has beyond the model"), (other, "has of another size"))
+        if names
+    ]
     if not faults:
         constant = [name for name, _ in model.named_buffers() if name in own and not name.startswith("model_ema.")]
         tables = [
@@ -131,8 +141,10 @@ def check_fits(model: ControlLDM, state: TrainingState, path: Path, changed: Map
     if faults:
         of_model = {key: values for key, values in changed.items() if key.startswith("model.")}
         why = f" (changed: {_listed(of_model)})" if of_model else ""
-        raise InputError(f"--resume {path}: does not fit the model{why}: it {'; it '.join(faults)}. Resume with the "
-                         "run's own values, or start another run from its weights by --pretrain-path")  # fmt: skip
+        raise InputError(
+            f"--resume {path}: does not fit the model{why}: it {'; it '.join(faults)}. Resume with the "
+            "run's own values, or start another run from its weights by --pretrain-path"
+        )
 
 
 def _optimizer_faults(state: TrainingState, parameters: list[Tensor]) -> list[str]:

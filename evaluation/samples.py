@@ -14,10 +14,10 @@ from common.errors import InputError
 from common.files import atomic_path, write_json
 from common.images import ImageError
 from common.pairing import IMAGE_SUFFIXES, Pair, list_files
-from post_processing.nearest import nearest, thumbnail
-from post_processing.pairs import each, without_faults
-from post_processing.samples_report import nearest_sheet, samples_figure
-from post_processing.scores import confusion, scores
+from common.scores import confusion, scores
+from common.sound_pairs import each, without_faults
+from evaluation.copies import nearest, thumbnail
+from evaluation.samples_report import nearest_sheet, samples_figure
 
 SHOWN = 8  # nearest pairs in the picture
 

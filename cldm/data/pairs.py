@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from cldm.data.hints import HintEncoder
+from cldm.data.manifest import Item, read_manifest
+from cldm.data.reference import ReferenceAugmentation
 from common.classes import load_class_table
 from common.errors import InputError
 from common.files import digest
 from common.images import IGNORE, ImageError, read_image, read_mask
 from common.rng import seed_from
-from ldm.data.hints import HintEncoder
-from ldm.data.manifest import Item, read_manifest
-from ldm.data.reference import ReferenceAugmentation
 
 _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,

@@ -15,10 +15,10 @@ import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from cldm.data.pairs import PairedImages
 from common.errors import InputError
 from common.processes import end_with_parent
 from common.rng import seed_from
-from ldm.data.pairs import PairedImages
 from ldm.util import get_class, instantiate_from_config
 
 # Parameters of the published data module that have no meaning here.
@@ -211,8 +211,9 @@ class DataModuleFromConfig(LightningDataModule):
             try:
                 default_collate([items[key] for key in keys])
             except (RuntimeError, TypeError, KeyError) as error:
-                raise InputError(f"data: {name}: its first {len(keys)} items make no batch "
-                                 f"({' '.join(str(error).split())[:200]})") from error  # fmt: skip
+                raise InputError(
+                    f"data: {name}: its first {len(keys)} items make no batch ({' '.join(str(error).split())[:200]})"
+                ) from error
 
     def train_dataloader(self) -> TrainLoader:
         """This rank's training batches, shuffled anew each epoch."""

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from common.images import read_image
-from post_processing.plots import plt
+from common.plots import plt
 
 REAL, SYNTHESIZED, LIMIT = "#3b6fb6", "#d9822b", "#c0392b"
 

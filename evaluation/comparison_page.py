@@ -14,9 +14,9 @@ from common.errors import InputError
 from common.files import atomic_path, write_json
 from common.images import IGNORE, read_image
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, mask_name
-from post_processing.comparison import SCORES, check_runs, check_spread, compare
-from post_processing.comparison_figures import classes_figure, seeds_figure
-from post_processing.page import gallery, page
+from evaluation.comparison import SCORES, check_runs, check_spread, compare
+from evaluation.figures import classes_figure, seeds_figure
+from evaluation.page import gallery, page
 
 
 def read_svg(path: Path) -> bytes:

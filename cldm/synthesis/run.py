@@ -1,4 +1,4 @@
-"""Synthesizing a data set: how each image is made and written; which ones, ``cldm.plan`` says."""
+"""Synthesizing a data set: how each image is made and written; which ones, ``cldm.synthesis.planning`` says."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from PIL import Image
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cldm.callbacks import ctrl_c, to_uint8
 from cldm.control_ldm import ControlLDM
-from cldm.plan import Job, Recipe, SynthesisOptions, file_hash, same_size_batches
-from cldm.records import Sample, append_record, images_in, publishing, working_in
+from cldm.data.pairs import PairedImages
+from cldm.pictures import to_uint8
+from cldm.synthesis.planning import Job, Recipe, SynthesisOptions, file_hash, same_size_batches
+from cldm.synthesis.records import Sample, append_record, images_in, publishing, working_in
+from cldm.training.stop_on_signal import ctrl_c
 from common.errors import InputError
 from common.files import atomic_path
 from common.rng import item_noise, seed_from
-from ldm.data.pairs import PairedImages
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 
@@ -155,10 +156,20 @@ class Synthesizer(pl.LightningModule):
         images = to_uint8(made)
         for i, image in enumerate(images):
             record = self.recipe.sample(
-                *(batch[key][i] for key in ("job_name", "job_seed", "txt", "mask_path", "mask_hash", "reference_path",
-                                            "reference_hash")),
+                *(
+                    batch[key][i]
+                    for key in (
+                        "job_name",
+                        "job_seed",
+                        "txt",
+                        "mask_path",
+                        "mask_hash",
+                        "reference_path",
+                        "reference_hash",
+                    )
+                ),
                 *image.shape[:2],
-            )  # fmt: skip
+            )
             self.writing.append(self.pool.submit(self._write_whole, image, record))
         while len(self.writing) > 4 * len(images):
             self.writing.pop(0).result()  # a full disk stops the run here
@@ -177,9 +188,18 @@ class Synthesizer(pl.LightningModule):
         shape = (model.channels, *(side // model.factor for side in hint.shape[-2:]))
         x_T = item_noise(seeds, shape).to(hint)
         latents = sample(
-            model, cond, uncond, x_T, options.steps, options.sampler, options.scale, options.eta, seeds,
-            spacing=options.spacing, split=options.split_guidance,
-        )  # fmt: skip
+            model,
+            cond,
+            uncond,
+            x_T,
+            options.steps,
+            options.sampler,
+            options.scale,
+            options.eta,
+            seeds,
+            spacing=options.spacing,
+            split=options.split_guidance,
+        )
         return model.decode_first_stage(latents.to(x_T.dtype))
 
     def _write_whole(self, image: np.ndarray, record: Sample) -> None:
@@ -187,8 +207,10 @@ class Synthesizer(pl.LightningModule):
             self._write(image, record)
         except OSError as error:
             reason = error.strerror or error
-            raise InputError(f"--outdir {self.options.outdir}: cannot write {record.name} ({reason}); what is there is "
-                             "whole: make room, and start again") from error  # fmt: skip
+            raise InputError(
+                f"--outdir {self.options.outdir}: cannot write {record.name} ({reason}); what is there is "
+                "whole: make room, and start again"
+            ) from error
 
     def _write(self, image: np.ndarray, record: Sample) -> None:
         options = self.options
@@ -222,8 +244,10 @@ def memory_for(batch_size: int) -> Iterator[None]:
         lacking = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if not lacking:
             raise
-        raise InputError(f"--batch-size {batch_size}: a batch does not fit into memory; take a smaller one, "
-                         "--split-guidance or a smaller --size") from error  # fmt: skip
+        raise InputError(
+            f"--batch-size {batch_size}: a batch does not fit into memory; take a smaller one, "
+            "--split-guidance or a smaller --size"
+        ) from error
 
 
 def synthesize(

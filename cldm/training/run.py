@@ -16,18 +16,20 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 
 from cldm.build import create_model, load_config, outline
-from cldm.callbacks import ImageLogger, ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c, training_report
-from cldm.checkpoints import FOLDER, LAST, KeptCheckpoints, LastCheckpoint, Place, WholeCheckpoints
 from cldm.control_ldm import ControlLDM, TrainingDiverged
-from cldm.prompts import cut_lines
-from cldm.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
-from cldm.start import origin_table, start_weights
-from cldm.training_options import TrainingOptions, count_devices, first_process, resolve
+from cldm.data.datamodule import DataModuleFromConfig
+from cldm.start_weights import origin_table, start_weights
+from cldm.synthesis.prompts import cut_lines
+from cldm.training.checkpoints import FOLDER, LAST, KeptCheckpoints, LastCheckpoint, Place, WholeCheckpoints
+from cldm.training.image_logger import ImageLogger
+from cldm.training.options import TrainingOptions, count_devices, first_process, resolve
+from cldm.training.report import training_report
+from cldm.training.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
+from cldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
 from common.errors import InputError
 from common.files import atomic_path, check_writable, full_disk, only_writer, room_for
 from common.schema import one_line
 from ldm.checkpoint import load_weights, read_state_dict
-from ldm.data.datamodule import DataModuleFromConfig
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -124,8 +126,9 @@ def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnS
     has_validation = "validation" in config.data.params
     wanted = lightning.get("modelcheckpoint", {}).get("params") or {}
     if wanted.get("save_last", True) is not True:
-        raise InputError("configuration: lightning.modelcheckpoint.params.save_last: last.ckpt is always written; "
-                         "leave this out")  # fmt: skip
+        raise InputError(
+            "configuration: lightning.modelcheckpoint.params.save_last: last.ckpt is always written; leave this out"
+        )
     checkpoint = {
         "dirpath": folder / "checkpoints",
         "filename": "{epoch:06}",
@@ -140,8 +143,10 @@ def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnS
     images = (lightning.get("callbacks") or {}).get("image_logger", {}).get("params") or {}
     if str((lightning.get("trainer") or {}).get("strategy")).startswith(("fsdp", "deepspeed")):
         if config.model.params.get("use_ema"):
-            raise InputError("configuration: model.params.use_ema: running averages need whole weights on each device; "
-                             "take lightning.trainer.strategy=ddp, or model.params.use_ema=false")  # fmt: skip
+            raise InputError(
+                "configuration: model.params.use_ema: running averages need whole weights on each device; "
+                "take lightning.trainer.strategy=ddp, or model.params.use_ema=false"
+            )
         images["max_images"] = 0
         log.info("no pictures while training: they need whole weights on each device")
     try:

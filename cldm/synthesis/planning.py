@@ -9,23 +9,54 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cldm.records import Sample, images_in, read_records
+from cldm.data.pairs import PairedImages
+from cldm.synthesis.records import Sample, images_in, read_records
 from common.errors import InputError
 from common.files import digest, name_fault
 from common.schema import one_line
-from ldm.data.pairs import PairedImages
 from ldm.models.schedule import spacing_of
 from ldm.modules.tokenizer import Reading
 
 MOST_IMAGES = 10_000_000  # of one command: a longer list is a slip of the hand, and would fill the memory
 LONGEST_NAME = 255 - len("..12345678.tmp.jpg")  # bytes, so that the temporary file has a name, too
 # Fields of the model's configuration that change its training, not its pictures, or that records say by themselves.
-TRAINING_ONLY = ("learning_rate", "weight_decay", "warmup_steps", "decay_steps", "use_ema", "ema_decay", "trainable",
-                 "sd_locked", "aug_pipe_config", "hint_encoding", "classes")  # fmt: skip
+TRAINING_ONLY = (
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "decay_steps",
+    "use_ema",
+    "ema_decay",
+    "trainable",
+    "sd_locked",
+    "aug_pipe_config",
+    "hint_encoding",
+    "classes",
+)
 # What makes a picture, in the order in which differences are named.
-MAKES = ("checkpoint_hash", "use_ema", "config_hash", "precision", "sampler", "steps", "spacing", "scale", "eta",
-         "format", "quality", "height", "width", "hint_encoding", "mask_hash", "reference_hash", "reference_fit",
-         "reference_latent", "prompt", "prompt_read", "seed")  # fmt: skip
+MAKES = (
+    "checkpoint_hash",
+    "use_ema",
+    "config_hash",
+    "precision",
+    "sampler",
+    "steps",
+    "spacing",
+    "scale",
+    "eta",
+    "format",
+    "quality",
+    "height",
+    "width",
+    "hint_encoding",
+    "mask_hash",
+    "reference_hash",
+    "reference_fit",
+    "reference_latent",
+    "prompt",
+    "prompt_read",
+    "seed",
+)
 REFERENCE_LATENTS = ("mode", "sample")
 
 
@@ -84,9 +115,12 @@ class Recipe:
     """
 
     def __init__(
-        self, dataset: PairedImages, options: SynthesisOptions, about: Mapping[str, Any],
+        self,
+        dataset: PairedImages,
+        options: SynthesisOptions,
+        about: Mapping[str, Any],
         reading: Callable[[str], Reading],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.size = dataset.size
         self.reading = lru_cache(maxsize=4096)(reading)
         self._common = {
@@ -103,15 +137,32 @@ class Recipe:
             "hint_encoding": dataset.hint_fingerprint,
         }
 
-    def sample(self, name: str, seed: int, prompt: str, mask: str, mask_hash: str, reference: str | None,
-               reference_hash: str | None, height: int, width: int) -> Sample:  # fmt: skip
+    def sample(
+        self,
+        name: str,
+        seed: int,
+        prompt: str,
+        mask: str,
+        mask_hash: str,
+        reference: str | None,
+        reference_hash: str | None,
+        height: int,
+        width: int,
+    ) -> Sample:
         """The record of one image."""
         return Sample(
-            name=name, seed=seed, prompt=prompt, prompt_read=self.reading(prompt).read,
-            mask=_printable(mask), mask_hash=mask_hash, reference_hash=reference_hash,
+            name=name,
+            seed=seed,
+            prompt=prompt,
+            prompt_read=self.reading(prompt).read,
+            mask=_printable(mask),
+            mask_hash=mask_hash,
+            reference_hash=reference_hash,
             reference=None if reference is None else _printable(reference),
-            height=height, width=width, **self._common,
-        )  # fmt: skip
+            height=height,
+            width=width,
+            **self._common,
+        )
 
 
 def _printable(path: str) -> str:
@@ -129,8 +180,10 @@ def check_names(dataset: PairedImages, seeds: Sequence[int]) -> None:
         raise InputError(f"--num-samples {len(seeds)}: {len(dataset) * len(seeds)} images; up to {MOST_IMAGES} at once")
     for item in dataset.items:
         if fault := name_fault(f"{item.name}_seed_{seeds[-1]}", LONGEST_NAME):
-            raise InputError(f"line {item.line} of the list, field source: {one_line(repr(item.name), 80)} is no name "
-                             f"for images ({fault}); rename the mask")  # fmt: skip
+            raise InputError(
+                f"line {item.line} of the list, field source: {one_line(repr(item.name), 80)} is no name "
+                f"for images ({fault}); rename the mask"
+            )
 
 
 def look(dataset: PairedImages, recipe: Recipe, outdir: Path, seeds: Sequence[int]) -> tuple[set[str], dict[str, str]]:
@@ -158,10 +211,16 @@ def look(dataset: PairedImages, recipe: Recipe, outdir: Path, seeds: Sequence[in
         height, width = recipe.size or item.size or (0, 0)
         reference = item.reference
         now = recipe.sample(
-            name, seed, item.prompt, str(item.mask), hashes[item.mask],
-            None if reference is None else str(reference), None if reference is None else hashes[reference],
-            height, width,
-        )  # fmt: skip
+            name,
+            seed,
+            item.prompt,
+            str(item.mask),
+            hashes[item.mask],
+            None if reference is None else str(reference),
+            None if reference is None else hashes[reference],
+            height,
+            width,
+        )
         files = present[name]
         if len(files) > 1:
             others[name] = f"is there twice, {' and '.join(files)}"
@@ -242,8 +301,9 @@ def plan(
     for name in dict.fromkeys(text.removesuffix(".jpg").removesuffix(".png") for text in only):
         mask, _, number = name.rpartition("_seed_")
         if mask not in items or not _is_seed(number):
-            raise InputError(f"--only {one_line(name, 80)}: no such image; names are <mask name>_seed_<seed>, masks in "
-                             "the list")  # fmt: skip
+            raise InputError(
+                f"--only {one_line(name, 80)}: no such image; names are <mask name>_seed_<seed>, masks in the list"
+            )
         jobs.append(Job(items[mask], int(number), name, windows[items[mask]]))
     return jobs
 

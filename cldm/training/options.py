@@ -129,8 +129,10 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         config.lightning.save_every = options.save_every
     frozen = model.get("trainable", "fusion") != "all"
     if frozen and options.pretrain_path is None and options.resume is None and "all" not in options.allow:
-        raise InputError("--pretrain-path is needed: what does not train (model.params.trainable) would stay "
-                         "random; give start weights, or --allow-mismatch all")  # fmt: skip
+        raise InputError(
+            "--pretrain-path is needed: what does not train (model.params.trainable) would stay "
+            "random; give start weights, or --allow-mismatch all"
+        )
     rate = config.base_learning_rate
     if options.scale_lr is not None:
         config.scale_lr = options.scale_lr
@@ -141,14 +143,18 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         name = setting.partition("=")[0]
         wanted, used = OmegaConf.select(given, name), OmegaConf.select(config, name)
         if _overruled(wanted, used):
-            raise InputError(f"{one_line(setting, 120)}: would not be used, {one_line(used, 40)} would be; give "
-                             f"{_DECIDED.get(name, 'the option or value that decides it')} instead")  # fmt: skip
+            raise InputError(
+                f"{one_line(setting, 120)}: would not be used, {one_line(used, 40)} would be; give "
+                f"{_DECIDED.get(name, 'the option or value that decides it')} instead"
+            )
     if options.resume is None and first_process():  # a resumed run's own file holds what was decided for it
         for name, option in _DECIDED.items():
             wanted, used = OmegaConf.select(given, name), OmegaConf.select(config, name)
             if wanted is not None and wanted != used:
-                print(f"{name}: {one_line(wanted, 40)} of the configuration's files is not used, but "
-                      f"{one_line(used, 40)}; it comes from {option}")  # fmt: skip
+                print(
+                    f"{name}: {one_line(wanted, 40)} of the configuration's files is not used, but "
+                    f"{one_line(used, 40)}; it comes from {option}"
+                )
     return config
 
 
@@ -163,8 +169,10 @@ def _check_precision(precision: str, accelerator: str) -> None:
     """Refuses a precision that loses steps, or that the device would silently replace or emulate."""
     precision = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)
     if precision in ("bf16-true", "16-true"):
-        raise InputError(f"--precision {precision}: weights in 16 bit lose steps as small as these; "
-                         f"take {precision.replace('true', 'mixed')}")  # fmt: skip
+        raise InputError(
+            f"--precision {precision}: weights in 16 bit lose steps as small as these; "
+            f"take {precision.replace('true', 'mixed')}"
+        )
     if precision not in PRECISIONS:
         raise InputError(f"--precision {one_line(precision, 40)}: choose one of {', '.join(PRECISIONS)}")
     if precision == "16-mixed" and accelerator == "cpu":

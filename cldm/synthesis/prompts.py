@@ -6,8 +6,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from cldm.data.pairs import PairedImages
 from common.errors import InputError
-from ldm.data.pairs import PairedImages
 from ldm.models.diffusion import LatentDiffusion
 from ldm.modules.encoders import LONG_PROMPTS, TextEncoder
 from ldm.modules.tokenizer import Reading, cut_prompts

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import write_json
+from common.metrics_file import Metrics, read_metrics
 from common.processes import Children
 from common.schema import Schema, one_line, read_json
 from common.stamps import changed
-from post_processing.comparison import SCORES
-from post_processing.metrics_file import Metrics, read_metrics
+from evaluation.comparison import SCORES
 
 KINDS = ("baseline", "joint")
 Stamp = Mapping[str, str | int]

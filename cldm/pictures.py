@@ -1,0 +1,26 @@
+"""Images as a person looks at them: bytes, and sheets of several."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """Image (..., 3, H, W), about [-1, 1] -> (..., H, W, 3) uint8."""
+    scaled = image.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).movedim(-3, -1).cpu().numpy()
+
+
+def contact_sheet(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 of one size in rows, with white gaps."""
+    height, width = rows[0][0].shape[:2]
+    sheet = np.full(
+        (len(rows) * (height + gap) - gap, max(map(len, rows)) * (width + gap) - gap, 3), 255, dtype=np.uint8
+    )
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + gap), j * (width + gap)
+            sheet[top : top + height, left : left + width] = picture
+    return sheet

@@ -1,0 +1,1 @@
+"""Synthesis: what is missing, making it, writing it."""

@@ -1,0 +1,1 @@
+"""Training: options, one run, resuming it."""

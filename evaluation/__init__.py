@@ -1,0 +1,1 @@
+"""Whether synthesized images help: comparisons of segmentors, and measures of the images themselves."""
