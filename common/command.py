@@ -1,33 +1,35 @@
-"""What every command has in common: errors in one line, exit codes, and help that shows defaults."""
+"""What every command has in common: options from a dataclass, errors in one line, exit codes, help with defaults."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 import signal
 import sys
-import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from common import limits
+from common.converters import file_path, text
 from common.errors import InputError
 from common.files import full_disk_line
+from common.options import Options, add_options, flag_of, from_namespace
 from common.processes import worker_line
 from common.schema import one_line
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions at import
 LINE = 3000  # characters of a refusal
+T = TypeVar("T", bound=Options)
+_read: list[type[Options]] = []  # whose fields this process's command line has given
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows each option's default, unless its help does, and keeps the description's line breaks."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if "(default" in (action.help or "") else super()._get_help_string(action)
+        told = "(default" in (action.help or "") or action.default in (None, (), [])
+        return action.help if told else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,6 +75,33 @@ def parser(description: str) -> Parser:
     return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
+def read_options(options: type[T], description: str, words: Sequence[str] | None = None) -> T:
+    """The options of a command line; a refusal of theirs, here or later, names what was typed, not the field.
+
+    Args:
+        options: the dataclass of the work to be done.
+        description: of the command, for its help.
+        words: the command line; this process's by default.
+
+    Raises:
+        InputError: options that contradict each other. What is no option ends the process with exit code 2.
+    """
+    line = parser(description)
+    add_options(line, options)
+    return taken(options, line.parse_args(words))
+
+
+def taken(options: type[T], namespace: argparse.Namespace) -> T:
+    """As ``read_options``, of what a parser with more than these options has parsed."""
+    _read.append(options)
+    return from_namespace(options, namespace)
+
+
+def as_typed(error: InputError) -> str:
+    """A refusal with the fields of options as the user typed them."""
+    return error.told(lambda field: next((flag for o in reversed(_read) if (flag := flag_of(o, field))), field))
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command; exit code 2 and one line for bad input, a full disk, a dead data worker or too little memory.
 
@@ -85,7 +114,7 @@ def run(main: Callable[[], int | None]) -> None:
         code = main() or 0
     except InputError as error:
         told = "disk full" in str(error)
-        cause = error if told else full_disk_line(error) or worker_line(error) or error
+        cause = as_typed(error) if told else full_disk_line(error) or worker_line(error) or as_typed(error)
         print(f"error: {one_line(cause, LINE)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
@@ -114,66 +143,6 @@ def short_of_memory(error: Exception) -> str | None:
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Storage size calculation")
 
 
-def integer(low: int, high: int = limits.COUNT) -> Callable[[str], int]:
-    """An argparse type: a whole number from ``low`` to ``high``, in decimal digits."""
-
-    def convert(word: str) -> int:
-        value = int(word) if re.fullmatch(r"[+-]?[0-9]{1,50}", word) else low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{one_line(word, 60)}: write a whole number, {low} to {high}")
-        return value
-
-    return convert
-
-
-pixels = integer(1, limits.PIXELS)
-batch_size = integer(1, limits.BATCH)
-workers = integer(0, limits.WORKERS)
-random_seed = integer(0, 2**32 - 1)
-
-
-def number(low: float, high: float = limits.NUMBER) -> Callable[[str], float]:
-    """An argparse type: a finite number from ``low`` to ``high``."""
-
-    def convert(word: str) -> float:
-        try:
-            value = float(word) if word.isascii() and "_" not in word else math.nan
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and low <= value <= high):
-            raise argparse.ArgumentTypeError(f"{one_line(word, 60)}: write a number, {low:g} to {high:g}")
-        return value
-
-    return convert
-
-
-def text(value: str) -> str:
-    """An argparse type, of all options without another: a text of one line that can be printed.
-
-    A control character, half of a surrogate pair (a byte that is not UTF-8) and what turns the reading direction are
-    refused: they would end up in names of files, and in messages.
-    """
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in "\u202d\u202e\u2066\u2067" for c in value):
-        raise argparse.ArgumentTypeError(f"{one_line(repr(value), 60)}: has characters that no name should have")
-    return value
-
-
-def file_path(value: str) -> Path:
-    """An argparse type, of all options of type ``Path``: a text that can be a path."""
-    longest = max(len(part.encode(errors="replace")) for part in value.split("/"))
-    if not value.strip() or longest > 255 or len(value) > 4000:
-        raise argparse.ArgumentTypeError(f"{one_line(repr(value), 60)}: empty, or too long for a path")
-    return Path(text(value))
-
-
-def name(value: str) -> str:
-    """An argparse type: a name of a folder below another one."""
-    path = file_path(value)
-    if path.is_absolute() or ".." in path.parts or not path.name:
-        raise argparse.ArgumentTypeError(f"{one_line(value, 60)}: write a name, which leads nowhere else")
-    return value
-
-
 def add_trust(options: argparse.ArgumentParser) -> None:
     """The option ``--trust`` of commands that read a model's YAML."""
     options.add_argument(
@@ -183,12 +152,3 @@ def add_trust(options: argparse.ArgumentParser) -> None:
         metavar="PACKAGE",
         help="packages (or hub names) that a configuration may name beside ours: their code is run",
     )
-
-
-def flag(word: str) -> bool:
-    """``true``/``false`` in the usual and the published spellings, for options such as ``-t true``."""
-    spellings = (("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0"))
-    value = next((not no for no, words in enumerate(spellings) if word.lower() in words), None)
-    if value is None:
-        raise argparse.ArgumentTypeError(f"{one_line(word, 60)}: write true or false")
-    return value

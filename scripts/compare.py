@@ -12,7 +12,7 @@ from mmengine.config import Config
 from cldm.synthesis.records import read_records
 from common import command as cli
 from common.classes import load_class_table
-from common.command import integer, pixels
+from common.converters import integer, pixels
 from common.errors import InputError
 from common.files import check_writable, digest, only_writer, room_for
 from common.pairing import IMAGE_SUFFIXES, list_files

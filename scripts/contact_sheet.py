@@ -8,111 +8,15 @@ Rows are spread evenly over the folder's records.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
-from PIL import Image, ImageDraw
-
-from cldm.data.hints import colorize
-from cldm.pictures import contact_sheet
-from cldm.synthesis.records import RECORDS, images_in, read_records
-from common.classes import load_class_table
-from common.command import integer, parser, run
-from common.errors import InputError
-from common.files import atomic_path, check_writable
-from common.images import read_image
-from common.lists import parse_line, read_lines
-from common.schema import OpenSchema, parse
-
-COLUMNS = ("mask", "reference", "synthesized", "real")
-
-
-class Listed(OpenSchema):
-    """What is needed of a line of the list."""
-
-    source: str
-    target: str | None = None
-
-
-def real_images(items: Path, data_root: Path) -> dict[str, Path]:
-    """The real images that a list names, by their masks' names.
-
-    Raises:
-        InputError: the list cannot be read, or one of its lines; names it.
-    """
-    real = {}
-    for number, line in read_lines(items):
-        where = f"{items} line {number}"
-        try:
-            content = parse_line(line)
-        except ValueError as error:
-            raise InputError(f"{where}: {error}") from error
-        item = parse(content, Listed, where)
-        if item.target is not None:
-            real[Path(item.source).stem] = data_root / item.target
-    return real
-
-
-def rows(samples: Path, data_root: Path, items: Path, classes: str, count: int, size: int) -> list[list[np.ndarray]]:
-    """Pictures (size, size, 3) of ``count`` samples spread over the folder's records.
-
-    Raises:
-        InputError: no records or images there, or a file that is damaged; names it.
-    """
-    if not samples.is_dir():
-        raise InputError(f"--samples {samples}: no such folder")
-    images = images_in(samples)
-    records = [record for record in read_records(samples).values() if record.name in images]
-    if not records:
-        raise InputError(f"--samples {samples}: no images with records of scripts/inference.py ({RECORDS}) there")
-    real = real_images(items, data_root)
-    table = load_class_table(classes)
-    chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, count).round().astype(int))]
-
-    def fit(picture: np.ndarray, resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
-        return np.array(Image.fromarray(picture).resize((size, size), resample))
-
-    sheet = []
-    white = np.full((size, size, 3), 255, np.uint8)
-    for record in chosen:
-        if record.mask is None or record.reference is None:
-            lacking = "mask" if record.mask is None else "reference"
-            raise InputError(f"--samples {samples}: {RECORDS}: the record of {record.name} names no {lacking}")
-        mask = Path(record.mask)
-        sheet.append(
-            [
-                fit(colorize(table.labels.read(mask), table), Image.Resampling.NEAREST),
-                fit(read_image(record.reference)),
-                fit(read_image(samples / images[record.name][0])),
-                fit(read_image(real[mask.stem])) if mask.stem in real else white,
-            ]
-        )
-    return sheet
+from cldm.synthesis.contact_sheet import COLUMNS, ContactSheetOptions, write_contact_sheet
+from common.command import read_options, run
 
 
 def main() -> None:
-    """Parses, draws, writes."""
-    options = parser(__doc__ or "")
-    add = options.add_argument
-    add("--samples", type=Path, required=True, metavar="DIR", help="folder that inference wrote")
-    add("--data-root", type=Path, required=True, metavar="DIR", help="folder that the list's paths are relative to")
-    add("--items", type=Path, required=True, metavar="FILE", help="the list that inference was given")
-    add("--classes", required=True, metavar="TABLE", help="FUSU, GID, LoveDA, MBRSC or a classes.json")
-    add("--count", type=integer(1, 1000), default=8, help="samples to show")
-    add("--size", type=integer(8, 1024), default=128, help="side of each picture in pixels")
-    add("--out", type=Path, required=True, metavar="PNG", help="picture to write")
-    args = options.parse_args()
-    check_writable(args.out.parent, "--out")
-    shown = rows(args.samples, args.data_root, args.items, args.classes, args.count, args.size)
-    pictures = contact_sheet(shown)
-    sheet = Image.new("RGB", (pictures.shape[1], pictures.shape[0] + 18), "white")
-    sheet.paste(Image.fromarray(pictures), (0, 18))
-    draw = ImageDraw.Draw(sheet)
-    for i, title in enumerate(COLUMNS):
-        draw.text((i * (args.size + 4) + 4, 3), title, fill="black")
-    with atomic_path(args.out) as path:
-        sheet.save(path, format="PNG")
-    print(f"{args.out}: {', '.join(COLUMNS)} of {len(shown)} samples")
+    """Parses, draws, tells."""
+    options = read_options(ContactSheetOptions, __doc__ or "")
+    shown = write_contact_sheet(options)
+    print(f"{options.out}: {', '.join(COLUMNS)} of {shown} samples")
 
 
 if __name__ == "__main__":

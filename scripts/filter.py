@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from common import command as cli
-from common.command import integer, number
+from common.converters import integer, number
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import check_writable, digest, inside, only_writer, room_for

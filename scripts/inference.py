@@ -37,7 +37,8 @@ from cldm.synthesis.prompts import cut_lines, read_long_prompts, reading
 from cldm.synthesis.records import working_in
 from cldm.synthesis.run import JobDataset, check_model, collate, few_steps, synthesize
 from cldm.training.options import parse_devices
-from common.command import add_trust, batch_size, integer, number, parser, pixels, run, workers
+from common.command import add_trust, parser, run
+from common.converters import batch_size, integer, number, pixels, workers
 from common.errors import InputError
 from common.files import check_writable
 from common.schema import one_line

@@ -17,7 +17,8 @@ import torch
 
 from cldm.build import create_model, load_config
 from cldm.start_weights import origin_table, start_weights
-from common.command import add_trust, parser, random_seed, run
+from common.command import add_trust, parser, run
+from common.converters import random_seed
 from common.errors import InputError
 from common.files import check_writable
 from common.weights import refuse_not_finite

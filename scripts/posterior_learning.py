@@ -14,7 +14,7 @@ import torch
 
 from common import command as cli
 from common.classes import load_class_table
-from common.command import integer, number
+from common.converters import integer, number
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, only_writer_of, room_for, write_json

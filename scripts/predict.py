@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import command as cli
-from common.command import integer
+from common.converters import integer
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import check_writable, digest, inside, only_writer, room_for

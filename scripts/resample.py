@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common import command as cli
 from common.classes import load_class_table, plain_name
-from common.command import integer, number
+from common.converters import integer, number
 from common.errors import InputError
 from common.files import check_writable, inside, only_writer, room_for
 from common.images import Labels

@@ -17,7 +17,8 @@ from mmengine.dist import is_main_process
 from mmengine.runner import CheckpointLoader
 
 from common import command as cli
-from common.command import integer
+from common import converters
+from common.converters import integer
 from common.errors import InputError
 from common.files import check_writable, only_writer, room_for, write_json
 from scripts import predict
@@ -91,7 +92,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="score that the best weights are chosen by (default: the config's, else mIoU)",
     )
     parser.add_argument("--tensorboard", action="store_true", help="write losses and scores for TensorBoard, too")
-    parser.add_argument("--crop-size", type=cli.pixels, help="side of training crops (default: the config's)")
+    parser.add_argument("--crop-size", type=converters.pixels, help="side of training crops (default: the config's)")
     parser.add_argument("--max-iters", type=integer(1), help="training iterations (default: the config's)")
     parser.add_argument(
         "--seed",

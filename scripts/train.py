@@ -27,7 +27,8 @@ from cldm.training.options import SEED, TrainingOptions
 from cldm.training.published_line import gpus_of, read_line
 from cldm.training.resume import resume_checkpoint
 from cldm.training.run import CONFIG_NAME, run_time, train
-from common.command import Parser, add_trust, file_path, flag, integer, name, parser, random_seed, run
+from common.command import Parser, add_trust, parser, run
+from common.converters import file_path, flag, integer, name, random_seed
 from common.errors import InputError
 from common.schema import one_line
 from ldm.util import trust

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import command as cli
-from common.command import integer, number
+from common.converters import integer, number
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, digest, only_writer_of, room_for

@@ -2,16 +2,24 @@
 
 import argparse
 import math
+import re
 import runpy
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from common import command as cli
+from common.converters import integer, name, number
+from common.errors import InputError
+from common.options import Options, option
 from tests.conftest import ROOT
 
-COMMANDS = sorted(p.stem for p in (ROOT / "scripts").glob("*.py") if "parser(" in p.read_text() and p.stem != "cli")
+COMMANDS = sorted(
+    p.stem for p in (ROOT / "scripts").glob("*.py") if re.search(r"parser\(|read_options\(", p.read_text())
+)
 BEYOND = ("9" * 400, "-" + "9" * 400, "1e999", "nan", "1_0", "٣", "")
 ODD = ("a\0b", "a\nb", "a\rb", "\x1b[31m", "a\ud800", "a\u2028b")
 
@@ -65,9 +73,9 @@ def test_there_are_commands():
 
 
 def test_the_bounds_themselves_are_taken():
-    assert cli.integer(1, 5)("5") == 5 and cli.integer(-3)("-3") == -3 and cli.integer(0)("+7") == 7
-    assert cli.number(0, 1)("1") == 1 and cli.number(0)("1e-3") == 1e-3 and math.isclose(cli.number(-1)("-.5"), -0.5)
-    assert cli.name("runs/a b.é") == "runs/a b.é"
+    assert integer(1, 5)("5") == 5 and integer(-3)("-3") == -3 and integer(0)("+7") == 7
+    assert number(0, 1)("1") == 1 and number(0)("1e-3") == 1e-3 and math.isclose(number(-1)("-.5"), -0.5)
+    assert name("runs/a b.é") == "runs/a b.é"
 
 
 def test_an_output_that_nobody_reads_any_more_is_no_failure():
@@ -81,3 +89,43 @@ def test_an_output_that_nobody_reads_any_more_is_no_failure():
         text=True,
     )
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Options):
+    """Options of a made-up work."""
+
+    folder: Path = option(positional=True, help="where")
+    times: int = option(3, convert=integer(1, 9), help="how often")
+    rate: float | None = option(None, convert=number(0, 1), help="how fast")
+    masks: tuple[str, ...] = option((), names=("--masks", "--published-masks"), help="which")
+    kind: str = option("a", choices=("a", "b"), help="which kind")
+    dry_run: bool = option(False, help="nothing is done")
+
+
+def test_options_are_those_of_their_dataclass():
+    assert cli.read_options(Work, "", ["x"]) == Work(folder=Path("x"))
+    words = ["x", "--times=4", "--rate", "0.5", "--published_masks", "m", "n", "--kind", "b", "--dry_run"]
+    expected = Work(folder=Path("x"), times=4, rate=0.5, masks=("m", "n"), kind="b", dry_run=True)
+    assert cli.read_options(Work, "", words) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("times", 0), ("times", 10), ("rate", 1.5), ("rate", math.nan), ("kind", "c")]
+)
+def test_calls_from_python_are_held_to_the_same_bounds(field, value):
+    with pytest.raises(InputError, match=f"^{field} {value}: "):
+        Work(folder=Path("x"), **{field: value})
+
+
+def test_a_refusal_names_the_field_in_python_and_the_option_on_the_command_line():
+    error = InputError("‹times› 7: too often; give ‹published_masks› or ‹masks›, not a ‹folder›")
+    assert str(error) == "times 7: too often; give published_masks or masks, not a folder"
+    cli.read_options(Work, "", ["x"])
+    assert cli.as_typed(error) == "--times 7: too often; give published_masks or --masks, not a folder"
+
+
+def test_options_refuse_what_their_command_lines_refuse(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.read_options(Work, "", ["x", "--times", "0"])
+    assert ended.value.code == 2 and "--times: 0: write a whole number, 1 to 9" in capsys.readouterr().err
