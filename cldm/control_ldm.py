@@ -15,13 +15,10 @@ from common.errors import InputError
 from common.rng import seed_from
 from ldm.models.diffusion import LatentDiffusion, text_of
 from ldm.modules.ema import EMA
+from ldm.training.checkpoints import TrainingDiverged
 from ldm.util import instantiate_from_config
 
 TRAINABLE = ("fusion", "published", "all")
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is not a finite number any more."""
 
 
 class ControlLDM(LatentDiffusion):

@@ -29,11 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cldm.build import create_model
 from cldm.control_ldm import ControlLDM
-from cldm.pictures import to_uint8
 from common.command import add_trust, parser, run
 from common.converters import batch_size, integer, pixels
 from common.errors import InputError
 from common.files import atomic_path, check_writable
+from common.pictures import to_uint8
 from ldm.models.guidance import Guidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler

@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from cldm.build import load_training_config
-from cldm.control_ldm import TrainingDiverged
 from cldm.training.options import SEED, TrainingOptions
 from cldm.training.published_line import gpus_of, read_line
-from cldm.training.resume import resume_checkpoint
 from cldm.training.run import CONFIG_NAME, run_time, train
 from common.command import Parser, add_trust, parser, run
 from common.converters import file_path, flag, integer, name, random_seed
 from common.errors import InputError
 from common.schema import one_line
+from ldm.training.checkpoints import TrainingDiverged
+from ldm.training.resume import resume_checkpoint
 from ldm.util import trust
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

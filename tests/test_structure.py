@@ -15,7 +15,7 @@ ALLOWED = {
     "ldm/models": {"common", "ldm.models", "ldm.modules", "ldm.util"},
     "ldm": {"common", "ldm"},
     "cldm": {"common", "cldm", "ldm"},
-    "cldm/data": {"common", "cldm.data", "ldm.util"},
+    "cldm/data": {"common", "cldm.data", "ldm.training.loaders", "ldm.util"},
     "gss": {"common", "gss"},
     "post_processing": {"common", "post_processing"},
     "evaluation": {"common", "evaluation"},

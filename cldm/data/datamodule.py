@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import inspect
 import os
-import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cldm.data.pairs import PairedImages
 from common.errors import InputError
-from common.processes import end_with_parent
 from common.rng import seed_from
+from ldm.training.loaders import TrainLoader, quiet_worker
 from ldm.util import get_class, instantiate_from_config
 
 # Parameters of the published data module that have no meaning here.
@@ -120,21 +118,6 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
                 self.order.set_epoch(epoch)
                 items = list(self.order)
             yield items[batch * self.batch_size : (batch + 1) * self.batch_size]
-
-
-class TrainLoader(DataLoader[Any]):
-    """A loader that tells Lightning, which warns about others, that it can go on within an epoch.
-
-    Its state is empty: Lightning restores a loader's state only if the run ended within an epoch, so the place is kept
-    by the data module.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: see ``DataModuleFromConfig.state_dict``."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: see ``DataModuleFromConfig.load_state_dict``."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +251,7 @@ class DataModuleFromConfig(LightningDataModule):
         if workers is None:
             workers = min(8, (os.cpu_count() or 1) // (self.trainer.num_devices if self.trainer else 1))
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return {"num_workers": workers, "worker_init_fn": _quiet_worker, "pin_memory": on_gpu}
+        return {"num_workers": workers, "worker_init_fn": quiet_worker, "pin_memory": on_gpu}
 
     def _batches_done(self) -> int:
         """Batches that the trainer has finished since the start of training, before it was resumed included."""
@@ -286,15 +269,3 @@ class DataModuleFromConfig(LightningDataModule):
         """(epoch, batch) that comes next."""
         assert self._batches is not None
         return divmod(self.batches_before(), len(self._batches))
-
-
-def _quiet_worker(_: int) -> None:
-    """Workers are processes already; threads of OpenCV would fight for the same CPUs.
-
-    A cluster sends its SIGTERM to every process of a job, a terminal its Ctrl-C. A worker that obeyed would take the
-    run down before it has saved; workers end with the process that started them, by SIGKILL too.
-    """
-    end_with_parent()
-    cv2.setNumThreads(0)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)

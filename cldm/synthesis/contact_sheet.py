@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cldm.data.hints import colorize
-from cldm.pictures import contact_sheet
+from common.pictures import contact_sheet
 from cldm.synthesis.records import RECORDS, images_in, read_records
 from common.classes import load_class_table
 from common.converters import integer

@@ -18,15 +18,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
-from cldm.pictures import to_uint8
 from cldm.synthesis.planning import Job, Recipe, SynthesisOptions, file_hash, same_size_batches
 from cldm.synthesis.records import Sample, append_record, images_in, publishing, working_in
-from cldm.training.stop_on_signal import ctrl_c
 from common.errors import InputError
 from common.files import atomic_path
+from common.pictures import to_uint8
 from common.rng import item_noise, seed_from
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
+from ldm.training.stop_on_signal import ctrl_c
 
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from cldm.control_ldm import ControlLDM
 from cldm.data.hints import HintEncoder
-from cldm.pictures import contact_sheet, to_uint8
 from common.classes import far_apart_colors
 from common.errors import InputError
 from common.files import atomic_path
+from common.pictures import contact_sheet, to_uint8
 from common.rng import item_noise, seed_from
 from ldm.models.sampling import sample
 from ldm.models.schedule import SAMPLERS, make_betas, make_scheduler, set_time_steps, spacing_of

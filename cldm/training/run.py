@@ -16,20 +16,28 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 
 from cldm.build import create_model, load_config, outline
-from cldm.control_ldm import ControlLDM, TrainingDiverged
+from cldm.control_ldm import ControlLDM
 from cldm.data.datamodule import DataModuleFromConfig
 from cldm.start_weights import origin_table, start_weights
 from cldm.synthesis.prompts import cut_lines
-from cldm.training.checkpoints import FOLDER, LAST, KeptCheckpoints, LastCheckpoint, Place, WholeCheckpoints
 from cldm.training.image_logger import ImageLogger
 from cldm.training.options import TrainingOptions, count_devices, first_process, resolve
 from cldm.training.report import training_report
-from cldm.training.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
-from cldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
 from common.errors import InputError
 from common.files import atomic_path, check_writable, full_disk, only_writer, room_for
 from common.schema import one_line
 from ldm.checkpoint import load_weights, read_state_dict
+from ldm.training.checkpoints import (
+    FOLDER,
+    LAST,
+    KeptCheckpoints,
+    LastCheckpoint,
+    Place,
+    TrainingDiverged,
+    WholeCheckpoints,
+)
+from ldm.training.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
+from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)

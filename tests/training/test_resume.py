@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from cldm.control_ldm import ControlLDM
 from cldm.data.datamodule import DataModuleFromConfig
-from cldm.training.stop_on_signal import StopOnSignal
 from common.errors import InputError
 from common.files import only_writer
+from ldm.training.stop_on_signal import StopOnSignal
 from tests.training.test_training import options, weights
 
 STEPS = "lightning.trainer.max_steps={}"

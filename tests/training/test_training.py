@@ -179,7 +179,7 @@ def test_sigterm_saves_and_ends_cleanly(cli, scenes, tmp_path):
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c(cli, scenes, tmp_path, monkeypatch, times):
     """Once: saves and ends; twice: ends at once."""
-    from cldm.training.stop_on_signal import StopOnSignal
+    from ldm.training.stop_on_signal import StopOnSignal
 
     def at_second_step(self, trainer, *_):
         if trainer.global_step == 1:
@@ -198,7 +198,7 @@ def test_ctrl_c(cli, scenes, tmp_path, monkeypatch, times):
 
 def test_a_signal_during_validation_waits_for_gradients(cli, scenes, tmp_path, monkeypatch):
     """Validation after 3 of 4 batches, steps of 2: no checkpoint could hold the third batch's gradients."""
-    from cldm.training.stop_on_signal import StopOnSignal
+    from ldm.training.stop_on_signal import StopOnSignal
 
     run = [
         "lightning.trainer.accumulate_grad_batches=2",
@@ -227,7 +227,7 @@ def test_settings_after_options_of_several_words(cli, scenes, tmp_path):
 
 @pytest.mark.parametrize("interval", [0.5, 1.0], ids=["within an epoch", "end of an epoch"])
 def test_sigterm_during_validation(cli, scenes, tmp_path, monkeypatch, interval):
-    from cldm.training.stop_on_signal import StopOnSignal
+    from ldm.training.stop_on_signal import StopOnSignal
 
     often = ["lightning.trainer.check_val_every_n_epoch=1", f"lightning.trainer.val_check_interval={interval}"]
     run = [*often, "lightning.trainer.max_steps=7"]
@@ -248,7 +248,7 @@ def test_sigterm_during_validation(cli, scenes, tmp_path, monkeypatch, interval)
 
 
 def test_last_is_the_newest_after_a_stop_before_the_first_checkpoint(cli, scenes, tmp_path, monkeypatch):
-    from cldm.training.stop_on_signal import StopOnSignal
+    from ldm.training.stop_on_signal import StopOnSignal
 
     def at_first_step(self, trainer, model, *_):
         assert model.control_model.training and not model.first_stage_model.training

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from torch import Tensor
 
-from cldm.control_ldm import ControlLDM
-from cldm.training.checkpoints import FOLDER, LAST
 from common.errors import InputError
 from common.schema import OpenSchema, one_line, parse
 from common.weights import read_checkpoint
+from ldm.training.checkpoints import FOLDER, LAST
 
 _TRAINING = ("optimizer_states", "lr_schedulers", "loops")  # what weights alone lack
 # They shape the weights that a run starts from; a checkpoint's weights would silently win.
@@ -99,7 +99,9 @@ def read_training_state(path: Path) -> TrainingState:
     return parse(dict(content), TrainingState, f"--resume {path}", other)
 
 
-def check_fits(model: ControlLDM, state: TrainingState, path: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
+def check_fits(
+    model: pl.LightningModule, state: TrainingState, path: Path, changed: Mapping[str, tuple[Any, Any]]
+) -> None:
     """Refuses a checkpoint whose weights, tables or optimizer are not those of the model.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 
-from cldm.training.checkpoints import LastCheckpoint
+from ldm.training.checkpoints import LastCheckpoint
 
 log = logging.getLogger(__name__)
 

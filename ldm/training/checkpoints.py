@@ -13,13 +13,16 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
-from cldm.control_ldm import TrainingDiverged
 from common.files import atomic_path, full_disk
 from common.weights import read_checkpoint
 
 log = logging.getLogger(__name__)
 
 FOLDER, LAST = "checkpoints", "last.ckpt"  # in a run's folder
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a finite number any more."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):
