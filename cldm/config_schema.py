@@ -137,6 +137,8 @@ class VaeParams(Schema):
     resolution: Annotated[int, Field(ge=1, le=COUNT)] = 256
     double_z: Literal[True] = True
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    attn_type: Literal["vanilla", "none"] = "vanilla"
+    norm_groups: Width = 32
 
 
 class AutoencoderParams(Schema):

@@ -14,12 +14,12 @@ from ldm.modules.vae import Decoder, DiagonalGaussian, Encoder
 
 
 class AutoencoderKL(nn.Module):
-    """KL-regularized autoencoder of Stable Diffusion (Rombach et al. 2022, section 3.1), for encoding and decoding.
+    """KL-regularized autoencoder of Stable Diffusion (Rombach et al. 2022, section 3.1); ``ldm.first_stage`` trains it.
 
     Args:
         ddconfig: arguments of ``Encoder`` and ``Decoder``.
         embed_dim: channels of the latent.
-        lossconfig, monitor, image_key, ckpt_path: of published YAML files, for its own training; without effect.
+        lossconfig, monitor, image_key, ckpt_path: of published YAML files, for their own training; without effect.
     """
 
     def __init__(

@@ -36,11 +36,11 @@ class DiagonalGaussian:
 class ResnetBlock(nn.Module):
     """Residual block without time embedding."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, norm_groups: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels, eps=1e-6)
+        self.norm1 = group_norm(in_channels, 1e-6, norm_groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, eps=1e-6)
+        self.norm2 = group_norm(out_channels, 1e-6, norm_groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
@@ -56,9 +56,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over pixels."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels, eps=1e-6)
+        self.norm = group_norm(channels, 1e-6, norm_groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -99,10 +99,12 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention where asked, then a change of resolution."""
 
-    def __init__(self, channels: Sequence[int], attention: bool, dropout: float, resample: nn.Module | None) -> None:
+    def __init__(
+        self, channels: Sequence[int], attention: bool, dropout: float, norm_groups: int, resample: nn.Module | None
+    ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in itertools.pairwise(channels))
-        self.attn = nn.ModuleList(AttnBlock(c) for c in channels[1:] if attention)
+        self.block = nn.ModuleList(ResnetBlock(a, b, dropout, norm_groups) for a, b in itertools.pairwise(channels))
+        self.attn = nn.ModuleList(AttnBlock(c, norm_groups) for c in channels[1:] if attention)
         if isinstance(resample, Downsample):
             self.downsample = resample
         elif resample is not None:
@@ -120,15 +122,12 @@ class Level(nn.Module):
         return h
 
 
-def middle(channels: int, dropout: float) -> nn.ModuleDict:
+def middle(channels: int, attention: bool, dropout: float, norm_groups: int) -> nn.ModuleDict:
     """The bottleneck: residual block, attention, residual block."""
-    return nn.ModuleDict(
-        {
-            "block_1": ResnetBlock(channels, channels, dropout),
-            "attn_1": AttnBlock(channels),
-            "block_2": ResnetBlock(channels, channels, dropout),
-        }
-    )
+    blocks: dict[str, nn.Module] = {"block_1": ResnetBlock(channels, channels, dropout, norm_groups)}
+    if attention:
+        blocks["attn_1"] = AttnBlock(channels, norm_groups)
+    return nn.ModuleDict({**blocks, "block_2": ResnetBlock(channels, channels, dropout, norm_groups)})
 
 
 class Encoder(nn.Module):
@@ -144,6 +143,8 @@ class Encoder(nn.Module):
         resolution: nominal image size in pixels, for ``attn_resolutions`` alone.
         double_z: mean and log-variance, not the mean alone.
         dropout: in residual blocks.
+        attn_type: ``vanilla``, or ``none`` for no attention at all: its cost grows with the square of the pixels.
+        norm_groups: groups of a normalization; as many as divide its channels.
         out_ch: of published YAML files; the decoder's argument.
     """
 
@@ -158,6 +159,8 @@ class Encoder(nn.Module):
         resolution: int = 256,
         double_z: bool = True,
         dropout: float = 0.0,
+        attn_type: str = "vanilla",
+        norm_groups: int = 32,
         out_ch: int = 3,
     ) -> None:
         super().__init__()
@@ -168,14 +171,14 @@ class Encoder(nn.Module):
             sizes = [channels] + [ch * mult] * num_res_blocks
             channels = ch * mult
             last = level == len(ch_mult) - 1
-            attention = resolution // 2**level in attn_resolutions
-            self.down.append(Level(sizes, attention, dropout, None if last else Downsample(channels)))
-        self.mid = middle(channels, dropout)
-        self.norm_out = group_norm(channels, eps=1e-6)
+            attention = attn_type != "none" and resolution // 2**level in attn_resolutions
+            self.down.append(Level(sizes, attention, dropout, norm_groups, None if last else Downsample(channels)))
+        self.mid = middle(channels, attn_type != "none", dropout, norm_groups)
+        self.norm_out = group_norm(channels, 1e-6, norm_groups)
         self.conv_out = nn.Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, 3, H, W) in [-1, 1] -> (B, 2Z, H/f, W/f)."""
+        """Image (B, bands, H, W) in [-1, 1] -> (B, 2Z, H/f, W/f)."""
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
@@ -197,25 +200,27 @@ class Decoder(nn.Module):
         attn_resolutions: Sequence[int] = (),
         resolution: int = 256,
         dropout: float = 0.0,
+        attn_type: str = "vanilla",
+        norm_groups: int = 32,
         in_channels: int = 3,
         double_z: bool = True,
     ) -> None:
         super().__init__()
         channels = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
-        self.mid = middle(channels, dropout)
+        self.mid = middle(channels, attn_type != "none", dropout, norm_groups)
         levels: list[Level] = []
         for level, mult in reversed(list(enumerate(ch_mult))):
             sizes = [channels] + [ch * mult] * (num_res_blocks + 1)
             channels = ch * mult
-            attention = resolution // 2**level in attn_resolutions
-            levels.append(Level(sizes, attention, dropout, Upsample(channels) if level else None))
+            attention = attn_type != "none" and resolution // 2**level in attn_resolutions
+            levels.append(Level(sizes, attention, dropout, norm_groups, Upsample(channels) if level else None))
         self.up = nn.ModuleList(reversed(levels))  # stored finest first, run coarsest first
-        self.norm_out = group_norm(channels, eps=1e-6)
+        self.norm_out = group_norm(channels, 1e-6, norm_groups)
         self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Latent (B, Z, h, w) -> image (B, 3, h*f, w*f), about [-1, 1]."""
+        """Latent (B, Z, h, w) -> image (B, bands, h*f, w*f), about [-1, 1]."""
         h = self.conv_in(z)
         for block in self.mid.values():
             h = block(h)

@@ -1,0 +1,211 @@
+"""Images for a first stage: random crops at the files' own scale, each a function of the seed and its number."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from common.errors import InputError
+from common.images import read_image
+from common.pairing import IMAGE_SUFFIXES
+from common.rng import seed_from
+from common.schema import one_line
+from ldm.first_stage.options import DataOptions
+from ldm.training.loaders import TrainLoader, quiet_worker
+
+SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+MOST_VALIDATED = 256  # images; more take time and tell nothing new
+
+
+def read_bands(path: Path) -> np.ndarray:
+    """Pixels of an image file (H, W, 3) uint8, or of a numpy file of any number of bands (H, W, bands).
+
+    Raises:
+        InputError: unreadable, or no such array; names the file.
+    """
+    if path.suffix.lower() != ".npy":
+        return read_image(path)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{one_line(path, 1000)}: cannot be read as a numpy array ({one_line(error)})") from error
+    if array.ndim != 3 or array.dtype.kind not in "uif":
+        found = f"{array.dtype} of shape {array.shape}"
+        raise InputError(f"{one_line(path, 1000)}: holds {found}; an image is numbers of shape (height, width, bands)")
+    return array
+
+
+def to_tensor(pixels: np.ndarray, value_range: Sequence[float]) -> Tensor:
+    """Pixels (H, W, bands) -> float32 (bands, H, W): -1 and 1 for the ends of the range."""
+    low, high = value_range
+    scaled = (pixels.astype(np.float32) - low) * (2 / (high - low)) - 1
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+
+
+def find_images(folders: Sequence[Path], option: str) -> list[Path]:
+    """All image files in the folders and below, sorted; hidden ones are passed over.
+
+    Raises:
+        InputError: no such folder, or no image in one.
+    """
+    found = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{option} {one_line(folder, 1000)}: no such folder")
+        here = []
+        for path, names, files in os.walk(folder):
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            seen = sorted(name for name in files if not name.startswith("."))
+            here += [Path(path, name) for name in seen if Path(name).suffix.lower() in SUFFIXES]
+        if not here:
+            raise InputError(f"{option} {one_line(folder, 1000)}: no image in it (files {', '.join(SUFFIXES)})")
+        found += here
+    return found
+
+
+def check_images(files: Sequence[Path], crop: int, bands: int) -> None:
+    """Reads every image once.
+
+    Raises:
+        InputError: one that cannot be read, has another number of bands than the first stage, is smaller than the
+            crop, or holds what is no number; names the file.
+    """
+    for path in tqdm(files, "images", unit="image", disable=None):
+        pixels = read_bands(path)
+        height, width, found = pixels.shape
+        if found != bands:
+            raise InputError(f"{one_line(path, 1000)}: has {found} bands, the first stage reads {bands} (in_channels)")
+        if min(height, width) < crop:
+            raise InputError(
+                f"{one_line(path, 1000)}: {height} x {width} pixels, smaller than the crops of {crop}; "
+                f"leave it out, or set data.crop to {min(height, width)} or less"
+            )
+        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+            raise InputError(f"{one_line(path, 1000)}: holds values that are no numbers (NaN or infinite)")
+
+
+def split(files: Sequence[Path], share: float) -> tuple[list[Path], list[Path]]:
+    """Files for training and validation, by a hash of their names: the same wherever they lie, whatever is added.
+
+    Raises:
+        InputError: nothing is left to train on.
+    """
+    held_out = [path for path in files if seed_from("validation", path.stem) / 2**63 < share]
+    training = [path for path in files if path not in set(held_out)]
+    if not training:
+        raise InputError(f"data.validation_share {share}: all {len(files)} images are held out; lower it")
+    return training, held_out
+
+
+class RandomCrops(Dataset[dict[str, Any]]):
+    """Item n: a square crop of some image, mirrored and turned by quarters at random, as (seed, n) says.
+
+    Args:
+        files: image files, at least as large as the crop.
+        options: crop and value range.
+        seed: of all draws.
+    """
+
+    def __init__(self, files: Sequence[Path], options: DataOptions, seed: int) -> None:
+        self.files, self.options, self.seed = files, options, seed
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """``image`` (bands, crop, crop) in [-1, 1], ``seed`` for noise of its own, and ``name``."""
+        seed = seed_from(self.seed, "crop", number)
+        draw = np.random.default_rng(seed)
+        path = self.files[draw.integers(len(self.files))]
+        pixels, side = read_bands(path), self.options.crop
+        top, left = (int(draw.integers(extent - side + 1)) for extent in pixels.shape[:2])
+        crop = np.rot90(pixels[top : top + side, left : left + side], int(draw.integers(4)))
+        crop = crop[:, ::-1] if draw.random() < 0.5 else crop
+        return {"image": to_tensor(crop, self.options.range), "seed": seed, "name": path.name}
+
+
+class CentralCrops(Dataset[dict[str, Any]]):
+    """The middle of each image, for validation; arguments as of ``RandomCrops``."""
+
+    def __init__(self, files: Sequence[Path], options: DataOptions) -> None:
+        self.files, self.options = files, options
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``image`` (bands, crop, crop) in [-1, 1] and ``name``."""
+        path, side = self.files[index], self.options.crop
+        pixels = read_bands(path)
+        top, left = ((extent - side) // 2 for extent in pixels.shape[:2])
+        crop = pixels[top : top + side, left : left + side]
+        return {"image": to_tensor(crop, self.options.range), "name": path.name}
+
+
+class Numbers(Sampler[list[int]]):
+    """The numbers of a batch's items, from the step at hand on; as long as the training.
+
+    Args:
+        data: knows the step.
+        steps: of the training.
+    """
+
+    def __init__(self, data: FirstStageData, steps: int) -> None:
+        self.data, self.steps = data, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.data.options.batch_size
+        for step in count(self.data.batches_before()):
+            yield list(range(step * size, (step + 1) * size))
+
+
+class FirstStageData(pl.LightningDataModule):
+    """Training and validation crops; a resumed run goes on with the crops that an unbroken one would see.
+
+    Args:
+        training: image files.
+        validation: image files, maybe none.
+        options: crops and batches.
+        steps: of the whole training.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self, training: Sequence[Path], validation: Sequence[Path], options: DataOptions, steps: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.crops = RandomCrops(training, options, seed)
+        self.validation = CentralCrops(validation[:MOST_VALIDATED], options)
+        self.options, self.steps = options, steps
+
+    def train_dataloader(self) -> TrainLoader:
+        """Batches of random crops, from the step at hand on."""
+        return TrainLoader(self.crops, batch_sampler=Numbers(self, self.steps), **self._workers())
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Batches of central crops; none without validation images."""
+        return DataLoader(self.validation, self.options.batch_size) if len(self.validation) else []
+
+    def batches_before(self) -> int:
+        """Steps that have been made, those before the run was resumed included."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place, for whoever reads the checkpoint: it follows from the trainer's own counters."""
+        return {"batches": self.batches_before()}
+
+    def _workers(self) -> dict[str, Any]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {"num_workers": self.options.num_workers, "worker_init_fn": quiet_worker, "pin_memory": on_gpu}

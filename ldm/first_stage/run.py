@@ -1,0 +1,238 @@
+"""From options to a trained first stage: its folder, Lightning's trainer, and what is written at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from common.errors import InputError
+from common.files import atomic_path, check_writable, only_writer, room_for
+from common.pictures import contact_sheet, to_uint8
+from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
+from ldm.first_stage.data import FirstStageData, check_images, find_images, split
+from ldm.first_stage.options import Options
+from ldm.first_stage.training import FirstStageTraining
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.training.checkpoints import FOLDER, LAST, LastCheckpoint, Place, TrainingDiverged, WholeCheckpoints
+from ldm.training.resume import check_fits, held_step, read_training_state, resume_checkpoint
+from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
+
+log = logging.getLogger(__name__)
+
+CONFIG_NAME = "config.yaml"  # of a run's folder
+WEIGHTS, DESCRIPTION = "first_stage.safetensors", "first_stage.yaml"  # what others use of it
+MEASURED = 256  # crops whose latents are measured
+
+
+class Sheets(pl.Callback):
+    """Every so many steps, writes images beside their reconstructions to ``<run>/images/step_<n>.png``.
+
+    Args:
+        every: steps between two sheets.
+        images: (N, bands, H, W) in [-1, 1]; of more or less than three bands, the first one is shown in gray.
+    """
+
+    def __init__(self, every: int, images: Tensor) -> None:
+        self.every, self.images = every, images
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Writes a sheet, if it is time."""
+        if trainer.global_step % self.every or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, FirstStageTraining)
+        made = torch.cat([pl_module.reconstruct(image[None].to(pl_module.device)).cpu() for image in self.images])
+        path = Path(trainer.default_root_dir) / "images" / f"step_{trainer.global_step:06}.png"
+        path.parent.mkdir(exist_ok=True)
+        sheet = contact_sheet([list(pair) for pair in zip(shown(self.images), shown(made), strict=True)])
+        with atomic_path(path) as temporary:
+            Image.fromarray(sheet).save(temporary)
+
+
+def shown(images: Tensor) -> Any:
+    """Images (N, bands, H, W) in [-1, 1] as (N, H, W, 3) uint8."""
+    return to_uint8(images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1))
+
+
+class Progress(pl.Callback):
+    """A line after each validation, for logs in which no bar can be seen."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Step, and what was measured."""
+        if not trainer.sanity_checking:
+            values = ", ".join(f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in ("val/l1", "val/psnr"))
+            log.info("step %d: %s", trainer.global_step, values)
+
+
+def read_data(options: Options, images: Sequence[Path], validation: Sequence[Path]) -> FirstStageData:
+    """The data, every file of which has been read once.
+
+    Raises:
+        InputError: no image, or one that does not fit; see ``check_images``.
+    """
+    files = find_images(images, "--images")
+    if validation:
+        held_out = find_images(validation, "--val-images")
+    else:
+        files, held_out = split(files, options.data.validation_share)
+    bands = options.first_stage_config.params.ddconfig.in_channels
+    check_images([*files, *held_out], options.data.crop, bands)
+    print(f"{len(files)} images to train on, {len(held_out)} to validate")
+    training = options.training
+    return FirstStageData(files, held_out, options.data, training.max_steps, training.seed)
+
+
+def build_trainer(options: Options, folder: Path, data: FirstStageData, device: str) -> tuple[pl.Trainer, StopOnSignal]:
+    """Lightning's trainer, and the callback that knows whether a signal ended it."""
+    training = options.training
+    place = Place()
+    last = LastCheckpoint(place, training.save_every)
+    stop = StopOnSignal(last)
+    source: Any = data.validation if len(data.validation) else data.crops
+    rows = min(training.pictures, len(data.validation) or training.pictures)
+    images = default_collate([source[i]["image"] for i in range(rows)])
+    accelerator, _, index = device.partition(":")
+    trainer = pl.Trainer(
+        default_root_dir=folder,
+        max_steps=training.max_steps,
+        precision=training.precision,
+        accelerator="gpu" if accelerator == "cuda" else accelerator,
+        devices=[int(index)] if index else 1,
+        val_check_interval=min(training.validate_every, training.max_steps),
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        callbacks=[place, stop, Progress(), Sheets(training.pictures_every, images), last, ProgressBar()],
+        logger=TensorBoardLogger(folder, name="", version="tensorboard"),
+        plugins=[WholeCheckpoints()],
+    )
+    return trainer, stop
+
+
+def train(
+    options: Options,
+    images: Sequence[Path],
+    validation: Sequence[Path],
+    folder: Path,
+    device: str,
+    resume: Path | None = None,
+    pretrain: Path | None = None,
+) -> int:
+    """Checks everything, trains, and writes what others use.
+
+    Args:
+        options: of the whole training.
+        images: folders to train on.
+        validation: folders to validate on; none for a share of ``images``.
+        folder: of the run.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        resume: go on with this run's folder or checkpoint.
+        pretrain: weights to start from.
+
+    Returns:
+        the signal that ended the run before its time, and it is saved; else 0.
+
+    Raises:
+        InputError: anything the run would trip over.
+        TrainingDiverged: the loss is no number.
+    """
+    pl.seed_everything(options.training.seed, workers=True, verbose=False)
+    checkpoint = None if resume is None else resume_checkpoint(resume)
+    data = read_data(options, images, validation)
+    model = FirstStageTraining(options)
+    check_discriminator(model, options)
+    if checkpoint is not None:
+        check_fits(model, read_training_state(checkpoint), checkpoint, {})
+    elif pretrain is not None:
+        log.info(load_weights(model, read_state_dict(pretrain), ["discriminator"], name=str(pretrain)).summary())
+    count = sum(weight.numel() for weight in model.first_stage_model.parameters())
+    print(f"first stage: {count:,} parameters, factor {model.first_stage_model.factor}; run folder {folder}")
+    option = "--out" if resume is None else "--resume"
+    check_writable(folder, option)
+    with only_writer(folder, option), room_for(option, folder):
+        trainer, stop = build_trainer(options, folder, data, device)
+        with atomic_path(folder / CONFIG_NAME) as path:
+            path.write_text(yaml.safe_dump(options.model_dump(), sort_keys=False))
+        try:
+            with ctrl_c(), contextlib.suppress(StoppedInValidation):
+                trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except TrainingDiverged as error:
+            last = folder / FOLDER / LAST
+            holds = f"{last} holds step {held_step(last)}" if last.exists() else "it has none yet: start again"
+            raise TrainingDiverged(f"{error}; {holds}") from error
+        if not (trainer.interrupted or stop.stopped):
+            print(f"trained {trainer.global_step} steps")
+            with model.model_ema.swapped():
+                write(model.first_stage_model, options, data, folder)
+    return stop.stopped
+
+
+def check_discriminator(model: FirstStageTraining, options: Options) -> None:
+    """Refuses crops of which the discriminator sees no patch."""
+    if model.discriminator is not None and options.data.crop < model.discriminator.smallest:
+        raise InputError(
+            f"data.crop {options.data.crop}: the discriminator needs {model.discriminator.smallest} pixels or more; "
+            "lower loss.discriminator.layers"
+        )
+
+
+def measure(options: Options, images: Sequence[Path], validation: Sequence[Path], run: Path, device: str) -> None:
+    """Writes the weights and the description of a run as it stands, with the latent's scale measured anew.
+
+    Raises:
+        InputError: no run, or images that do not fit.
+    """
+    checkpoint = resume_checkpoint(run)
+    model = FirstStageTraining(options)
+    check_fits(model, read_training_state(checkpoint), checkpoint, {})
+    data = read_data(options, images, validation)
+    load_weights(model, read_state_dict(checkpoint, use_ema=True), ["model_ema"], name=str(checkpoint))
+    write(model.first_stage_model.to(device), options, data, checkpoint.parent.parent)
+
+
+@torch.no_grad()
+def measure_latents(
+    first_stage: AutoencoderKL, data: FirstStageData, count: int = MEASURED
+) -> tuple[Tensor, Tensor, float]:
+    """Mean (C,) and standard deviation (C,) of the latent's channels, and of all values together, on random crops."""
+    device = next(first_stage.parameters()).device
+    latents = []
+    for number in range(count):
+        item = data.crops[number]
+        posterior = first_stage.encode(item["image"][None].to(device))
+        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(item["seed"]))
+        latents.append(posterior.sample(noise.to(device)).float().cpu())
+    values = torch.cat(latents).transpose(0, 1).flatten(1)  # (C, N)
+    return values.mean(1), values.std(1), values.std().item()
+
+
+def write(first_stage: AutoencoderKL, options: Options, data: FirstStageData, folder: Path) -> None:
+    """Writes the weights under their published names, and the part of a model's YAML that describes them.
+
+    The scale makes latents of unit variance, as Rombach et al. 2022, appendix G, do: 1 / std over all values.
+    """
+    mean, std, whole = measure_latents(first_stage.eval(), data)
+    scale = float(f"{1 / whole:.5g}")
+    state = {f"first_stage_model.{name}": value for name, value in first_stage.state_dict().items()}
+    save_state_dict(state, folder / WEIGHTS)
+    entry = options.first_stage_config.model_dump(exclude_unset=True)
+    params = {"scale_factor": scale, "channels": first_stage.latent_channels, "first_stage_config": entry}
+    lines = [
+        f"# latents, {name} by channel: {[round(value, 3) for value in values.tolist()]}\n"
+        for name, values in (("mean", mean), ("standard deviation", std))
+    ]
+    with atomic_path(folder / DESCRIPTION) as path:
+        path.write_text("".join(lines) + yaml.safe_dump({"model": {"params": params}}, sort_keys=False))
+    print(f"scale_factor {scale:g}; {folder / WEIGHTS}, {folder / DESCRIPTION}")
