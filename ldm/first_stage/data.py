@@ -123,7 +123,7 @@ class RandomCrops(Dataset[dict[str, Any]]):
         """``image`` (bands, crop, crop) in [-1, 1], ``seed`` for noise of its own, and ``name``."""
         seed = seed_from(self.seed, "crop", number)
         draw = np.random.default_rng(seed)
-        path = self.files[draw.integers(len(self.files))]
+        path = self.files[int(draw.integers(len(self.files)))]
         pixels, side = read_bands(path), self.options.crop
         top, left = (int(draw.integers(extent - side + 1)) for extent in pixels.shape[:2])
         crop = np.rot90(pixels[top : top + side, left : left + side], int(draw.integers(4)))
