@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cldm.data.hints import colorize
-from common.pictures import contact_sheet
 from cldm.synthesis.records import RECORDS, images_in, read_records
 from common.classes import load_class_table
 from common.converters import integer
@@ -18,6 +17,7 @@ from common.files import atomic_path, check_writable
 from common.images import read_image
 from common.lists import parse_line, read_lines
 from common.options import Options, option
+from common.pictures import contact_sheet
 from common.schema import OpenSchema, parse
 
 COLUMNS = ("mask", "reference", "synthesized", "real")
