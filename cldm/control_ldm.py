@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from cldm.control import ControlNet
 from common.errors import InputError
-from common.rng import seed_from
+from common.rng import Stream, seed_from
 from ldm.models.diffusion import LatentDiffusion, text_of
 from ldm.modules.ema import EMA
 from ldm.training.checkpoints import TrainingDiverged
@@ -201,7 +201,7 @@ class ControlLDM(LatentDiffusion):
         """A batch's conditions: mask encoding, text, and the reference's latent."""
         if self.ssl_stage_model is None:
             return {**super().condition(batch), "c_concat": [batch[self.control_key]]}
-        seeds = [seed_from(int(seed), "reference") for seed in batch["seed"]]
+        seeds = [seed_from(int(seed), Stream.REFERENCE_LATENT) for seed in batch["seed"]]
         return {
             **super().condition(batch),
             "c_concat": [batch[self.control_key]],

@@ -1,12 +1,15 @@
-"""What the commands on segmentors share: the choice of a device."""
+"""What to compute on: one device (``--device``), or those of Lightning's trainer (``--gpus``)."""
 
 from __future__ import annotations
 
 import os
+import re
+from typing import Any
 
 import torch
 
 from common.errors import InputError
+from common.schema import one_line
 
 
 def pick_device(name: str) -> str:
@@ -20,3 +23,35 @@ def pick_device(name: str) -> str:
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: no such GPU here ({torch.cuda.device_count()} present)")
     return "cpu" if name == "auto" else name
+
+
+def parse_devices(gpus: str) -> dict[str, Any]:
+    """Lightning's ``accelerator`` and ``devices`` from ``--gpus``.
+
+    Args:
+        gpus: ``auto`` (all GPUs, else the CPU), ``cpu``, ``cpu:2`` (two processes), or indices such as ``0,1,2``.
+
+    Raises:
+        InputError: no such text, or a device that is absent.
+    """
+    present = torch.cuda.device_count()
+    if gpus == "auto":
+        return {"accelerator": "gpu", "devices": present} if present else {"accelerator": "cpu", "devices": 1}
+    if gpus == "cpu" or re.fullmatch(r"cpu:[1-9][0-9]{0,2}", gpus):
+        return {"accelerator": "cpu", "devices": int(gpus[4:] or 1)}
+    try:
+        indices = [int(index) for index in gpus[:4000].split(",") if index.strip()]
+    except ValueError:
+        indices = []
+    if not indices or len(set(indices)) < len(indices):
+        raise InputError(f"--gpus {one_line(gpus, 60)}: write auto, cpu, or indices such as 0 or 0,1,2")
+    if absent := [index for index in indices if not 0 <= index < present]:
+        raise InputError(
+            f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or other indices (0,1 are two GPUs)"
+        )
+    return {"accelerator": "gpu", "devices": indices}
+
+
+def count_devices(devices: int | list[int]) -> int:
+    """Number of devices in Lightning's way of writing them."""
+    return devices if isinstance(devices, int) else len(devices)

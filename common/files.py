@@ -16,7 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from common.errors import InputError
+
+PROGRESS_BYTES = 1 << 30  # what takes longer than this many shows its progress
 
 
 @contextlib.contextmanager
@@ -153,16 +157,37 @@ def inside(path: Path, folder: Path | None) -> bool:
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of values and files, in hexadecimal."""
+    """SHA-256 of values and files, in hexadecimal; of a large file with a progress bar."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
+            size = part.stat().st_size
+            with (
+                part.open("rb") as file,
+                tqdm.wrapattr(file, "read", size, desc=f"hash {part.name}", disable=size < PROGRESS_BYTES) as shown,
+            ):
+                while block := shown.read(1 << 20):
                     total.update(block)
         else:
             total.update(json.dumps(part, sort_keys=True, default=str).encode())
     return total.hexdigest()
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """The first 16 digits of a file's ``digest``; of a folder: of one over the names and contents of its files.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = Path(path)
+    try:
+        if not path.is_dir():
+            return digest(path)[:16]
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = "".join(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n" for file in files)
+        return hashlib.sha256(lines.encode()).hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def write_json(content: dict[str, Any], path: Path, indent: int | None = 1) -> None:

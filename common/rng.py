@@ -16,6 +16,27 @@ def seed_from(*parts: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+class Stream:
+    """What is drawn from an item's or a run's seed: the name that ``seed_from`` is given after it, one a draw.
+
+    The texts are part of every picture and training made so far: another text is another draw. Two draws have the same
+    text, since they had it before they had names: they go to generators of different kinds (numpy's and torch's), so
+    that their numbers have nothing in common.
+    """
+
+    POSTERIOR = "posterior"  # training: which latent of the image's posterior
+    TIME_STEP = "t"  # training: how much noise
+    NOISE = "noise"  # training: the noise that is to be found
+    AUGMENTATION = "reference"  # training: how the image is changed to be its own reference (numpy)
+    REFERENCE_LATENT = "reference"  # which latent of the reference's posterior (torch)
+    SAMPLER = "eta"  # sampling: the noise that each step adds, with the step's number
+    PALETTE_START = "palette"  # palette search: where colors start, with the start's number
+    PALETTE_ORDER = "palette order"  # palette search: which class gets which color
+    SEGMENTOR_ITEM = "item"  # training of a segmentor: crop, flip, colors of an item
+    SEGMENTOR_STEP = "iteration"  # training of a segmentor: dropout and the like
+    RESAMPLE_HARDNESS = "resample hardness"  # re-sampling: chance against an image's hardness
+
+
 def item_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
     """Standard normal noise, one generator an item, so that an item's noise does not depend on its batch.
 

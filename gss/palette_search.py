@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.rng import seed_from
+from common.rng import Stream, seed_from
 from gss.dvae import DVAE
 from gss.maskige import Maskige, min_distance
 from gss.roundtrip import class_iou, confusion, round_trip
@@ -71,13 +71,13 @@ def spread_palette(count: int, seed: int, restarts: int = 16) -> np.ndarray:
     """
     best: np.ndarray | None = None
     for start in range(restarts):
-        draw = random.Random(seed_from(seed, "palette", start))
+        draw = random.Random(seed_from(seed, Stream.PALETTE_START, start))
         points = _random_points(count, draw) if start % 2 else _lattice(count, draw)
         found = _polish((_repel(points) + _LEVEL // 2) // _LEVEL)
         if best is None or min_distance(found) > min_distance(best):
             best = found
     assert best is not None
-    return best[_order(count, random.Random(seed_from(seed, "palette order")))]
+    return best[_order(count, random.Random(seed_from(seed, Stream.PALETTE_ORDER)))]
 
 
 def _below(stop: int, draw: random.Random) -> int:

@@ -6,13 +6,11 @@ Nothing of a checkpoint is ever run (``common.weights``), every known form of na
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.errors import InputError
-from common.files import atomic_path
+from common.files import PROGRESS_BYTES, atomic_path
 from common.schema import one_line
 from common.weights import finite, read_tensors
 from ldm.checkpoint_folder import read_parts
@@ -35,7 +33,6 @@ PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 # what a weight may be stored as; integers without their scales are no weights
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 NUMBERS = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8))
-PROGRESS_BYTES = 2**30  # longer work shows progress
 
 
 # ---- reading
@@ -312,39 +309,3 @@ def save_state_dict(
                 torch.save({**progress, "state_dict": tensors, "metadata": texts}, temporary)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
-
-
-def file_hash(path: str | os.PathLike[str]) -> str:
-    """The first 16 hexadecimal digits of a file's SHA-256; of a folder: over the names and contents of its files.
-
-    Computed once a process and file; above 1 GiB with a progress bar.
-
-    Raises:
-        InputError: no such file.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if not path.is_dir():
-        status = path.stat()
-        return _hash(path.resolve(), status.st_size, status.st_mtime_ns)[:16]
-    digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        status = file.stat()
-        digest.update(
-            f"{file.relative_to(path).as_posix()}\0{_hash(file, status.st_size, status.st_mtime_ns)}\n".encode()
-        )
-    return digest.hexdigest()[:16]
-
-
-@lru_cache(maxsize=256)
-def _hash(path: Path, size: int, changed: int) -> str:
-    digest = hashlib.sha256()
-    with (
-        path.open("rb") as file,
-        tqdm(total=size, unit="B", unit_scale=True, desc=f"hash {path.name}", disable=size < PROGRESS_BYTES) as bar,
-    ):
-        while block := file.read(2**22):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()

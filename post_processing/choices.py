@@ -17,7 +17,7 @@ from common.errors import InputError
 from common.images import ImageError, Labels, pixels_of_ids
 from common.journal import unsealed
 from common.pairing import MASK_SUFFIXES, Checked, Pair, list_files, listed, mask_name
-from common.rng import seed_from
+from common.rng import Stream, seed_from
 from common.schema import OpenSchema, load_json, parse
 from post_processing import hardness
 from post_processing import resample_rule as balancing
@@ -101,7 +101,7 @@ def by_hardness(
     masks = {}
     for (name, indices), value, rank in zip(images.items(), hard, hardness.ranks_of(hard), strict=True):
         count = hardness.images_to_keep(int(rank), len(images), len(indices))
-        draws = [seed_from(seed, "resample hardness", pairs[index].name) for index in indices]
+        draws = [seed_from(seed, Stream.RESAMPLE_HARDNESS, pairs[index].name) for index in indices]
         for chosen in hardness.drawn(draws, count):
             reasons[indices[chosen]] = hardness.HARDNESS
         masks[name] = {"hardness": float(value), "rank": int(rank), "images": len(indices), "kept": count}

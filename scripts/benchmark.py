@@ -31,6 +31,7 @@ from cldm.build import create_model
 from cldm.control_ldm import ControlLDM
 from common.command import add_trust, parser, run
 from common.converters import batch_size, integer, pixels
+from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable
 from common.pictures import to_uint8
@@ -308,7 +309,7 @@ def main() -> None:
     add("--precision", choices=DTYPES, default="32", help="of weights and activations")
     add("--steps", type=integer(1, 500), default=50, help="denoising steps of an image")
     add("--repeats", type=integer(1), default=5, help="timed runs of each work; the median counts")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--no-peer", dest="peer", action="store_false", help="leave the peer out")
     add("--no-training", dest="training", action="store_false", help="leave training out")
     add("--out", type=Path, metavar="JSON", help="file for the numbers")
@@ -316,8 +317,7 @@ def main() -> None:
     args = options.parse_args()
     trust(args.trust)
     logging.basicConfig(level=logging.WARNING)
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {args.device}: no GPU here; write cpu")
+    args.device = pick_device(args.device)
     if args.out:
         check_writable(args.out.parent, "--out")
     result = measure(args)

@@ -35,14 +35,13 @@ from cldm.synthesis.planning import (
 )
 from cldm.synthesis.prompts import cut_lines, read_long_prompts, reading
 from cldm.synthesis.records import working_in
-from cldm.synthesis.run import JobDataset, check_model, collate, few_steps, synthesize
-from cldm.training.options import parse_devices
+from cldm.synthesis.run import JobDataset, collate, few_steps, synthesize
 from common.command import add_trust, parser, run
 from common.converters import batch_size, integer, number, pixels, workers
+from common.devices import parse_devices
 from common.errors import InputError
-from common.files import check_writable
+from common.files import check_writable, file_hash
 from common.schema import one_line
-from ldm.checkpoint import file_hash
 from ldm.models.schedule import SAMPLERS, SPACINGS
 from ldm.util import trust
 
@@ -197,7 +196,7 @@ def main() -> None:
         multiple_of=model.multiple,
         reference_fit=args.reference_fit,
     )
-    check_model(model, dataset)
+    dataset.check_hints(model.control_model.hint_channels)
     check_shape(args, model, dataset)
     first = getattr(rank_zero_only, "rank", 0) == 0
     if dataset.faults:

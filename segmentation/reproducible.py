@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 from common.processes import end_with_parent
-from common.rng import seed_from
+from common.rng import Stream, seed_from
 
 
 class Drawn(int):
@@ -62,7 +62,7 @@ class NumberedBatches:
 
     def _drawn(self, index: int, *place: int) -> Drawn:
         drawn = Drawn(index)
-        drawn.seed = seed_from(self.seed, "item", get_rank(), *place)
+        drawn.seed = seed_from(self.seed, Stream.SEGMENTOR_ITEM, get_rank(), *place)
         return drawn
 
 
@@ -176,7 +176,7 @@ class TrainingHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seeds what the model draws."""
-        seed = seed_from(runner.seed, "iteration", get_rank(), runner.iter)
+        seed = seed_from(runner.seed, Stream.SEGMENTOR_STEP, get_rank(), runner.iter)
         _seed(seed)
         if torch.cuda.is_available():
             torch.cuda.manual_seed(seed)

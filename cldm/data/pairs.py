@@ -18,7 +18,7 @@ from common.classes import load_class_table
 from common.errors import InputError
 from common.files import digest
 from common.images import IGNORE, ImageError, read_image, read_mask
-from common.rng import seed_from
+from common.rng import Stream, seed_from
 
 _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
@@ -101,6 +101,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         self.seed = seed
         self.use_reference, self.masks_only = use_reference and not masks_only, masks_only
         self.class_table = None if classes is None else load_class_table(classes, hint_encoding == "table")
+        self.hint_encoding = hint_encoding
         self._encode = HintEncoder(hint_encoding, self.class_table)
         self.hint_channels, self.hint_fingerprint = self._encode.channels, self._encode.fingerprint
         if self.class_table is not None and self.class_table.ignore_index != IGNORE:
@@ -126,6 +127,23 @@ class PairedImages(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.items)
 
+    def check_hints(self, read: int, name: str = "the list") -> None:
+        """Refuses a mask branch that does not read these hints.
+
+        Args:
+            read: channels that it reads.
+            name: of this data set, for the message.
+
+        Raises:
+            InputError: hints have another number of channels.
+        """
+        if self.hint_channels != read:
+            raise InputError(
+                f"{name}: masks as hint_encoding {self.hint_encoding} have {self.hint_channels} channels, the model's "
+                f"mask branch reads {read} (control_stage_config.params.hint_channels); name the class table that it "
+                "was trained with (‹classes›), or change the model's configuration"
+            )
+
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """The item at ``index``, or at (epoch, ``index``)."""
         epoch, position = index if isinstance(index, tuple) else (0, index)
@@ -148,7 +166,7 @@ class PairedImages(Dataset[dict[str, Any]]):
             image = _resize(_load(read_image, item, "image"), mask.shape, self._resample)
             if flip:
                 image = np.ascontiguousarray(image[:, ::-1])
-            reference = self._augment(image, seed_from(seed, "reference"))
+            reference = self._augment(image, seed_from(seed, Stream.AUGMENTATION))
             sample["jpg"] = _to_tensor(image)
         if flip:
             mask = mask[:, ::-1]

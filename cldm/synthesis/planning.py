@@ -12,7 +12,7 @@ from typing import Any
 from cldm.data.pairs import PairedImages
 from cldm.synthesis.records import Sample, images_in, read_records
 from common.errors import InputError
-from common.files import digest, name_fault
+from common.files import digest, file_hash, name_fault
 from common.schema import one_line
 from ldm.models.schedule import spacing_of
 from ldm.modules.tokenizer import Reading
@@ -84,18 +84,6 @@ class SynthesisOptions:
     split_guidance: bool = False
     spacing: str = "auto"
     reference_latent: str = "mode"
-
-
-def file_hash(path: Path) -> str:
-    """16 hexadecimal digits that stand for a file's content.
-
-    Raises:
-        InputError: it cannot be read (any more).
-    """
-    try:
-        return digest(path)[:16]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def config_hash(model: Any) -> str:

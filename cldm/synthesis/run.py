@@ -18,31 +18,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
-from cldm.synthesis.planning import Job, Recipe, SynthesisOptions, file_hash, same_size_batches
+from cldm.synthesis.planning import Job, Recipe, SynthesisOptions, same_size_batches
 from cldm.synthesis.records import Sample, append_record, images_in, publishing, working_in
 from common.errors import InputError
-from common.files import atomic_path
+from common.files import atomic_path, file_hash
 from common.pictures import to_uint8
-from common.rng import item_noise, seed_from
+from common.rng import Stream, item_noise, seed_from
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 from ldm.training.stop_on_signal import ctrl_c
 
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
-
-
-def check_model(model: ControlLDM, dataset: PairedImages) -> None:
-    """Refuses a mask branch that does not read the hints of the data.
-
-    Raises:
-        InputError: it reads another number of channels.
-    """
-    wanted = model.control_model.hint_channels
-    if dataset.hint_channels != wanted:
-        raise InputError(
-            f"--classes: with hint_encoding {model.hint_encoding} masks have {dataset.hint_channels} channels, the "
-            f"model's mask branch reads {wanted}; name the class table that it was trained with"
-        )
 
 
 def few_steps(model: ControlLDM, options: SynthesisOptions) -> list[str]:
@@ -180,7 +166,11 @@ class Synthesizer(pl.LightningModule):
         dtype = next(model.control_model.parameters()).dtype
         hint = batch["hint"].to(dtype)
         seeds = [seed_from(seed, name) for seed, name in zip(batch["job_seed"], batch["name"], strict=True)]
-        draws = [seed_from(seed, "reference") for seed in seeds] if options.reference_latent == "sample" else None
+        draws = (
+            [seed_from(seed, Stream.REFERENCE_LATENT) for seed in seeds]
+            if options.reference_latent == "sample"
+            else None
+        )
         cond = {"c_concat": [hint], "c_crossattn": [model.get_learned_conditioning(batch["txt"])]}
         if "ssl" in batch:
             cond["c_ssl"] = [model.image_latent(batch["ssl"].to(dtype), draws)]

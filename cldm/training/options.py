@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
+from common.devices import count_devices, parse_devices
 from common.errors import InputError
 from common.schema import one_line
 
@@ -46,38 +46,6 @@ class TrainingOptions:
     skip_invalid: bool = False
     follow_links: bool = False
     settings: list[str] = field(default_factory=list)  # key=value, as given; they are in the configuration already
-
-
-def parse_devices(gpus: str) -> dict[str, Any]:
-    """Lightning's ``accelerator`` and ``devices`` from ``--gpus``.
-
-    Args:
-        gpus: ``auto`` (all GPUs, else the CPU), ``cpu``, ``cpu:2`` (two processes), or indices such as ``0,1,2``.
-
-    Raises:
-        InputError: no such text, or a device that is absent.
-    """
-    present = torch.cuda.device_count()
-    if gpus == "auto":
-        return {"accelerator": "gpu", "devices": present} if present else {"accelerator": "cpu", "devices": 1}
-    if gpus == "cpu" or re.fullmatch(r"cpu:[1-9][0-9]{0,2}", gpus):
-        return {"accelerator": "cpu", "devices": int(gpus[4:] or 1)}
-    try:
-        indices = [int(index) for index in gpus[:4000].split(",") if index.strip()]
-    except ValueError:
-        indices = []
-    if not indices or len(set(indices)) < len(indices):
-        raise InputError(f"--gpus {one_line(gpus, 60)}: write auto, cpu, or indices such as 0 or 0,1,2")
-    if absent := [index for index in indices if not 0 <= index < present]:
-        raise InputError(
-            f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or other indices (0,1 are two GPUs)"
-        )
-    return {"accelerator": "gpu", "devices": indices}
-
-
-def count_devices(devices: int | list[int]) -> int:
-    """Number of devices in Lightning's way of writing them."""
-    return devices if isinstance(devices, int) else len(devices)
 
 
 def first_process() -> bool:

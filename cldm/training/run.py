@@ -21,8 +21,9 @@ from cldm.data.datamodule import DataModuleFromConfig
 from cldm.start_weights import origin_table, start_weights
 from cldm.synthesis.prompts import cut_lines
 from cldm.training.image_logger import ImageLogger
-from cldm.training.options import TrainingOptions, count_devices, first_process, resolve
+from cldm.training.options import TrainingOptions, first_process, resolve
 from cldm.training.report import training_report
+from common.devices import count_devices
 from common.errors import InputError
 from common.files import atomic_path, check_writable, full_disk, only_writer, room_for
 from common.schema import one_line
@@ -110,18 +111,6 @@ def build_model(config: DictConfig, options: TrainingOptions) -> tuple[ControlLD
     log.info(report.summary())
     table = origin_table(origins, model.state_dict())
     return model, {part: "; ".join(f"{n} {what}" for what, n in counts.items()) for part, counts in table.items()}
-
-
-def check_hints(model: ControlLDM, data: DataModuleFromConfig) -> None:
-    """Refuses a mask branch that does not read the hints of the data."""
-    wanted = model.control_model.hint_channels
-    datasets: dict[str, Any] = data.datasets
-    for name, dataset in datasets.items():
-        if dataset.hint_channels != wanted:
-            raise InputError(
-                f"configuration: model.params.control_stage_config.params.hint_channels is {wanted}, but hint_encoding "
-                f"{model.hint_encoding} of the {name} set has {dataset.hint_channels} channels"
-            )
 
 
 def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnSignal, Place]:
@@ -221,7 +210,9 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
         if part in config.data.params:
             config.data.params[part].params.setdefault("multiple_of", shape.multiple)
     data = build_data(config)
-    check_hints(shape, data)
+    datasets: dict[str, Any] = data.datasets
+    for name, dataset in datasets.items():
+        dataset.check_hints(shape.control_model.hint_channels, f"the {name} set")
     if first_process():
         remedy = "model.params.cond_stage_config.params.max_windows=2 reads more, in windows of 75 tokens"
         for dataset in data.datasets.values():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-from common.rng import item_noise, seed_from
+from common.rng import Stream, item_noise, seed_from
 from ldm.models.schedule import PREDICTION_TYPES, make_betas, schedule_buffers
 from ldm.modules.attention import CachedContext
 from ldm.util import instantiate_from_config
@@ -209,9 +209,10 @@ class LatentDiffusion(pl.LightningModule):
         """Losses (B,) of a batch; time step and noise of each image come from the batch's field ``seed`` alone."""
         seeds = [int(seed) for seed in batch["seed"]]
         # autocast may give the latent in half precision: noise and target must not be rounded to it
-        x_start = self.image_latent(batch[self.first_stage_key], [seed_from(s, "posterior") for s in seeds]).float()
-        draws = torch.tensor([seed_from(s, "t") for s in seeds], device=x_start.device)
-        noise = item_noise([seed_from(s, "noise") for s in seeds], x_start.shape[1:]).to(x_start)
+        latents = [seed_from(s, Stream.POSTERIOR) for s in seeds]
+        x_start = self.image_latent(batch[self.first_stage_key], latents).float()
+        draws = torch.tensor([seed_from(s, Stream.TIME_STEP) for s in seeds], device=x_start.device)
+        noise = item_noise([seed_from(s, Stream.NOISE) for s in seeds], x_start.shape[1:]).to(x_start)
         return self.p_losses(x_start, self.condition(batch), draws % len(self.betas), noise)
 
 

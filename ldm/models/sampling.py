@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import InputError
-from common.rng import item_noise, seed_from
+from common.rng import Stream, item_noise, seed_from
 from ldm.models.guidance import Condition, Guidance
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 
@@ -63,7 +63,7 @@ def sample(
         prediction = predict(scheduler.scale_model_input(x, t).to(x_T.dtype), t.expand(x.shape[0]))
         extra = {}
         if eta:
-            fresh = [seed_from(seed, "eta", i) for seed in seeds or range(x.shape[0])]
+            fresh = [seed_from(seed, Stream.SAMPLER, i) for seed in seeds or range(x.shape[0])]
             extra = {"eta": eta, "variance_noise": item_noise(fresh, x.shape[1:]).to(x)}
         x = scheduler.step(prediction.to(precise), t, x, **extra).prev_sample
     return x

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from cldm.build import create_model
 from common.command import run
-from ldm.checkpoint import file_hash, read_state_dict
+from common.files import file_hash
+from ldm.checkpoint import read_state_dict
 from ldm.modules.encoders import ClipTokenizer
 from scripts import init_checkpoint
 from tests.checkpoint.small_peer import Peer, config

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cldm.synthesis.planning import file_hash
+from common.files import file_hash
 from tests.synthesis.conftest import close, images, records
 
 ITEM, SAMPLE = "train_0002", "train_0002_seed_5"

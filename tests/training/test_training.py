@@ -307,7 +307,7 @@ def test_dry_run_trains_nothing(cli, scenes, tmp_path):
         (["--gpus", "first"], "write auto, cpu, or indices"),
         (["--config-model", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["model.params.unet_config.params.model_chanels=8"], "model_chanels"),
-        (["model.params.hint_encoding=onehot"], "hint_channels is 3"),
+        (["model.params.hint_encoding=onehot"], "mask branch reads 3 (control_stage_config.params.hint_channels)"),
         (["model.params.channels=4"], "channels is 4, unet_config's in_channels 48"),
         (["model.params.ema_decay=7"], "ema_decay: 7"),
         (["lightning.trainer.max_stepps=3"], "max_stepps"),
