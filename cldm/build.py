@@ -13,9 +13,9 @@ import torch
 from omegaconf import DictConfig
 
 from cldm.config_schema import check_model
-from cldm.configuration import plain, read_configuration
 from cldm.control_ldm import ControlLDM
 from cldm.training.schema import Sections, check_training
+from common.configuration import plain, read_configuration
 from common.errors import InputError
 from common.schema import one_line, parse
 from ldm.checkpoint import load_weights, read_state_dict

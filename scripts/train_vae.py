@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cldm.configuration import read_configuration
 from common import command as cli
+from common.configuration import read_configuration
 from common.devices import pick_device
 from common.errors import InputError
 from ldm.first_stage.options import Options, read_options
