@@ -109,7 +109,7 @@ def test_what_a_training_writes_beside_its_weights_is_data(path, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("optim_wrapper.optimizer.lr=0.1", "did you mean optimizer?"),
+        ("optim_wrapper.optimizr.lr=0.1", "did you mean optimizer?"),
         ("train_cfg.max_iter=3", "max_iter"),
         ("crop_size=(8,8)", "is read by nothing"),
         ("optim_wrapper.optimizer.lr=abc", "is no number"),

@@ -107,7 +107,7 @@ def test_devices_and_start_weights_by_their_other_names(cli, train_line, ckpt):
         "--val_check_interval",
         "1.0",
     )
-    assert "--actual_resume: taken as --pretrain_path" in out and "fast_dev_run: true" in out
+    assert "--actual-resume: taken as --pretrain-path" in out and "fast_dev_run: true" in out
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_devices_and_start_weights_by_their_other_names(cli, train_line, ckpt):
         (["--devices", "some", "--gpus", "auto"], "--devices some: write a number"),
         (["--devices", "2"], "--gpus cpu: --accelerator and --devices say something else"),
         (["--only_mid_control", "true"], "only_mid_control"),
-        (["--sd_locked", "perhaps"], "--sd_locked: perhaps: write true or false"),
+        (["--sd_locked", "perhaps"], "--sd-locked: perhaps: write true or false"),
         (["--model.params.nothing", "1"], "nothing"),
         (["--base_learning_rate"], "--base_learning_rate: give its value"),
     ],
@@ -188,7 +188,7 @@ def test_inference_as_published(cli, published_line, tmp_path):
     shape = ["--H", "32", "--W", "32", "--C", "48", "--f", "4"]
     more = ["--precision", "autocast", "--fixed_code", "--err_log", "log", "--scale", "2", "--ddim_eta", "0"]
     out = cli("inference", *published_line(*shape, *more))
-    assert "--precision autocast: taken as --precision 32" in out and "--fixed_code: without effect" in out
+    assert "--precision autocast: taken as --precision 32" in out and "--fixed-code: without effect" in out
     names = sorted(path.name for path in (tmp_path / "synth").glob("*.jpg"))
     assert len(names) == 8 and all(name.endswith("_seed_1.jpg") for name in names)
     assert {record["reference_latent"] for record in records(tmp_path / "synth")} == {"mode"}
