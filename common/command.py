@@ -70,9 +70,22 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {one_line(message.removeprefix('argument '), LINE)} (see --help)\n")
 
 
-def parser(description: str) -> Parser:
-    """An argument parser in the house style; it refuses abbreviated options."""
-    return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+# Where the command was called as ``tisynth train``, tisynth/__main__.py says so here, for the help texts.
+program: str | None = None
+spoken_as: dict[str, str] = {}  # "python -m scripts.train" -> "tisynth train"
+
+
+def parser(description: str, task: str = "") -> Parser:
+    """An argument parser in the house style; it refuses abbreviated options.
+
+    Args:
+        description: what the command does, with examples that start ``python -m scripts.NAME``.
+        task: the word that chose this parser among several of one command (``predict``).
+    """
+    for written, said in spoken_as.items():
+        description = re.sub(re.escape(written) + (r"\b" if written[-1].isalnum() else ""), said, description)
+    name = f"{program} {task}".strip() if program else None
+    return Parser(prog=name, description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def read_options(options: type[T], description: str, words: Sequence[str] | None = None) -> T:

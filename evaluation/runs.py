@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common import house
 from common.errors import InputError
 from common.files import write_json
 from common.metrics_file import Metrics, read_metrics
@@ -234,15 +233,13 @@ def segmentor(children: Children, args: Sequence[str], log: Path) -> None:
         InputError: it failed; repeats the last line of the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    root = str(Path(__file__).parents[1])
-    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     with log.open("a") as file:
         code = children.run(
-            [sys.executable, "-m", "scripts.segmentor", *args],
+            [*house.command_of("scripts.segmentor"), *args],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": paths},
+            env=house.environment(),
         )
     if code < 0:
         raise InputError(f"{log}: scripts.segmentor was ended by signal {-code} (9: is memory short? fewer --jobs)")

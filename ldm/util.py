@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common import house
 from common.errors import InputError
 from common.schema import one_line
 
@@ -88,7 +88,7 @@ def class_path(target: Any) -> str:
     """
     if not isinstance(target, str):
         raise InputError(f"target: {one_line(repr(target), 60)}: write the path of a class")
-    path = ALIASES.get(target, (target,))[0]
+    path = ALIASES.get(target, (house.file_name(target),))[0]
     if path not in TARGETS and not is_trusted(path):
         package = target.split(".")[0]
         raise InputError(
@@ -107,7 +107,7 @@ def get_class(target: Any) -> type:
     path = class_path(target)
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(house.load(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"target: {path}: no such class ({one_line(error)})") from error
     if not isinstance(found, type):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from common import command as cli
+from common import house
 from common.classes import load_class_table
 from common.converters import integer, number
 from common.devices import pick_device
@@ -150,7 +151,7 @@ def command_line(args: argparse.Namespace) -> str:
     decides += ["d_vae", "masks", "max_masks", "scale", "rounds", "tries", "keep_distance"] if args.d_vae else []
     given = ((f"--{name.replace('_', '-')}", getattr(args, name)) for name in decides)
     words = (word for option, value in given if value is not None for word in (option, str(value)))
-    return shlex.join(["python", "-m", "scripts.posterior_learning", *words])
+    return shlex.join(["python", "-m", house.module_path("scripts.posterior_learning"), *words])
 
 
 def mask_fields(labels: Labels) -> dict[str, list[int]]:

@@ -32,7 +32,7 @@ command; images that were changed meanwhile are predicted again."""
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = cli.parser(DESCRIPTION)
+    parser = cli.parser(DESCRIPTION, "predict")
     parser.add_argument("config", help="mmseg config of the segmentor; it is Python, and runs")
     parser.add_argument("--load-from", required=True, help="its weights")
     parser.add_argument("--images", type=Path, required=True, help="folder of images, or one image")

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
+from common import house
 from common.errors import InputError
 from common.schema import one_line
 from segmentation import checkpoint
@@ -57,7 +58,7 @@ def load_config(path: str, options: dict[str, Any] | None = None, trust: bool = 
         if data:
             check_imports(path, config.get("custom_imports"))
         if imports := config.get("custom_imports"):
-            import_modules_from_strings(**imports)
+            import_modules_from_strings(**{**imports, "imports": _where_they_are(imports["imports"])})
     except (Exception, SystemExit) as error:  # a config is code: anything may go wrong in it
         if isinstance(error, InputError):
             raise
@@ -81,12 +82,18 @@ def load_config(path: str, options: dict[str, Any] | None = None, trust: bool = 
     return config
 
 
+def _where_they_are(imports: Any) -> Any:
+    """The modules to import for names in a config: ours are inside ``tisynth`` where that is installed."""
+    names = [imports] if isinstance(imports, str) else imports
+    return [house.module_path(name) if isinstance(name, str) else name for name in names]
+
+
 def reason(error: BaseException) -> str:
     """What an error of foreign code says, in one line; of an error in a data worker, its own last line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     text = one_line(lines[-1] if lines and "Traceback" in str(error) else " ".join(lines), 300)
     if isinstance(error, InputError):
-        return text.removeprefix("common.errors.InputError: ")
+        return text.removeprefix(f"{InputError.__module__}.InputError: ")
     if not text and (frames := traceback.extract_tb(error.__traceback__)):
         text = f"{frames[-1].line} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
     if text == "None is not a callable object":  # mmengine, of a name that it does not know

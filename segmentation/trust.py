@@ -17,6 +17,7 @@ from typing import Any
 import mmengine.registry
 from mmengine.registry import Registry
 
+from common import house
 from common.errors import InputError
 from common.files import inside
 from common.schema import one_line
@@ -145,7 +146,7 @@ def check_imports(path: str, custom_imports: Any) -> None:
         return
     names = custom_imports.get("imports", []) if isinstance(custom_imports, dict) else [custom_imports]
     for name in [names] if isinstance(names, str) else list(names or []):
-        if not isinstance(name, str) or name.split(".")[0] not in PACKAGES:
+        if not isinstance(name, str) or house.file_name(name).split(".")[0] not in PACKAGES:
             raise InputError(f"{path}, field custom_imports: {one_line(name, 60)} would be run; {REMEDY}")
 
 

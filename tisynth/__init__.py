@@ -1,0 +1,44 @@
+"""TISynth as one package: the command ``tisynth``, the packages as ``tisynth.ldm`` ..., and the calls of a notebook.
+
+    import tisynth
+    model = tisynth.create_model("configs/model/tisynth_tiny.yaml", "start.ckpt")
+
+The calls are imported when they are first used, since torch takes seconds. Where this is installed, the packages lie in
+this folder (setup.py puts them here); in a checkout they lie beside it, and ``tisynth.ldm`` is another name of ``ldm``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not Path(__file__).with_name("common").is_dir():
+    from tisynth.checkout import Aliases
+
+    sys.meta_path.insert(0, Aliases(Path(__file__).resolve().parents[1]))
+
+if TYPE_CHECKING:
+    from cldm.build import create_model
+    from ldm.models.sampling import sample
+    from segmentation.config import load_config
+    from segmentation.inference import load_segmentor
+
+__all__ = ["create_model", "load_config", "load_segmentor", "sample"]
+_CALLS = {
+    "create_model": "cldm.build",
+    "load_config": "segmentation.config",
+    "load_segmentor": "segmentation.inference",
+    "sample": "ldm.models.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CALLS:
+        raise AttributeError(f"module 'tisynth' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tisynth.{_CALLS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
