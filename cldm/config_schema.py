@@ -18,6 +18,7 @@ from cldm.data.hints import ENCODINGS
 from common.errors import InputError
 from common.limits import COUNT
 from common.schema import Place, Schema, dotted, one_line, parse
+from ldm.first_stage.schema import AutoencoderParams, NetworkParams
 from ldm.models.schedule import PREDICTION_TYPES
 from ldm.modules.encoders import MOST_WINDOWS
 from ldm.modules.tokenizer import END_ID, VOCAB_SIZE
@@ -124,32 +125,17 @@ class ControlledUNetParams(UNetParams):
     ssl_dim: Any = None
 
 
-class VaeParams(Schema):
+class VaeParams(NetworkParams):
     """Of the first stage's ``Encoder`` and ``Decoder``; images are RGB."""
 
-    ch: Width
     in_channels: Literal[3]
     out_ch: Literal[3]
-    z_channels: Width
-    ch_mult: Levels
-    num_res_blocks: Blocks
-    attn_resolutions: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=20)] = []
-    resolution: Annotated[int, Field(ge=1, le=COUNT)] = 256
-    double_z: Literal[True] = True
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    attn_type: Literal["vanilla", "none"] = "vanilla"
-    norm_groups: Width = 32
 
 
-class AutoencoderParams(Schema):
+class RgbAutoencoderParams(AutoencoderParams):
     """Of ``AutoencoderKL``."""
 
     ddconfig: VaeParams
-    embed_dim: Width
-    lossconfig: Any = None
-    monitor: Any = None
-    image_key: Any = None
-    ckpt_path: Any = None
 
 
 class SpaceToDepthParams(Schema):
@@ -231,7 +217,7 @@ _FUSED_UNET = Slot({"cldm.fusion.ControlledUnetModel": ControlledUNetParams})
 _BRANCH = Slot({"cldm.control.ControlNet": ControlNetParams})
 _FIRST_STAGE = Slot(
     {
-        "ldm.models.autoencoder.AutoencoderKL": AutoencoderParams,
+        "ldm.models.autoencoder.AutoencoderKL": RgbAutoencoderParams,
         "ldm.models.autoencoder.SpaceToDepth": SpaceToDepthParams,
     }
 )

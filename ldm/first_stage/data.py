@@ -20,7 +20,7 @@ from common.images import read_image
 from common.pairing import IMAGE_SUFFIXES
 from common.rng import seed_from
 from common.schema import one_line
-from ldm.first_stage.options import DataOptions
+from ldm.first_stage.schema import DataOptions
 from ldm.training.loaders import TrainLoader, quiet_worker
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".npy")

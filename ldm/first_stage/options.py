@@ -1,190 +1,40 @@
-"""What the configuration of a first stage's training may hold."""
+"""What may be asked of a first stage's training, beside its configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from dataclasses import dataclass
+from pathlib import Path
 
 from common.errors import InputError
-from common.limits import BATCH, COUNT, PIXELS, WORKERS
-from common.schema import Place, Schema, dotted, parse
-from ldm.models.autoencoder import AutoencoderKL
-
-Count = Annotated[int, Field(ge=1, le=COUNT)]
-Weight = Annotated[float, Field(ge=0, le=1e9)]
-Rate = Annotated[float, Field(gt=0, le=1e3)]
-Width = Annotated[int, Field(ge=1, le=16_384)]
-TARGET = "ldm.models.autoencoder.AutoencoderKL"
+from common.options import Options, option
 
 
-class DataOptions(Schema):
-    """Which parts of the images are seen.
+@dataclass(frozen=True, kw_only=True)
+class TrainVaeOptions(Options):
+    """Where the images are, and where the run lies."""
 
-    Attributes:
-        crop: side of the square crops in pixels of the files.
-        batch_size: crops a step.
-        num_workers: processes that read.
-        validation_share: of the files, held out by their names; of no meaning where a folder of their own is given.
-        range: what the files' values -1 and 1 stand for.
-    """
+    images: tuple[Path, ...] = option(metavar="DIR", help="folders of images to train on; all below are taken")
+    val_images: tuple[Path, ...] = option(
+        (), metavar="DIR", help="folders of images to validate on; by default a share of --images, by their names"
+    )
+    config: tuple[Path, ...] = option(
+        (), metavar="YAML", help="the first stage, and what changes of configs/train/vae.yaml (see configs/first_stage)"
+    )
+    out: Path | None = option(None, metavar="RUN", help="folder of a new run")
+    resume: Path | None = option(None, metavar="RUN", help="go on with a run: its folder, or one of its checkpoints")
+    pretrain_path: Path | None = option(None, metavar="CKPT", help="weights to start from, of this first stage")
+    measure: bool = option(False, help="write weights and scale of the run --resume as it stands, without training")
+    dry_run: bool = option(False, help="check everything, and stop")
+    device: str = option("auto", help="auto, cpu, cuda or cuda:N")
+    settings: tuple[str, ...] = option((), positional=True, nargs="*", help="key=value: any value of the configuration")
 
-    crop: Annotated[int, Field(ge=1, le=PIXELS)] = 256
-    batch_size: Annotated[int, Field(ge=1, le=BATCH)] = 8
-    num_workers: Annotated[int, Field(ge=0, le=WORKERS)] = 2
-    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    range: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 255.0]
-
-
-class DiscriminatorOptions(Schema):
-    """The patch discriminator, see ``ldm.first_stage.losses.PatchDiscriminator``.
-
-    Attributes:
-        start: the step from which it trains and counts.
-        weight: of its word against the reconstruction's, both measured by their gradients at the decoder's last layer.
-        channels: of its first layer.
-        layers: convolutions of stride 2.
-    """
-
-    start: Annotated[int, Field(ge=0, le=COUNT)] = 0
-    weight: Weight = 0.5
-    channels: Width = 64
-    layers: Annotated[int, Field(ge=1, le=6)] = 3
-
-
-class LossOptions(Schema):
-    """Weights of the loss's terms, see ``ldm.first_stage.losses``."""
-
-    l1: Weight = 1.0
-    gradient: Weight = 0.0
-    gradient_scales: Annotated[int, Field(ge=1, le=6)] = 3
-    kl: Weight = 1e-6
-    perceptual: Weight = 1.0
-    perceptual_weights: str | None = None
-    discriminator: DiscriminatorOptions | None = None
-
-
-class TrainingOptions(Schema):
-    """The run.
-
-    Attributes:
-        max_steps: steps in all.
-        learning_rate: of Adam, for both networks.
-        betas: of Adam.
-        warmup_steps: steps of linear warm-up.
-        decay: the rate falls to zero, as a cosine, at ``max_steps``.
-        gradient_clip: norm that the gradients of each network are cut to.
-        ema_decay: of the running average of the weights.
-        precision: see Lightning.
-        seed: of everything random.
-        save_every: steps between two writings of ``last.ckpt``.
-        validate_every: steps between two validations.
-        pictures_every: steps between two sheets of inputs and reconstructions.
-        pictures: rows of a sheet.
-    """
-
-    max_steps: Count = 100_000
-    learning_rate: Rate = 1e-4
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.5, 0.9]
-    warmup_steps: Annotated[int, Field(ge=0, le=COUNT)] = 0
-    decay: bool = False
-    gradient_clip: Annotated[float, Field(gt=0, le=1e9)] = 1.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    save_every: Count = 1000
-    validate_every: Count = 1000
-    pictures_every: Count = 1000
-    pictures: Annotated[int, Field(ge=1, le=64)] = 8
-
-
-class NetworkParams(Schema):
-    """Of ``ldm.modules.vae.Encoder`` and ``Decoder``, for images of any number of bands."""
-
-    ch: Width
-    in_channels: Width
-    out_ch: Width
-    z_channels: Width
-    ch_mult: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=10)]
-    num_res_blocks: Annotated[int, Field(ge=1, le=64)]
-    attn_resolutions: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=20)] = []
-    resolution: Count = 256
-    double_z: Literal[True] = True
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    attn_type: Literal["vanilla", "none"] = "vanilla"
-    norm_groups: Width = 32
-
-
-class AutoencoderParams(Schema):
-    """Of ``AutoencoderKL``; the last four are published, and without effect."""
-
-    ddconfig: NetworkParams
-    embed_dim: Width
-    lossconfig: Any = None
-    monitor: Any = None
-    image_key: Any = None
-    ckpt_path: Any = None
-
-
-class FirstStageEntry(Schema):
-    """The place that names the first stage, as in a model's configuration."""
-
-    target: Literal[TARGET]  # type: ignore[valid-type]
-    params: AutoencoderParams
-
-
-class Options(Schema):
-    """The configuration of a training, whole."""
-
-    first_stage_config: FirstStageEntry
-    data: DataOptions = DataOptions()
-    loss: LossOptions = LossOptions()
-    training: TrainingOptions = TrainingOptions()
-
-
-def read_options(values: dict[str, Any], source: Callable[[Place], str]) -> Options:
-    """The options of a configuration of which each value's source is known.
-
-    Args:
-        values: of files and settings: ``data``, ``loss``, ``training``, and ``first_stage_config``, which may also be
-            where models have it, ``model.params.first_stage_config``, with whatever else describes a model.
-        source: file or setting of each place.
-
-    Raises:
-        InputError: an unknown field, a value out of range, or values that do not go together; names file and field.
-    """
-    here: Place = ()
-    if "first_stage_config" not in values and isinstance(values.get("model"), dict):
-        params = values["model"].get("params") or {}
-        here = ("model", "params")
-        values = {k: v for k, v in values.items() if k != "model"} | {
-            "first_stage_config": params.get("first_stage_config")
-        }
-
-    def where(place: Place) -> str:
-        return source((*here, *place) if place[:1] == ("first_stage_config",) else place)
-
-    options = parse(values, Options, where)
-    network = options.first_stage_config.params.ddconfig
-
-    def refuse(place: Place, reason: str) -> InputError:
-        return InputError(f"{where(place)}, field {dotted(place)}: {reason}")
-
-    of_network: Place = ("first_stage_config", "params", "ddconfig")
-    if network.in_channels != network.out_ch:
-        raise refuse(
-            (*of_network, "out_ch"), f"{network.out_ch}, but in_channels is {network.in_channels}: no round trip"
-        )
-    factor = 2 ** (len(network.ch_mult) - 1)
-    if options.data.crop % factor:
-        raise refuse(("data", "crop"), f"{options.data.crop}: must be a multiple of {factor}, pixels a latent pixel")
-    low, high = options.data.range
-    if not low < high:
-        raise refuse(("data", "range"), f"{options.data.range}: must be two numbers, the smaller one first")
-    return options
-
-
-def build(options: Options) -> AutoencoderKL:
-    """The first stage, with random weights."""
-    return AutoencoderKL(**options.first_stage_config.params.model_dump())
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.out is None) == (self.resume is None):
+            raise InputError("‹out› and ‹resume›: give one of them, a new run's folder or the run to go on with")
+        if self.pretrain_path is not None and self.resume is not None:
+            raise InputError("‹pretrain_path› with ‹resume›: a run goes on with its own weights; leave one out")
+        if self.measure and self.resume is None:
+            raise InputError("‹measure›: name the run by ‹resume›")
+        if not self.images:
+            raise InputError("‹images›: name a folder")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,16 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from common.configuration import read_configuration
+from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, only_writer, room_for
 from common.pictures import contact_sheet, to_uint8
 from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
 from ldm.first_stage.data import FirstStageData, check_images, find_images, split
-from ldm.first_stage.options import Options
+from ldm.first_stage.loading import first_stage_weights
+from ldm.first_stage.options import TrainVaeOptions
+from ldm.first_stage.schema import FirstStageConfig, check_config
 from ldm.first_stage.training import FirstStageTraining
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.training.checkpoints import FOLDER, LAST, LastCheckpoint, Place, TrainingDiverged, WholeCheckpoints
@@ -30,6 +33,7 @@ from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInVali
 
 log = logging.getLogger(__name__)
 
+BASE = Path(__file__).resolve().parents[2] / "configs" / "train" / "vae.yaml"
 CONFIG_NAME = "config.yaml"  # of a run's folder
 WEIGHTS, DESCRIPTION = "first_stage.safetensors", "first_stage.yaml"  # what others use of it
 MEASURED = 256  # crops whose latents are measured
@@ -75,27 +79,35 @@ class Progress(pl.Callback):
             log.info("step %d: %s", trainer.global_step, values)
 
 
-def read_data(options: Options, images: Sequence[Path], validation: Sequence[Path]) -> FirstStageData:
+def read_config(options: TrainVaeOptions) -> FirstStageConfig:
+    """The configuration: that of the run to go on with, or the default's; under ``config`` and ``settings``."""
+    saved = None if options.resume is None else resume_checkpoint(options.resume).parent.parent / CONFIG_NAME
+    merged = read_configuration([saved or BASE, *options.config], options.settings)
+    return check_config(merged.values, merged.source)
+
+
+def read_data(config: FirstStageConfig, options: TrainVaeOptions) -> FirstStageData:
     """The data, every file of which has been read once.
 
     Raises:
         InputError: no image, or one that does not fit; see ``check_images``.
     """
-    files = find_images(images, "--images")
-    if validation:
-        held_out = find_images(validation, "--val-images")
+    files = find_images(options.images, "‹images›")
+    if options.val_images:
+        held_out = find_images(options.val_images, "‹val_images›")
     else:
-        files, held_out = split(files, options.data.validation_share)
-    bands = options.first_stage_config.params.ddconfig.in_channels
-    check_images([*files, *held_out], options.data.crop, bands)
+        files, held_out = split(files, config.data.validation_share)
+    bands = config.first_stage_config.params.ddconfig.in_channels
+    check_images([*files, *held_out], config.data.crop, bands)
     print(f"{len(files)} images to train on, {len(held_out)} to validate")
-    training = options.training
-    return FirstStageData(files, held_out, options.data, training.max_steps, training.seed)
+    return FirstStageData(files, held_out, config.data, config.training.max_steps, config.training.seed)
 
 
-def build_trainer(options: Options, folder: Path, data: FirstStageData, device: str) -> tuple[pl.Trainer, StopOnSignal]:
+def build_trainer(
+    config: FirstStageConfig, folder: Path, data: FirstStageData, device: str
+) -> tuple[pl.Trainer, StopOnSignal]:
     """Lightning's trainer, and the callback that knows whether a signal ended it."""
-    training = options.training
+    training = config.training
     place = Place()
     last = LastCheckpoint(place, training.save_every)
     stop = StopOnSignal(last)
@@ -121,25 +133,24 @@ def build_trainer(options: Options, folder: Path, data: FirstStageData, device: 
     return trainer, stop
 
 
-def train(
-    options: Options,
-    images: Sequence[Path],
-    validation: Sequence[Path],
-    folder: Path,
-    device: str,
-    resume: Path | None = None,
-    pretrain: Path | None = None,
-) -> int:
-    """Checks everything, trains, and writes what others use.
+def run_folder(options: TrainVaeOptions) -> tuple[Path, Path | None]:
+    """The run's folder, and the checkpoint that it goes on from.
 
-    Args:
-        options: of the whole training.
-        images: folders to train on.
-        validation: folders to validate on; none for a share of ``images``.
-        folder: of the run.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        resume: go on with this run's folder or checkpoint.
-        pretrain: weights to start from.
+    Raises:
+        InputError: there is a run already, nothing to resume, or nothing can be written.
+    """
+    if options.resume is not None:
+        checkpoint = resume_checkpoint(options.resume)
+        check_writable(checkpoint.parent.parent, "‹resume›")
+        return checkpoint.parent.parent, checkpoint
+    assert options.out is not None
+    if any((options.out / FOLDER).glob("[!.]*.ckpt")):
+        raise InputError(f"‹out› {options.out}: holds a run; go on with it by ‹resume›, or take another folder")
+    return options.out, None
+
+
+def train(options: TrainVaeOptions) -> int:
+    """Checks everything, trains, and writes what others use.
 
     Returns:
         the signal that ended the run before its time, and it is saved; else 0.
@@ -148,58 +159,47 @@ def train(
         InputError: anything the run would trip over.
         TrainingDiverged: the loss is no number.
     """
-    pl.seed_everything(options.training.seed, workers=True, verbose=False)
-    checkpoint = None if resume is None else resume_checkpoint(resume)
-    data = read_data(options, images, validation)
-    model = FirstStageTraining(options)
-    check_discriminator(model, options)
+    config, device = read_config(options), pick_device(options.device)
+    folder, checkpoint = run_folder(options)
+    pl.seed_everything(config.training.seed, workers=True, verbose=False)
+    data = read_data(config, options)
+    model = FirstStageTraining(config)
     if checkpoint is not None:
         check_fits(model, read_training_state(checkpoint), checkpoint, {})
-    elif pretrain is not None:
-        log.info(load_weights(model, read_state_dict(pretrain), ["discriminator"], name=str(pretrain)).summary())
-    count = sum(weight.numel() for weight in model.first_stage_model.parameters())
-    print(f"first stage: {count:,} parameters, factor {model.first_stage_model.factor}; run folder {folder}")
-    option = "--out" if resume is None else "--resume"
+    elif options.pretrain_path is not None:
+        state = first_stage_weights(options.pretrain_path)
+        allowed = [] if model.discriminator is None else ["discriminator"]
+        log.info(load_weights(model, state, allowed, name=str(options.pretrain_path)).summary())
+    size = sum(weight.numel() for weight in model.first_stage_model.parameters())
+    print(f"first stage: {size:,} parameters, factor {model.first_stage_model.factor}; run folder {folder}")
+    if options.measure or options.dry_run:
+        if options.measure:
+            assert checkpoint is not None
+            load_weights(model, read_state_dict(checkpoint, use_ema=True), ["model_ema"], name=str(checkpoint))
+            write(model.first_stage_model.to(device), config, data, folder)
+        return 0
+    option = "‹out›" if checkpoint is None else "‹resume›"
     check_writable(folder, option)
     with only_writer(folder, option), room_for(option, folder):
-        trainer, stop = build_trainer(options, folder, data, device)
+        trainer, stop = build_trainer(config, folder, data, device)
         with atomic_path(folder / CONFIG_NAME) as path:
-            path.write_text(yaml.safe_dump(options.model_dump(), sort_keys=False))
-        try:
-            with ctrl_c(), contextlib.suppress(StoppedInValidation):
-                trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except TrainingDiverged as error:
-            last = folder / FOLDER / LAST
-            holds = f"{last} holds step {held_step(last)}" if last.exists() else "it has none yet: start again"
-            raise TrainingDiverged(f"{error}; {holds}") from error
+            path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True), sort_keys=False))
+        _fit(trainer, model, data, checkpoint)
         if not (trainer.interrupted or stop.stopped):
             print(f"trained {trainer.global_step} steps")
             with model.model_ema.swapped():
-                write(model.first_stage_model, options, data, folder)
+                write(model.first_stage_model, config, data, folder)
     return stop.stopped
 
 
-def check_discriminator(model: FirstStageTraining, options: Options) -> None:
-    """Refuses crops of which the discriminator sees no patch."""
-    if model.discriminator is not None and options.data.crop < model.discriminator.smallest:
-        raise InputError(
-            f"data.crop {options.data.crop}: the discriminator needs {model.discriminator.smallest} pixels or more; "
-            "lower loss.discriminator.layers"
-        )
-
-
-def measure(options: Options, images: Sequence[Path], validation: Sequence[Path], run: Path, device: str) -> None:
-    """Writes the weights and the description of a run as it stands, with the latent's scale measured anew.
-
-    Raises:
-        InputError: no run, or images that do not fit.
-    """
-    checkpoint = resume_checkpoint(run)
-    model = FirstStageTraining(options)
-    check_fits(model, read_training_state(checkpoint), checkpoint, {})
-    data = read_data(options, images, validation)
-    load_weights(model, read_state_dict(checkpoint, use_ema=True), ["model_ema"], name=str(checkpoint))
-    write(model.first_stage_model.to(device), options, data, checkpoint.parent.parent)
+def _fit(trainer: pl.Trainer, model: FirstStageTraining, data: FirstStageData, checkpoint: Path | None) -> None:
+    try:
+        with ctrl_c(), contextlib.suppress(StoppedInValidation):
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except TrainingDiverged as error:
+        last = Path(trainer.default_root_dir) / FOLDER / LAST
+        holds = f"{last} holds step {held_step(last)}" if last.exists() else "it has none yet: start again"
+        raise TrainingDiverged(f"{error}; {holds}") from error
 
 
 @torch.no_grad()
@@ -218,7 +218,7 @@ def measure_latents(
     return values.mean(1), values.std(1), values.std().item()
 
 
-def write(first_stage: AutoencoderKL, options: Options, data: FirstStageData, folder: Path) -> None:
+def write(first_stage: AutoencoderKL, config: FirstStageConfig, data: FirstStageData, folder: Path) -> None:
     """Writes the weights under their published names, and the part of a model's YAML that describes them.
 
     The scale makes latents of unit variance, as Rombach et al. 2022, appendix G, do: 1 / std over all values.
@@ -227,7 +227,7 @@ def write(first_stage: AutoencoderKL, options: Options, data: FirstStageData, fo
     scale = float(f"{1 / whole:.5g}")
     state = {f"first_stage_model.{name}": value for name, value in first_stage.state_dict().items()}
     save_state_dict(state, folder / WEIGHTS)
-    entry = options.first_stage_config.model_dump(exclude_unset=True)
+    entry = config.first_stage_config.model_dump(exclude_unset=True)
     params = {"scale_factor": scale, "channels": first_stage.latent_channels, "first_stage_config": entry}
     lines = [
         f"# latents, {name} by channel: {[round(value, 3) for value in values.tolist()]}\n"

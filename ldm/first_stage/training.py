@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from common.errors import InputError
 from common.rng import item_noise
 from ldm.first_stage.losses import (
     PatchDiscriminator,
@@ -20,7 +21,7 @@ from ldm.first_stage.losses import (
     kl_divergence,
     perceptual_loss,
 )
-from ldm.first_stage.options import Options, build
+from ldm.first_stage.schema import FirstStageConfig, build
 from ldm.modules.ema import EMA
 from ldm.training.checkpoints import TrainingDiverged
 
@@ -32,16 +33,21 @@ class FirstStageTraining(pl.LightningModule):
     the discriminator sees reconstructions that are constants, so that neither's gradient reaches the other.
 
     Args:
-        options: of the whole training.
+        config: of the whole training.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, config: FirstStageConfig) -> None:
         super().__init__()
-        self.options, self.loss = options, options.loss
-        self.first_stage_model = build(options)
-        bands = options.first_stage_config.params.ddconfig.in_channels
+        self.config, self.loss = config, config.loss
+        self.first_stage_model = build(config)
+        bands = config.first_stage_config.params.ddconfig.in_channels
         adversary = self.loss.discriminator
         self.discriminator = PatchDiscriminator(bands, adversary.channels, adversary.layers) if adversary else None
+        if self.discriminator is not None and config.data.crop < self.discriminator.smallest:
+            raise InputError(
+                f"data.crop {config.data.crop}: the discriminator needs {self.discriminator.smallest} pixels or more; "
+                "lower loss.discriminator.layers"
+            )
         # in a list: not a part of the model, nor of its checkpoints
         weights = self.loss.perceptual_weights
         self._perceptual: list[nn.Module] = [perceptual_loss(Path(weights), bands)] if weights else []
@@ -49,7 +55,7 @@ class FirstStageTraining(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Starts the running average from the weights that training starts from."""
         if stage == "fit" and not hasattr(self, "model_ema"):
-            self.model_ema = EMA(self._averaged(), self.options.training.ema_decay)
+            self.model_ema = EMA(self._averaged(), self.config.training.ema_decay)
 
     def _averaged(self) -> list[tuple[str, nn.Parameter]]:
         return [(f"first_stage_model.{name}", weight) for name, weight in self.first_stage_model.named_parameters()]
@@ -106,7 +112,7 @@ class FirstStageTraining(pl.LightningModule):
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Each network's gradients on their own: one does not make the other's small."""
         for group in optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], self.options.training.gradient_clip)
+            nn.utils.clip_grad_norm_(group["params"], self.config.training.gradient_clip)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Mean absolute error, and PSNR in dB of each image, of the averaged weights."""
@@ -118,7 +124,7 @@ class FirstStageTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam over both networks, with warm-up and decay as asked."""
-        training = self.options.training
+        training = self.config.training
         groups = [{"params": list(self.first_stage_model.parameters())}]
         if self.discriminator is not None:
             groups.append({"params": list(self.discriminator.parameters())})
@@ -128,7 +134,7 @@ class FirstStageTraining(pl.LightningModule):
 
     def _rate(self, step: int) -> float:
         """Share of the learning rate at a step."""
-        training = self.options.training
+        training = self.config.training
         warm = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
         if not training.decay:
             return warm
@@ -136,7 +142,7 @@ class FirstStageTraining(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """What the configuration says of the optimizer holds, not what a resumed checkpoint brings back."""
-        training = self.options.training
+        training = self.config.training
         for config in self.trainer.lr_scheduler_configs:
             scheduler: Any = config.scheduler
             scheduler.base_lrs = [training.learning_rate] * len(scheduler.base_lrs)

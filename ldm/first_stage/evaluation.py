@@ -1,0 +1,102 @@
+"""How good a first stage is, on images that it has not seen."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from common.configuration import read_configuration
+from common.converters import number, workers
+from common.devices import pick_device
+from common.errors import InputError
+from common.files import atomic_path, check_writable, write_json
+from common.options import Options, option
+from common.pairing import IMAGE_SUFFIXES, list_files
+from ldm.first_stage.data import check_images
+from ldm.first_stage.loading import load_first_stage
+from ldm.first_stage.scores import SMALLEST, ImageScores, round_trips
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStageScoresOptions(Options):
+    """What to judge, on what."""
+
+    config: Path = option(metavar="YAML", help="a file with a first_stage_config, or a model's")
+    weights: Path | None = option(None, metavar="CKPT", help="its weights, alone or within a model's checkpoint")
+    use_ema: bool = option(False, help="take the running averages of --weights, as of a training's last.ckpt")
+    images: Path = option(metavar="DIR", help="images that the first stage was not trained on")
+    range: tuple[float, ...] = option(
+        (0.0, 255.0), convert=number(-1e9), nargs=2, help="what the files' values -1 and 1 stand for"
+    )
+    masks: Path | None = option(None, metavar="DIR", help="their masks, for --segmentor")
+    segmentor: tuple[str, ...] | None = option(
+        None, nargs=2, metavar="FILE", help="mmseg config, and weights, of a segmentor trained on real images"
+    )
+    classes: str | None = option(None, metavar="TABLE", help="class table, by name or path (default: the config's)")
+    trust_config: bool = option(False, help="run a segmentor's config that imports code of its own")
+    num_workers: int = option(2, convert=workers, help="processes that read images for the segmentor")
+    device: str = option("auto", help="auto, cpu, cuda or cuda:N")
+    reconstructions: Path | None = option(None, metavar="DIR", help="folder to write the reconstructions to, as PNG")
+    out: Path = option(metavar="JSON", help="report to write")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.masks is None) != (self.segmentor is None):
+            raise InputError("‹masks› and ‹segmentor›: one needs the other")
+        if not self.range[0] < self.range[1]:
+            raise InputError("‹range›: the smaller number first")
+
+
+def evaluate(
+    options: FirstStageScoresOptions, recognized: Callable[[Path], dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Checks everything, judges, and writes the report.
+
+    Args:
+        options: what to judge.
+        recognized: says of a folder of reconstructions (PNG, under the images' names) what a segmentor finds in them.
+
+    Returns:
+        the report.
+
+    Raises:
+        InputError: anything that this would trip over.
+    """
+    check_writable(options.out.parent, "‹out›")
+    device = pick_device(options.device)
+    configuration = read_configuration([options.config])
+    first_stage, bands = load_first_stage(configuration.values, configuration.source, options.weights, options.use_ema)
+    suffixes = IMAGE_SUFFIXES if bands == 3 else (".npy",)
+    files = list_files(options.images, suffixes, "‹images›")
+    check_images(list(files.values()), SMALLEST, bands)
+    found: list[ImageScores] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        made = options.reconstructions or Path(temporary)
+        if options.reconstructions is not None:
+            check_writable(made, "‹reconstructions›")
+            made.mkdir(parents=True, exist_ok=True)
+        trips = round_trips(first_stage.to(device), list(files.values()), options.range, device)
+        for name, (score, pixels) in tqdm(zip(files, trips, strict=True), "round trips", len(files), unit="image"):
+            found.append(score)
+            if pixels.shape[2] == 3 and pixels.dtype == np.uint8:
+                with atomic_path(made / f"{name}.png") as path:
+                    Image.fromarray(pixels).save(path)
+        finite = [score.psnr for score in found if np.isfinite(score.psnr)]
+        report: dict[str, Any] = {
+            "options": {key: str(value) for key, value in asdict(options).items()},
+            "images": len(found),
+            "PSNR": float(np.mean(finite)) if finite else None,  # none: nothing is lost
+            "SSIM": float(np.mean([score.ssim for score in found])),
+        }
+        if recognized is not None:
+            report["segmentor"] = recognized(made)
+    report["by_image"] = {score.name: [round(score.psnr, 3), round(score.ssim, 4)] for score in found}
+    write_json(report, options.out)
+    return report
