@@ -9,10 +9,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from common.converters import file_path, text
-from common.errors import InputError
+from common.errors import InputError, spelled
 from common.files import full_disk_line
 from common.options import Options, add_options, flag_of, from_namespace
 from common.processes import worker_line
@@ -112,7 +112,16 @@ def taken(options: type[T], namespace: argparse.Namespace) -> T:
 
 def as_typed(error: InputError) -> str:
     """A refusal with the fields of options as the user typed them."""
-    return error.told(lambda field: next((flag for o in reversed(_read) if (flag := flag_of(o, field))), field))
+    return error.told(_typed)
+
+
+def note(text: str, file: TextIO | None = None) -> None:
+    """A line that is no error, on stderr or in ``file``; fields of options in it as the user typed them."""
+    print(spelled(text, _typed), file=file or sys.stderr)
+
+
+def _typed(field: str) -> str:
+    return next((flag for options in reversed(_read) if (flag := flag_of(options, field))), field)
 
 
 def run(main: Callable[[], int | None]) -> None:

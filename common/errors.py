@@ -8,6 +8,16 @@ from collections.abc import Callable
 _FIELD = re.compile(r"‹(\w+)›")
 
 
+def spelled(text: str, name: Callable[[str], str] = str) -> str:
+    """A text in which fields of options (``‹batch_size›``) stand as its reader knows them.
+
+    Args:
+        text: a message, or a part of one.
+        name: a field's name as the reader writes it; as in Python by default.
+    """
+    return _FIELD.sub(lambda match: name(match[1]), text)
+
+
 class InputError(ValueError):
     """Something the user gave is wrong. The message names file, line and field and says what to do.
 
@@ -16,7 +26,7 @@ class InputError(ValueError):
     """
 
     def __str__(self) -> str:
-        return self.told(lambda field: field)
+        return self.told(str)
 
     def told(self, name: Callable[[str], str]) -> str:
         """The message, with fields under the names that its reader knows.
@@ -24,4 +34,4 @@ class InputError(ValueError):
         Args:
             name: a field's name as the reader writes it.
         """
-        return _FIELD.sub(lambda match: name(match[1]), super().__str__())
+        return spelled(super().__str__(), name)

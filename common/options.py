@@ -152,3 +152,41 @@ def from_namespace(options: type[T], namespace: argparse.Namespace) -> T:
         value = getattr(namespace, field.name)
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return options(**values)
+
+
+def recorded(options: Options) -> dict[str, Any]:
+    """The options by field, as reports keep them: paths as texts."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(one) for one in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {field.name: plain(getattr(options, field.name)) for field, _, _ in _fields(type(options))}
+
+
+def words(options: Options) -> list[str]:
+    """A command line that ``read_options`` makes the same options of: what differs from the defaults.
+
+    For work that is done in a process of its own.
+    """
+    positional, given = [], []
+    for field, how, kind in _fields(type(options)):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        flag = how.names[0] if how.names else _long(field.name)
+        several = [_word(one) for one in (value if isinstance(value, tuple) else (value,))]
+        if how.positional:
+            positional += several
+        elif kind is bool and how.nargs is None and how.convert is None:
+            given.append(flag)
+        elif isinstance(value, tuple):
+            given += [flag, *several]
+        else:
+            given.append(f"{flag}={several[0]}")
+    return [*given, "--", *positional] if any(word.startswith("-") for word in positional) else [*positional, *given]
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)

@@ -1,20 +1,25 @@
-"""Which mask belongs to which image: by file name, real (``a.jpg``) and synthesized (``a_seed_7.jpg``)."""
+"""Which mask belongs to which image, by file name, and whether both files are sound: all that is known before the work.
+
+A mask ``a.png`` belongs to the real image ``a.jpg`` and to the synthesized ``a_seed_7.jpg``.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from common.errors import InputError
+from common.command import note
+from common.errors import InputError, spelled
 from common.images import ImageError, Labels, image_and_orientation, pixels_of_ids
+from common.ranks import is_first
 from common.schema import one_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # in small or capital letters
@@ -22,6 +27,8 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff")  # no JPEG: it changes ids
 _UNREAD = (".bmp", ".gif", ".webp", ".jp2", ".j2k", ".ppm", ".pgm", ".heic", ".avif", ".img", ".ecw", ".npy")
 SYNTHESIZED = re.compile(r"(?P<mask>.+)_seed_(?P<seed>-?\d+)")
 SHOWN = 5  # names listed in an error before "and N more"
+ADVICE = "correct them, or leave them out with ‹skip_invalid›"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,7 @@ def mask_name(image_name: str) -> str:
     return match["mask"] if match else image_name
 
 
-def list_files(
-    folder: Path, suffixes: Sequence[str], option: str, left_out: list[str] | None = None
-) -> dict[str, Path]:
+def list_files(folder: Path, suffixes: Sequence[str], named: str, left_out: list[str] | None = None) -> dict[str, Path]:
     """The files of a folder with one of the suffixes, by name without suffix, sorted.
 
     Files of other kinds, such as lists and hidden ones, are passed over; pictures that would be left out are not.
@@ -49,14 +54,14 @@ def list_files(
     Args:
         folder: the folder; its subfolders are not read.
         suffixes: with a dot, in small letters; a file's may be in capital ones.
-        option: the command-line option that named the folder, for messages.
-        left_out: takes a line for each picture that cannot be used, in place of an error (--skip-invalid).
+        named: the option that named the folder, for messages (``‹syn_img_path›``).
+        left_out: takes a line for each picture that cannot be used, in place of an error.
 
     Raises:
         InputError: no such folder, no such file in it, two files with the same name; pictures in subfolders, of formats
             that are not read, or with names that are no text.
     """
-    where = f"{option} {one_line(folder, 1000)}"
+    where = f"{named} {one_line(folder, 1000)}"
     try:
         if not folder.is_dir():
             raise InputError(f"{where}: no such folder" if not folder.exists() else f"{where}: is a file, no folder")
@@ -87,7 +92,7 @@ def list_files(
         elif kind in _UNREAD and ".npy" not in suffixes:
             faults.append(f"{one_line(path, 1000)}: files {kind} are not read; write it as {' or '.join(suffixes)}")
     if faults and left_out is None:
-        raise InputError(f"{option}: {listed(faults)}")
+        raise InputError(f"{named}: {listed(faults)}")
     if left_out is not None:
         left_out += faults
     if not files:
@@ -113,14 +118,14 @@ def _picture_below(folder: Path, kinds: Collection[str]) -> Path | None:
 
 
 def folder_pairs(
-    images: Path, masks: Path, options: tuple[str, str], skip_invalid: bool = False
+    images: Path, masks: Path, named: tuple[str, str], skip_invalid: bool = False
 ) -> tuple[list[Pair], list[str]]:
     """The pairs of two folders, see ``list_files`` and ``pair_files``, and a line for each file left out."""
     left_out: list[str] | None = [] if skip_invalid else None
     pairs, orphans = pair_files(
-        list_files(images, IMAGE_SUFFIXES, options[0], left_out),
-        list_files(masks, MASK_SUFFIXES, options[1], left_out),
-        options,
+        list_files(images, IMAGE_SUFFIXES, named[0], left_out),
+        list_files(masks, MASK_SUFFIXES, named[1], left_out),
+        named,
         skip_invalid,
     )
     return pairs, [*(left_out or []), *orphans]
@@ -129,7 +134,7 @@ def folder_pairs(
 def pair_files(
     images: dict[str, Path],
     masks: dict[str, Path],
-    options: tuple[str, str],
+    named: tuple[str, str],
     skip_invalid: bool = False,
 ) -> tuple[list[Pair], list[str]]:
     """Pairs images with masks of the same name, or of the name before ``_seed_<seed>``.
@@ -137,7 +142,7 @@ def pair_files(
     Args:
         images: image files by name.
         masks: mask files by name; a mask may have several images.
-        options: the command-line options that named the two folders, for messages.
+        named: the options that named the two folders, for messages.
         skip_invalid: leave out what has no partner instead of raising.
 
     Returns:
@@ -153,14 +158,14 @@ def pair_files(
             pairs.append(Pair(name, image, masks[key]))
             used.add(key)
         else:
-            orphans.append(f"{image}: no mask {key}.png under {options[1]}")
+            orphans.append(f"{image}: no mask {key}.png under {named[1]}")
     orphans += [
-        f"{path}: no image {name}[_seed_<seed>] under {options[0]}" for name, path in masks.items() if name not in used
+        f"{path}: no image {name}[_seed_<seed>] under {named[0]}" for name, path in masks.items() if name not in used
     ]
     if not pairs:
-        raise InputError(f"{options[0]}, {options[1]}: no image has a mask of its name; first: {orphans[0]}")
+        raise InputError(f"{named[0]}, {named[1]}: no image has a mask of its name; first: {orphans[0]}")
     if orphans and not skip_invalid:
-        raise InputError(f"{listed(orphans)}; complete the folders, or leave these out with --skip-invalid")
+        raise InputError(f"{listed(orphans)}; complete the folders, or leave these out with ‹skip_invalid›")
     return pairs, orphans
 
 
@@ -262,12 +267,11 @@ def check_pairs(
     refuse_doubt(labels, [pair.mask for pair in pairs], title)
     with ThreadPoolExecutor(threads) as pool:
         checks = pool.map(lambda pair: inspect_pair(pair, labels, same_size), pairs)
-        found = list(tqdm(checks, title, len(pairs), unit="image", leave=False, disable=quiet))
+        found = list(tqdm(checks, spelled(title), len(pairs), unit="image", leave=False, disable=quiet))
     if (turned := sum(check.turned for check in found)) and not quiet:
-        print(
+        note(
             f"{title}: {turned} of {len(pairs)} pairs have an EXIF tag that asks to turn them; pixels are used as "
-            "stored, the tag is not applied",
-            file=sys.stderr,
+            "stored, the tag is not applied"
         )
     fine = [check for check in found if not check.fault]
     if fine and not any(check.pixels.any() for check in fine):
@@ -276,3 +280,70 @@ def check_pairs(
             f"(first: {one_line(pairs[0].mask, 1000)})"
         )
     return found
+
+
+@dataclass(frozen=True)
+class SoundPairs:
+    """Pairs whose files are sound, what each shows, and a line for each file left out."""
+
+    pairs: list[Pair]
+    checked: list[Checked]
+    left_out: list[str]
+
+
+def sound_pairs(
+    images: Path,
+    masks: Path,
+    named: tuple[str, str],
+    labels: Labels,
+    *,
+    same_size: bool = False,
+    skip_invalid: bool = False,
+) -> SoundPairs:
+    """The pairs of two folders, each file opened once.
+
+    Args:
+        images: folder.
+        masks: folder.
+        named: the options that named them, for messages.
+        labels: which ids the masks may hold.
+        same_size: whether an image needs its mask's size.
+        skip_invalid: leave out what is unpaired or damaged instead of raising.
+
+    Raises:
+        InputError: a file is unpaired or damaged, no pair is left, or no mask shows a class.
+    """
+    pairs, orphans = folder_pairs(images, masks, named, skip_invalid)
+    checked = check_pairs(pairs, labels, f"{named[1]} {masks}", same_size=same_size, quiet=not is_first())
+    wrong = list(dict.fromkeys(found.fault for found in checked if found.fault))
+    if wrong and not skip_invalid:
+        raise InputError(f"{listed(wrong)}; {ADVICE}")
+    left = [(pair, found) for pair, found in zip(pairs, checked, strict=True) if not found.fault]
+    if not left:
+        raise InputError(f"{named[0]} {images}: no valid image left; first: {wrong[0]}")
+    return SoundPairs([pair for pair, _ in left], [found for _, found in left], orphans + wrong)
+
+
+def faults_of(items: Sequence[T], fault: Callable[[T], str | None], title: str) -> list[str | None]:
+    """What is wrong with each item, None where nothing is; in threads, with a progress bar."""
+    with ThreadPoolExecutor() as pool:
+        return list(
+            tqdm(pool.map(fault, items), spelled(title), len(items), unit="file", leave=False, disable=not is_first())
+        )
+
+
+def without_faults(
+    items: Sequence[T], faults: Sequence[str | None], where: str, skip_invalid: bool
+) -> tuple[list[T], list[str]]:
+    """The items without faults, and the faults of those left out.
+
+    Raises:
+        InputError: there are faults and ``skip_invalid`` is not set, or nothing is left.
+    """
+    wrong = [fault for fault in faults if fault]
+    if wrong and not skip_invalid:
+        raise InputError(f"{listed(wrong)}; {ADVICE}")
+    left = [item for item, fault in zip(items, faults, strict=True) if not fault]
+    if not left:
+        raise InputError(f"{where}: no valid file left; first: {wrong[0]}")
+    return left, wrong

@@ -9,9 +9,18 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from torch import distributed
-
 T = TypeVar("T")
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks for all that one launcher started."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _distributed() -> Any:
+    from torch import distributed  # takes seconds, which one process alone need not wait
+
+    return distributed
 
 
 class Ranks:
@@ -20,8 +29,8 @@ class Ranks:
     def __init__(self) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0))
-        if self.size > 1 and not distributed.is_initialized():
-            distributed.init_process_group("gloo", timeout=timedelta(days=7))  # one may be done long before another
+        if self.size > 1 and not _distributed().is_initialized():
+            _distributed().init_process_group("gloo", timeout=timedelta(days=7))  # one may be done long before another
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This process's part."""
@@ -30,7 +39,7 @@ class Ranks:
     def wait(self) -> None:
         """Returns once all processes have come here."""
         if self.size > 1:
-            distributed.barrier()
+            _distributed().barrier()
 
     def once(self, work: Callable[[], Any]) -> Any:
         """The first process's result of ``work``; bad input found there ends the others silently."""
@@ -43,7 +52,7 @@ class Ranks:
                 result[0] = work()
             except ValueError as caught:
                 error, result[1] = caught, True
-        distributed.broadcast_object_list(result)
+        _distributed().broadcast_object_list(result)
         if error:
             raise error
         if result[1]:

@@ -13,9 +13,8 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.files import atomic_path, write_json
 from common.images import ImageError
-from common.pairing import IMAGE_SUFFIXES, Pair, list_files
+from common.pairing import IMAGE_SUFFIXES, Pair, faults_of, list_files, without_faults
 from common.scores import confusion, scores
-from common.sound_pairs import each, without_faults
 from evaluation.copies import nearest, thumbnail
 from evaluation.samples_report import nearest_sheet, samples_figure
 
@@ -92,7 +91,7 @@ def training_images(
 
     small: dict[Path, np.ndarray] = {}
     files = [file for folder in folders for file in list_files(folder, IMAGE_SUFFIXES, option).values()]
-    left, wrong = without_faults(files, each(look, files, "training images"), option, skip_invalid)
+    left, wrong = without_faults(files, faults_of(files, look, "training images"), option, skip_invalid)
     return left, np.stack([small[path] for path in left]), wrong
 
 

@@ -1,8 +1,8 @@
-"""The figure of what re-sampling changed."""
+"""What re-sampling kept, and what it changed: numbers and a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,52 @@ import numpy as np
 from common.plots import plt
 
 BEFORE, AFTER, INACCURATE = "#b0b0b0", "#3b6fb6", "#c0392b"
+
+
+def resample_statistics(
+    classes: Sequence[str],
+    pixels: np.ndarray,
+    sizes: np.ndarray,
+    reasons: Sequence[str | None],
+    poor: Sequence[int],
+    counted: Sequence[str],
+) -> dict[str, Any]:
+    """What was kept and why, and class shares before and after.
+
+    Args:
+        classes: C class names.
+        pixels: surviving pixels (images, C).
+        sizes: all pixels (images,).
+        reasons: why each image is kept, None where it is not.
+        poor: ids of poorly recognized classes.
+        counted: the reasons that there may be.
+    """
+    kept = np.array([reason is not None for reason in reasons])
+
+    def shares(rows: np.ndarray) -> list[float]:
+        total = rows.sum(axis=0)
+        return (total / max(total.sum(), 1)).tolist()
+
+    before, after = shares(pixels), shares(pixels[kept])
+    return {
+        "images": len(reasons),
+        "kept": int(kept.sum()),
+        "reasons": {reason: reasons.count(reason) for reason in counted},
+        "valid_share": {
+            "before": float(pixels.sum() / max(sizes.sum(), 1)),
+            "after": float(pixels[kept].sum() / max(sizes[kept].sum(), 1)),
+        },
+        "per_class": {
+            name: {
+                "inaccurate": c in poor,
+                "share_before": before[c],
+                "share_after": after[c],
+                "images_before": int((pixels[:, c] > 0).sum()),
+                "images_after": int((pixels[kept, c] > 0).sum()),
+            }
+            for c, name in enumerate(classes)
+        },
+    }
 
 
 def resample_figure(path: Path, statistics: Mapping[str, Any]) -> None:

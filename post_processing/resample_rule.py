@@ -1,115 +1,84 @@
-"""Which filtered images join the training set: FreeMask's choice (Yang et al., NeurIPS 2023, section 3.3)."""
+"""Which images join the training set: FreeMask's two rules (Yang et al., NeurIPS 2023, section 3.3).
+
+By class: those that show a class that the segmentor recognizes poorly, or of which enough pixels survived the filter.
+By hardness: masks whose classes a segmentor finds hard on real images keep more of their images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from common.classes import plain_name
-from common.errors import InputError
+POOR_CLASS, VALID_PIXELS, HARDNESS = "inaccurate class", "valid pixels", "hardness"  # why an image is kept, in reports
 
 
 def keep_reason(
-    pixels: np.ndarray, size: int, inaccurate: Sequence[int], min_valid: float = 0.8, min_pixels: int = 1
+    pixels: np.ndarray, size: int, poor: Sequence[int], min_valid: float = 0.8, min_pixels: int = 1
 ) -> str | None:
     """Why an image is kept, or None where it is not.
 
     Args:
         pixels: surviving pixels of each class (C,).
         size: all pixels of the mask, H * W.
-        inaccurate: ids of poorly recognized classes.
+        poor: ids of poorly recognized classes.
         min_valid: an image without them needs a larger share of surviving pixels.
         min_pixels: surviving pixels that make a class count as shown.
 
     Returns:
-        ``inaccurate class``, ``valid pixels`` or None.
+        ``POOR_CLASS``, ``VALID_PIXELS`` or None.
     """
-    if any(pixels[c] >= min_pixels for c in inaccurate):
-        return "inaccurate class"
-    return "valid pixels" if pixels.sum() > min_valid * size else None
+    if any(pixels[c] >= min_pixels for c in poor):
+        return POOR_CLASS
+    return VALID_PIXELS if pixels.sum() > min_valid * size else None
 
 
-def classes_by_name(names: Iterable[str], classes: Sequence[str]) -> list[int]:
-    """Class ids of names; case, spaces, hyphens and underscores do not matter.
+def mask_hardness(pixels: np.ndarray, mean_loss: np.ndarray) -> np.ndarray:
+    """Mean over a mask's pixels of their classes' mean loss on real images.
 
-    Raises:
-        InputError: a name that the table does not have.
-    """
-    known = {plain_name(name): index for index, name in enumerate(classes)}
-    unknown = [name for name in names if plain_name(name) not in known]
-    if unknown:
-        raise InputError(f"--inaccurate: no class {', '.join(unknown)}; the table has {', '.join(classes)}")
-    return sorted({known[plain_name(name)] for name in names})
-
-
-def classes_by_score(
-    scores: Mapping[str, float | None], classes: Sequence[str], below: float | None, worst: int | None
-) -> list[int]:
-    """Ids of the classes that a segmentor recognizes poorly.
+    Sums are exact, so that no machine orders two masks otherwise.
 
     Args:
-        scores: IoU in 0..1 by class name; None: the test set does not show the class, it is not chosen.
-        classes: the class table's names.
-        below: all classes with a smaller IoU.
-        worst: this many classes with the smallest IoU; exactly one of the two is given.
+        pixels: pixels of each class in each mask (M, C).
+        mean_loss: mean loss of each class on real images (C,); NaN: none is known, its pixels do not count.
 
-    Raises:
-        InputError: the metrics are of other classes.
+    Returns:
+        float64 (M,); 0 for a mask without pixels that count.
     """
-    by_plain_name = {plain_name(name): score for name, score in scores.items()}
-    if missing := [name for name in classes if plain_name(name) not in by_plain_name]:
-        raise InputError(f"--metrics: no class {', '.join(missing)} in it; made with other --classes?")
-    measured = [
-        (score, index) for index, name in enumerate(classes) if (score := by_plain_name[plain_name(name)]) is not None
-    ]
-    if below is not None:
-        return [index for score, index in measured if score < below]
-    return sorted(index for _, index in sorted(measured)[:worst])
+    known = np.flatnonzero(np.isfinite(mean_loss))
+    losses = mean_loss[known].tolist()
+    found = []
+    for row in pixels[:, known].tolist():
+        total = sum(row)
+        found.append(math.fsum(n * loss for n, loss in zip(row, losses, strict=True)) / total if total else 0.0)
+    return np.array(found, dtype=np.float64)
 
 
-def resample_statistics(
-    classes: Sequence[str],
-    pixels: np.ndarray,
-    sizes: np.ndarray,
-    reasons: Sequence[str | None],
-    inaccurate: Sequence[int],
-    counted: Sequence[str] = ("inaccurate class", "valid pixels"),
-) -> dict[str, Any]:
-    """What was kept and why, and class shares before and after.
+def ranks_of(hardness: np.ndarray) -> np.ndarray:
+    """Ranks 1 (easiest) to M (hardest) of masks in the order of their names; equally hard ones follow that order."""
+    ranks = np.empty(len(hardness), dtype=np.int64)
+    ranks[np.argsort(hardness, kind="stable")] = np.arange(1, len(hardness) + 1)
+    return ranks
+
+
+def images_to_keep(rank: int, masks: int, images: int) -> int:
+    """How many of its images a mask keeps: ``min(1 + round(images * rank / masks), images)``, as published.
 
     Args:
-        classes: C class names.
-        pixels: surviving pixels (images, C).
-        sizes: all pixels (images,).
-        reasons: see ``keep_reason``, one an image.
-        inaccurate: ids of poorly recognized classes.
-        counted: the reasons that there may be.
+        rank: 1 (easiest) to ``masks``.
+        masks: how many masks there are.
+        images: how many images this mask has (published: 20 for every mask), 1 or more.
     """
-    kept = np.array([reason is not None for reason in reasons])
+    return min(1 + round(images * rank / masks), images)  # Python's round: halves go to the even number
 
-    def shares(rows: np.ndarray) -> list[float]:
-        total = rows.sum(axis=0)
-        return (total / max(total.sum(), 1)).tolist()
 
-    before, after = shares(pixels), shares(pixels[kept])
-    return {
-        "images": len(reasons),
-        "kept": int(kept.sum()),
-        "reasons": {reason: reasons.count(reason) for reason in counted},
-        "valid_share": {
-            "before": float(pixels.sum() / max(sizes.sum(), 1)),
-            "after": float(pixels[kept].sum() / max(sizes[kept].sum(), 1)),
-        },
-        "per_class": {
-            name: {
-                "inaccurate": c in inaccurate,
-                "share_before": before[c],
-                "share_after": after[c],
-                "images_before": int((pixels[:, c] > 0).sum()),
-                "images_after": int((pixels[kept, c] > 0).sum()),
-            }
-            for c, name in enumerate(classes)
-        },
-    }
+def drawn(draws: Sequence[int], count: int) -> set[int]:
+    """Indices of ``count`` of the items, at random without replacement: those of the smallest draws.
+
+    Args:
+        draws: a random number of each item; where it belongs to the item alone, so does the choice: it depends on no
+            order, and a larger ``count`` keeps what a smaller one kept.
+        count: 0 to the number of items.
+    """
+    return set(sorted(range(len(draws)), key=lambda i: draws[i])[:count])

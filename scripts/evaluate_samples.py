@@ -16,8 +16,7 @@ from common.converters import batch_size, number, workers
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import check_writable, inside, only_writer, room_for
-from common.pairing import Pair, listed
-from common.sound_pairs import sound_pairs
+from common.pairing import Pair, listed, sound_pairs
 from evaluation.samples import Judge, check_distances, evaluate, training_images
 from segmentation.config import add_cfg_options, load_config, set_data
 from segmentation.inference import Segmentor, load_segmentor, segment
@@ -103,7 +102,7 @@ def run_evaluation(args: argparse.Namespace) -> dict[str, Any]:
         ("real", args.real_img_path, args.real_label_path, "--real-label-path"),
         ("syn", args.syn_img_path, args.syn_mask_path, "--syn-mask-path"),
     ):
-        pairs[kind], _, left_out = sound_pairs(
+        found = sound_pairs(
             images,
             masks,
             (f"--{kind}-img-path", option),
@@ -111,7 +110,8 @@ def run_evaluation(args: argparse.Namespace) -> dict[str, Any]:
             same_size=kind == "real",
             skip_invalid=args.skip_invalid,
         )
-        skipped += left_out
+        pairs[kind] = found.pairs
+        skipped += found.left_out
     training, pool, left_out = training_images(args.train_img_path, "--train-img-path", args.skip_invalid)
     skipped += left_out
     if distances:

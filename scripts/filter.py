@@ -16,9 +16,17 @@ from common.converters import integer, number
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import check_writable, digest, inside, only_writer, room_for
-from common.pairing import MASK_SUFFIXES, Pair, list_files, listed, pair_files
+from common.pairing import (
+    MASK_SUFFIXES,
+    Pair,
+    faults_of,
+    list_files,
+    listed,
+    pair_files,
+    sound_pairs,
+    without_faults,
+)
 from common.ranks import Ranks
-from common.sound_pairs import each, sound_pairs, without_faults
 from post_processing.filter_run import (
     Rule,
     Source,
@@ -143,7 +151,7 @@ def from_segmentor(args: argparse.Namespace, ranks: Ranks) -> tuple[Source, Real
             )
         ]
     )
-    real_files = [(pair.name, file_stamp(pair.image, pair.mask)) for pair in real[0]]
+    real_files = [(pair.name, file_stamp(pair.image, pair.mask)) for pair in real.pairs]
     state = State(
         args.filtered_mask_path,
         {
@@ -155,7 +163,7 @@ def from_segmentor(args: argparse.Namespace, ranks: Ranks) -> tuple[Source, Real
     )
     ranks.once(state.open)
     source = segmentor_source(segmentor, args)
-    return source, measure_real(source, real[0], state, ranks), state, syn[0], real[2] + syn[2]
+    return source, measure_real(source, real.pairs, state, ranks), state, syn.pairs, real.left_out + syn.left_out
 
 
 def from_losses(args: argparse.Namespace, ranks: Ranks) -> tuple[Source, RealLoss, State, list[Pair], list[str]]:
@@ -169,7 +177,7 @@ def from_losses(args: argparse.Namespace, ranks: Ranks) -> tuple[Source, RealLos
             ("--from-loss", "--syn-mask-path"),
             args.skip_invalid,
         )
-        faults = each(lambda pair: saved_fault(pair, source.labels, real), pairs, f"--from-loss {args.from_loss}")
+        faults = faults_of(pairs, lambda pair: saved_fault(pair, source.labels, real), f"--from-loss {args.from_loss}")
         pairs, wrong = without_faults(pairs, faults, f"--from-loss {args.from_loss}", args.skip_invalid)
         return pairs, orphans + wrong
 

@@ -14,12 +14,13 @@ import pytest
 from common import command as cli
 from common.converters import integer, name, number
 from common.errors import InputError
-from common.options import Options, option
+from common.options import Options, option, recorded, words
 from tests.conftest import ROOT
 
 COMMANDS = sorted(
     p.stem for p in (ROOT / "scripts").glob("*.py") if re.search(r"parser\(|read_options\(", p.read_text())
 )
+WITHOUT_TORCH = ("resample",)  # to read their help, or for the whole of their work
 BEYOND = ("9" * 400, "-" + "9" * 400, "1e999", "nan", "1_0", "٣", "")
 ODD = ("a\0b", "a\nb", "a\rb", "\x1b[31m", "a\ud800", "a\u2028b")
 
@@ -66,6 +67,22 @@ def test_every_option_refuses_what_no_number_and_no_name_is(parser_of, name):
             else:
                 taken.append((action.dest, odd, value))
     assert taken == []
+
+
+def test_help_does_not_wait_for_torch():
+    """One process reads all helps: torch and mmseg take seconds to load, each."""
+    work = f"""
+import runpy, sys
+for name in {WITHOUT_TORCH}:
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_module("scripts." + name, run_name="__main__")
+    except SystemExit as ended:
+        assert ended.code == 0
+    assert not {{"torch", "mmengine", "mmcv", "mmseg"}} & set(sys.modules), name
+"""
+    ended = subprocess.run([sys.executable, "-c", work], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_there_are_commands():
@@ -129,3 +146,26 @@ def test_options_refuse_what_their_command_lines_refuse(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.read_options(Work, "", ["x", "--times", "0"])
     assert ended.value.code == 2 and "--times: 0: write a whole number, 1 to 9" in capsys.readouterr().err
+
+
+ALL_GIVEN = Work(folder=Path("x"), times=4, rate=1e-7, masks=("m", "n o"), kind="b", dry_run=True)
+
+
+@pytest.mark.parametrize("work", [Work(folder=Path("x")), ALL_GIVEN, Work(folder=Path("-x"), masks=("=", "--"[:1]))])
+def test_words_are_read_as_the_options_that_they_were_made_of(work):
+    assert cli.read_options(Work, "", words(work)) == work
+
+
+def test_words_name_what_is_no_default():
+    assert words(Work(folder=Path("x"), times=3, rate=0.5)) == ["x", "--rate=0.5"]
+
+
+def test_reports_keep_options_as_plain_values():
+    given = {"folder": "x", "times": 4, "rate": 1e-7, "masks": ["m", "n o"], "kind": "b", "dry_run": True}
+    assert recorded(ALL_GIVEN) == given
+
+
+def test_a_note_names_what_was_typed(capsys):
+    cli.read_options(Work, "", ["x"])
+    cli.note("left out (‹times›)")
+    assert capsys.readouterr().err == "left out (--times)\n"

@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import sys
 
 import pytest
 
@@ -49,6 +50,12 @@ def test_imports_run_one_way(package):
                 allowed = ALLOWED[rule_for(path)]
                 assert any(name == a or name.startswith(a + ".") for a in allowed), f"{path} imports {name}"
             assert name.split(".")[0] not in FOREIGN.get(package, ()), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/*_rule.py")), ids=lambda path: path.name)
+def test_a_rule_is_numpy_alone(path):
+    outside = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+    assert outside == {"numpy"}
 
 
 def test_no_yaml_names_a_script():

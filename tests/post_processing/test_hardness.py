@@ -8,8 +8,8 @@ from common.files import write_json
 from common.journal import sealed
 from common.plots import plt
 from post_processing.filter_state import BINS
-from post_processing.hardness import drawn, images_to_keep, mask_hardness, ranks_of
 from post_processing.resample_report import resample_figure
+from post_processing.resample_rule import drawn, images_to_keep, mask_hardness, ranks_of
 
 CLASSES = ["traffic land", "inland water", "forest"]
 NAN = float("nan")

@@ -1,14 +1,20 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from common import command as cli
+from common.errors import InputError
 from common.pairing import Pair
-from post_processing import resample_run
-from post_processing.resample_rule import classes_by_name, classes_by_score, keep_reason
+from post_processing import resampled_folders
+from post_processing.resample import ResampleOptions
+from post_processing.resample_inputs import classes_by_name, classes_by_score
+from post_processing.resample_rule import keep_reason
 from scripts import resample
+from tests.conftest import ROOT
 
 CLASSES = ["traffic land", "inland water", "forest"]
 
@@ -82,6 +88,32 @@ def test_the_choice(data, more, names):
     assert kept(data) == names
 
 
+def test_it_is_called_from_python_without_torch(data):
+    work = f"""
+import sys
+from pathlib import Path
+from post_processing.resample import ResampleOptions, resample
+data = Path({str(data)!r})
+done = resample(ResampleOptions(
+    filtered_mask_path=data / "masks", syn_img_path=data / "images", out_dir=data / "out",
+    classes=str(data / "classes.json"), inaccurate="inland water"))
+assert sorted(done.kept) == ["both_seed_1", "full_seed_1", "over_seed_1", "rare_seed_1"]
+assert done.statistics["reasons"] == {{"inaccurate class": 2, "valid pixels": 2}}
+assert not {{"torch", "mmengine", "mmcv", "mmseg"}} & set(sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", work], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert kept(data) == {"full", "over", "both", "rare"}
+
+
+def test_options_that_contradict_each_other_are_named_by_field(data):
+    folders = {"filtered_mask_path": data / "masks", "syn_img_path": data / "images", "out_dir": data / "out"}
+    with pytest.raises(InputError, match=r"^below and worst need metrics FILE$"):
+        ResampleOptions(**folders, worst=1)
+    with pytest.raises(InputError, match=r"^min_valid 80: 80: write a number, 0 to 1|^min_valid 80"):
+        ResampleOptions(**folders, min_valid=80)
+
+
 def test_report_and_hard_links(data):
     assert run(*options(data, "--inaccurate", "inland water")) == 0
     stats = json.loads((data / "out/resample_stats.json").read_text())
@@ -114,14 +146,14 @@ def test_a_file_system_without_hard_links(data, monkeypatch):
     def refuse(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(resample_run.os, "link", refuse)
+    monkeypatch.setattr(resampled_folders.os, "link", refuse)
     pair = Pair("full_seed_1", data / "images/full_seed_1.jpg", data / "masks/full_seed_1.png")
-    resample_run.place(pair, data / "out", copy=False)
+    resampled_folders.add_pair(pair, data / "out", copy=False)
     assert (data / "out/resampled_img/full_seed_1.jpg").read_bytes() == (data / "images/full_seed_1.jpg").read_bytes()
 
 
 def test_a_full_disk_leaves_nothing_half_written(data, capsys, monkeypatch):
-    copy, copied = resample_run.shutil.copy2, []
+    copy, copied = resampled_folders.shutil.copy2, []
 
     def fill(source, target):
         copied.append(target)
@@ -131,7 +163,7 @@ def test_a_full_disk_leaves_nothing_half_written(data, capsys, monkeypatch):
         copy(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(resample_run.shutil, "copy2", fill)
+        patch.setattr(resampled_folders.shutil, "copy2", fill)
         assert run(*options(data, "--copy")) == 2
     assert "disk full: " in (said := capsys.readouterr().err) and "No space left on device" in said
     whole = {path.stat().st_size for path in (data / "images").iterdir()}

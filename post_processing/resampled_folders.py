@@ -1,0 +1,105 @@
+"""The folders for joint training: the chosen pairs are put there; a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from common.errors import InputError
+from common.files import atomic_path, check_writable
+from common.images import read_image
+from common.pairing import Pair
+from common.processes import bounded
+
+IMAGES, LABELS = "resampled_img", "resampled_label"
+
+
+def prepare_folders(out: Path, kept: Sequence[Pair]) -> None:
+    """Makes the two folders, clears what a killed run left half written. To be called by the only writer.
+
+    Raises:
+        InputError: they hold files of another selection, which would join the training set.
+    """
+    for folder, names in ((IMAGES, {pair.image.name for pair in kept}), (LABELS, {pair.mask.name for pair in kept})):
+        path = check_writable(out / folder, "‹out_dir›")
+        for left_over in path.glob(".*.tmp.*"):
+            left_over.unlink()
+        if strange := sorted(file.name for file in path.iterdir() if file.name not in names and file.name[0] != "."):
+            raise InputError(
+                f"‹out_dir› {out}: holds {len(strange)} files of another selection "
+                f"({folder}/{strange[0]}); name another folder or remove this one"
+            )
+
+
+def fill_folders(
+    out: Path, kept: Sequence[Pair], sizes: Mapping[str, tuple[int, int]], copy: bool, workers: int
+) -> None:
+    """Puts pairs into the two folders, in threads, which end with this process; to be called by the only writer.
+
+    Args:
+        out: holds the folders.
+        kept: the pairs.
+        sizes: (H, W) that images are brought to, by name; others stay as they are.
+        copy: copies, no hard links.
+        workers: threads.
+
+    Raises:
+        InputError: the folders hold files of another selection.
+    """
+    prepare_folders(out, kept)
+    with ThreadPoolExecutor(max(1, bounded(workers, len(kept)))) as pool:
+        jobs = [pool.submit(add_pair, pair, out, copy, sizes.get(pair.name)) for pair in kept]
+        try:
+            for job in tqdm(jobs, "keep", unit="image"):
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def add_pair(pair: Pair, out: Path, copy: bool, size: tuple[int, int] | None = None) -> None:
+    """Puts image and mask into the folders, by hard link where possible.
+
+    Args:
+        pair: image and mask.
+        out: holds the folders.
+        copy: copies, no hard links.
+        size: (H, W) that the image is brought to; None: as it is.
+    """
+    target = out / IMAGES / pair.image.name
+    if size is None:
+        link_or_copy(pair.image, target, copy)
+    else:
+        with atomic_path(target) as path:
+            small = Image.fromarray(read_image(pair.image)).resize(size[::-1], Image.Resampling.BICUBIC)
+            small.save(path, quality=95)
+    link_or_copy(pair.mask, out / LABELS / pair.mask.name, copy)
+
+
+def link_or_copy(source: Path, target: Path, copy: bool) -> None:
+    """A hard link or a copy; what a stopped run has done already stays."""
+    with contextlib.suppress(FileNotFoundError):
+        there, here = target.stat(), source.stat()
+        if there.st_ino == here.st_ino and there.st_dev == here.st_dev:
+            if not copy:
+                return
+        elif (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns):  # a copy
+            return
+    with atomic_path(target) as path:
+        path.unlink()
+        if not copy:
+            try:
+                os.link(source.resolve(), path)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+                    raise
+        shutil.copy2(source, path)
