@@ -26,7 +26,7 @@ def recognizer(options: FirstStageScoresOptions) -> Callable[[Path], dict[str, A
     Raises:
         InputError: a segmentor that cannot be used, or images without masks.
     """
-    from common.sound_pairs import sound_pairs  # what reads segmentors takes seconds to import
+    from common.pairing import sound_pairs  # what reads segmentors takes seconds to import
     from evaluation.samples import segmentor_scores
     from scripts.evaluate_samples import judge
     from segmentation.config import load_config, set_data
@@ -37,7 +37,7 @@ def recognizer(options: FirstStageScoresOptions) -> Callable[[Path], dict[str, A
     set_data(config, classes=options.classes)
     segmentor = load_segmentor(config, options.segmentor[1], pick_device(options.device))
     labels = segmentor.rule.labels()
-    pairs, _, _ = sound_pairs(options.images, options.masks, ("‹images›", "‹masks›"), labels, same_size=True)
+    pairs = sound_pairs(options.images, options.masks, ("‹images›", "‹masks›"), labels, same_size=True).pairs
     by = judge(segmentor, segmentor.batch_size(), options.num_workers)
 
     def recognized(folder: Path) -> dict[str, Any]:
