@@ -88,18 +88,19 @@ def parser(description: str, task: str = "") -> Parser:
     return Parser(prog=name, description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
-def read_options(options: type[T], description: str, words: Sequence[str] | None = None) -> T:
+def read_options(options: type[T], description: str, words: Sequence[str] | None = None, task: str = "") -> T:
     """The options of a command line; a refusal of theirs, here or later, names what was typed, not the field.
 
     Args:
         options: the dataclass of the work to be done.
         description: of the command, for its help.
         words: the command line; this process's by default.
+        task: see ``parser``.
 
     Raises:
         InputError: options that contradict each other. What is no option ends the process with exit code 2.
     """
-    line = parser(description)
+    line = parser(description, task)
     add_options(line, options)
     return taken(options, line.parse_args(words))
 

@@ -33,8 +33,9 @@ class Option:
     convert: Callable[[str], Any] | None = None
     names: tuple[str, ...] = ()
     choices: tuple[Any, ...] | None = None
-    metavar: str | None = None
+    metavar: str | tuple[str, ...] | None = None
     nargs: str | int | None = None
+    repeated: bool = False
     const: Any = None
     positional: bool = False
     group: str | None = None
@@ -48,7 +49,7 @@ def option(default: Any = dataclasses.MISSING, *, help: str, **how: Any) -> Any:
         help: what it means, with its unit. ``argparse.SUPPRESS`` hides it.
         **how: ``convert`` (a word to a value, see ``common.converters``), ``names`` (what is typed, ``--field-name`` by
             default; the first is the documented one), ``choices``, ``metavar``, ``nargs``, ``const``, ``positional``,
-            ``group`` (a heading of the help).
+            ``repeated`` (what is given a second time is added to the first), ``group`` (a heading of the help).
     """
     metadata = {_KEY: Option(help, **how)}
     if isinstance(default, list | dict | set):
@@ -98,7 +99,7 @@ def flag_of(options: type[Options], name: str) -> str | None:
     """How a field is typed; None if it is no field of these options."""
     for field, how, _ in _fields(options):
         if field.name == name:
-            return how.metavar or name if how.positional else how.names[0] if how.names else _long(name)
+            return str(how.metavar or name) if how.positional else how.names[0] if how.names else _long(name)
     return None
 
 
@@ -107,9 +108,12 @@ def _long(name: str) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
-    """Adds every field of ``options`` to a parser."""
+    """Adds every field of ``options`` to a parser; what it has already, of a shared base, stays as it is."""
     groups: dict[str, Any] = {}
+    present = {action.dest for action in parser._actions}
     for field, how, kind in _fields(options):
+        if field.name in present:
+            continue
         target: Any = parser
         if how.group is not None:
             if how.group not in groups:
@@ -133,6 +137,8 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None
                 settings["const"] = how.const
             if not required:
                 settings["default"] = field.default
+            if how.repeated:
+                settings |= {"action": "extend", "default": [] if required else list(field.default)}
         if how.positional:
             target.add_argument(field.name, **settings)
         else:

@@ -12,9 +12,11 @@ from mmengine.config import Config
 from cldm.synthesis.records import read_records
 from common import command as cli
 from common.classes import load_class_table
+from common.config_options import ConfigOptions
 from common.converters import integer, pixels
 from common.errors import InputError
 from common.files import check_writable, digest, only_writer, room_for
+from common.options import add_options, flag_of
 from common.pairing import IMAGE_SUFFIXES, list_files
 from common.schema import one_line
 from common.stamps import Contents
@@ -22,10 +24,12 @@ from evaluation.comparison import SCORES
 from evaluation.comparison_page import gallery_of, read_svg, write_comparison
 from evaluation.runs import KINDS, Comparison
 from gss.weights import read_state_dict
-from scripts.segmentor import LOADERS, check_files, resolve
-from scripts.segmentor import parse_args as segmentor_args
-from segmentation.config import add_cfg_options, nodes
+from segmentation.config import nodes
+from segmentation.files import LOADERS, check_files
+from segmentation.options import SegmentorOptions, TestOptions, TrainOptions
 from segmentation.stamp import TEST, TRAIN, data_files, hash_of_settings, named_files
+from segmentation.testing import test_config
+from segmentation.training import training_config
 
 DESCRIPTION = """Trains a segmentor on real images alone and jointly with synthesized ones, over several seeds with
 equal iterations, tests both on the same held-out images, and writes comparison.json and comparison.html, one page with
@@ -54,7 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-iters", type=integer(1), help="iterations of every training (default: the config's)")
     parser.add_argument("--crop-size", type=pixels, help="side of training crops (default: the config's)")
     parser.add_argument("--pretrained", help="backbone weights: a file, or none (default: the config's)")
-    add_cfg_options(parser)
+    add_options(parser, ConfigOptions)
     parser.add_argument("--out-dir", type=Path, required=True, help="folder for runs, comparison.json and the page")
     parser.add_argument("--jobs", type=integer(1, 256), default=1, help="trainings at once on this machine")
     parser.add_argument("--syn-img-path", type=Path, help="gallery: synthesized images, with samples.jsonl")
@@ -65,6 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--gallery", type=integer(0, 1000), default=12, help="images in the gallery, evenly spread over all"
     )
     args = parser.parse_args(argv)
+    cli.taken(ConfigOptions, args)
     if not (args.joint_config or args.synthesized):
         raise InputError("give --synthesized DIR (resample.sh's --out-dir), or --joint-config")
     for option in ("syn_img_path", "mask_path", "filtered_mask_path", "evaluation"):
@@ -79,20 +84,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def given_options(args: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """What a kind's trainings and tests have in common, by field of ``SegmentorOptions``."""
+    joint = kind == "joint" and bool(args.synthesized)
+    return {
+        "data_root": args.data_root,
+        "classes": args.classes,
+        "max_iters": args.max_iters,
+        "crop_size": args.crop_size,
+        "pretrained": args.pretrained,
+        "synthesized": args.synthesized if joint else None,
+        "repeat": args.repeat if joint else None,
+    }
+
+
 def segmentor_options(args: argparse.Namespace, kind: str) -> list[str]:
     """Options of scripts/segmentor.py for a kind; ``--cfg-options`` as the user wrote them, never formatted again."""
-    given: dict[str, Any] = {
-        "data-root": args.data_root,
-        "classes": args.classes,
-        "max-iters": args.max_iters,
-        "crop-size": args.crop_size,
-        "pretrained": args.pretrained,
-    }
-    if kind == "joint":
-        given |= {"synthesized": args.synthesized, "repeat": args.repeat if args.synthesized else None}
-    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    given = given_options(args, kind).items()
+    options = [f"{flag_of(SegmentorOptions, name)}={value}" for name, value in given if value is not None]
     options += ["--trust-config"] if args.trust_config else []
-    return [*options, *(["--cfg-options", *args.cfg_words] if args.cfg_options else [])]
+    return [*options, *(["--cfg-options", *args.cfg_options] if args.cfg_options else [])]
 
 
 def config_path(args: argparse.Namespace, kind: str) -> str:
@@ -100,9 +111,15 @@ def config_path(args: argparse.Namespace, kind: str) -> str:
     return args.joint_config if kind == "joint" and args.joint_config else args.config
 
 
-def resolved(args: argparse.Namespace, kind: str, task: str, *more: str) -> Config:
-    """The config of a training or test, as scripts/segmentor.py will have it."""
-    return resolve(segmentor_args([task, config_path(args, kind), *more, *segmentor_options(args, kind)]))
+def shared_options(args: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """As ``given_options``, with the config and its settings: what ``TrainOptions`` and ``TestOptions`` take."""
+    read = {"cfg_options": args.cfg_options, "trust_config": args.trust_config}
+    return {"config": config_path(args, kind), **read, **given_options(args, kind)}
+
+
+def config_of_test(args: argparse.Namespace, split: str) -> Config:
+    """The config of a baseline's test."""
+    return test_config(TestOptions(split=split, **shared_options(args, "baseline")))
 
 
 def training_configs(args: argparse.Namespace) -> dict[str, Config]:
@@ -111,7 +128,7 @@ def training_configs(args: argparse.Namespace) -> dict[str, Config]:
     Raises:
         InputError: they differ in more than data, which would be unfair, or not even in data.
     """
-    configs = {kind: resolved(args, kind, "train") for kind in KINDS}
+    configs = {kind: training_config(TrainOptions(**shared_options(args, kind))) for kind in KINDS}
     for what, value in (
         ("train_cfg.max_iters", lambda cfg: cfg.train_cfg.max_iters),
         ("train_dataloader.batch_size", lambda cfg: cfg.train_dataloader.batch_size),
@@ -150,7 +167,7 @@ def plan(args: argparse.Namespace, configs: dict[str, Config]) -> Comparison:
         }
     test_sets = {}
     for split in args.splits:
-        cfg = resolved(args, "baseline", "test", f"--split={split}")
+        cfg = config_of_test(args, split)
         test_sets[split] = digest(
             hash_of_settings(cfg, TEST),
             contents.all(named_files(cfg, TEST)),
@@ -173,7 +190,7 @@ def check_data(args: argparse.Namespace, configs: dict[str, Config]) -> None:
     for kind in KINDS:
         check_files(configs[kind], LOADERS["train"])
     for split in args.splits:
-        check_files(resolved(args, "baseline", "test", f"--split={split}"), LOADERS["test"])
+        check_files(config_of_test(args, split), LOADERS["test"])
 
 
 def pictures_of(args: argparse.Namespace, cfg: Config) -> str:

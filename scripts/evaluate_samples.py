@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from common import command as cli
+from common.config_options import ConfigOptions
 from common.converters import batch_size, number, workers
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import check_writable, inside, only_writer, room_for
+from common.options import add_options
 from common.pairing import Pair, listed, sound_pairs
 from evaluation.samples import Judge, check_distances, evaluate, training_images
-from segmentation.config import add_cfg_options, load_config, set_data
+from segmentation.config import load_config, set_data
 from segmentation.inference import Segmentor, load_segmentor, segment
 
 DESCRIPTION = """Evaluates synthesized images without training: does a segmentor trained on real images find the mask in
@@ -67,9 +69,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="images a batch, of one size (default: as in the config's own test)",
     )
     parser.add_argument("--num-workers", "--num-workers", type=workers, default=2, help="processes that read images")
-    add_cfg_options(parser)
+    add_options(parser, ConfigOptions)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    cli.taken(ConfigOptions, args)
+    return args
 
 
 def judge(segmentor: Segmentor, batch_size: int, num_workers: int) -> Judge:

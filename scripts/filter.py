@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from common import command as cli
+from common.config_options import ConfigOptions
 from common.converters import integer, number
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import check_writable, digest, inside, only_writer, room_for
+from common.options import add_options
 from common.pairing import (
     MASK_SUFFIXES,
     Pair,
@@ -38,7 +40,7 @@ from post_processing.filter_run import (
     say_unseen,
 )
 from post_processing.filter_state import REAL_LOSS, RealLoss, State, file_stamp
-from segmentation.config import add_cfg_options, load_config, set_data
+from segmentation.config import load_config, set_data
 from segmentation.inference import Segmentor, load_segmentor, pixel_losses, segment
 
 DESCRIPTION = """Filters the masks of synthesized images (FreeMask's rule): the cross-entropy of a segmentor trained on
@@ -91,9 +93,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=min(4, os.cpu_count() or 1),
         help="processes that read images",
     )
-    add_cfg_options(parser)
+    add_options(parser, ConfigOptions)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
+    cli.taken(ConfigOptions, args)
     needed = {
         "CONFIG": args.config,
         "CHECKPOINT": args.checkpoint,

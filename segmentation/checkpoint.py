@@ -63,7 +63,7 @@ def check_sources(config: Config, training: bool) -> None:
         if named == "TIMMBackbone" and (part.get("pretrained") or part.get("checkpoint_path")):
             raise InputError(
                 f"{config.filename}: TIMMBackbone would fetch or read weights by itself; set its "
-                "pretrained to False, without checkpoint_path, and give weights by --load-from"
+                "pretrained to False, without checkpoint_path, and give weights by ‹load_from›"
             )
         source = part.get("checkpoint") if named == "Pretrained" else part.get("pretrained")
         if not training or not isinstance(source, str):
@@ -72,7 +72,7 @@ def check_sources(config: Config, training: bool) -> None:
             source = one_line(source, 200)
             raise InputError(
                 f"{config.filename}: starts from weights at {source}, which are fetched only where you "
-                f"ask for it: --pretrained {source}, or a file, or none"
+                f"ask for it: ‹pretrained› {source}, or a file, or none"
             )
         try:
             load_from_file(source)
@@ -224,7 +224,7 @@ def with_its_dvae(model: Any, path: str | None) -> Any:
             raise InputError(
                 f"{part.get('type')}: no dVAE: the config names none"
                 f"{f', and {path} holds none (d_vae.encoder ...)' if path else ''}; set d_vae.weights of "
-                "the head, or load a whole GSS checkpoint (--load-from)"
+                "the head, or load a whole GSS checkpoint (‹load_from›)"
             )
     return model
 

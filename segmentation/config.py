@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from common import house
 from common.errors import InputError
 from common.schema import one_line
 from segmentation import checkpoint
+from segmentation.cfg_options import apply_settings, parse_settings
 from segmentation.classes import class_table
 from segmentation.loading import use_own_readers
-from segmentation.options import add_cfg_options, set_options
 from segmentation.schema import check_schema
 from segmentation.trust import check_imports, check_plain, check_types, of_results
 
@@ -28,47 +29,28 @@ HEADS = ("decode_head", "auxiliary_head")
 PARTS = ("train", "val", "test")
 
 
-__all__ = ["add_cfg_options"]
-
-
-def load_config(path: str, options: dict[str, Any] | None = None, trust: bool = False) -> Config:
-    """An mmseg config.
+def load_config(
+    config: str | Path | Config, settings: Sequence[str] | Mapping[str, Any] = (), trust: bool = False
+) -> Config:
+    """An mmseg config, checked and with the settings that replace its own.
 
     mmseg configs are Python and run when they are read; see ``segmentation.trust`` for those that are read as data.
 
     Args:
-        path: the config file.
-        options: values to set, ``{"train_cfg.max_iters": 10}``.
+        config: its file; or one that was read, which is copied.
+        settings: values to set, ``{"train_cfg.max_iters": 10}`` or ``["train_cfg.max_iters=10"]``.
         trust: runs the config even if it lies in a folder of results.
 
     Raises:
         InputError: no such file, not an mmseg config, code in a folder of results, or an import of it that is not
             installed.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{one_line(path)}: no such config")
-    if file.suffix not in (".py", ".json"):
-        raise InputError(f"{path}: an mmseg config is a .py file, or .json")
-    data = not trust and of_results(file)
-    if data:
-        check_plain(file)
-    try:
-        config = Config.fromfile(path, import_custom_modules=False)
-        if data:
-            check_imports(path, config.get("custom_imports"))
-        if imports := config.get("custom_imports"):
-            import_modules_from_strings(**{**imports, "imports": _where_they_are(imports["imports"])})
-    except (Exception, SystemExit) as error:  # a config is code: anything may go wrong in it
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot be read as an mmseg config: {reason(error)}") from error
+    values = parse_settings(settings)
+    config = _copied(config) if isinstance(config, Config) else _read(Path(config), trust)
     if not isinstance(config.get("model"), dict) or "type" not in config.model:
-        raise InputError(f"{path}: not an mmseg config: no model with a field 'type'")
-    if data:
-        check_types(path, config._cfg_dict)
-    set_options(config, options or {})
-    checkpoint.allow_fetch(options)
+        raise InputError(f"{config.filename}: not an mmseg config: no model with a field 'type'")
+    apply_settings(config, values)
+    checkpoint.allow_fetch(values)
     check_schema(config, nodes)
     for part in PARTS:
         loader = config.get(f"{part}_dataloader") or {}
@@ -82,10 +64,43 @@ def load_config(path: str, options: dict[str, Any] | None = None, trust: bool = 
     return config
 
 
-def _where_they_are(imports: Any) -> Any:
-    """The modules to import for names in a config: ours are inside ``tisynth`` where that is installed."""
-    names = [imports] if isinstance(imports, str) else imports
-    return [house.module_path(name) if isinstance(name, str) else name for name in names]
+def _copied(config: Config) -> Config:
+    copied = copy.deepcopy(config)
+    if copied.filename is None:  # built in Python: messages and folders need a name
+        object.__setattr__(copied, "_filename", "config.py")
+    with stage(copied, "custom_imports"):
+        _import_modules(copied)
+    return copied
+
+
+def _read(file: Path, trust: bool) -> Config:
+    if not file.is_file():
+        raise InputError(f"{one_line(file)}: no such config")
+    if file.suffix not in (".py", ".json"):
+        raise InputError(f"{file}: an mmseg config is a .py file, or .json")
+    data = not trust and of_results(file)
+    if data:
+        check_plain(file)
+    try:
+        config = Config.fromfile(str(file), import_custom_modules=False)
+        if data:
+            check_imports(str(file), config.get("custom_imports"))
+        _import_modules(config)
+    except (Exception, SystemExit) as error:  # a config is code: anything may go wrong in it
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file}: cannot be read as an mmseg config: {reason(error)}") from error
+    if data:
+        check_types(str(file), config._cfg_dict)
+    return config
+
+
+def _import_modules(config: Config) -> None:
+    """Imports what a config names; our modules are inside ``tisynth`` where that is installed."""
+    if imports := config.get("custom_imports"):
+        names = [imports["imports"]] if isinstance(imports["imports"], str) else imports["imports"]
+        names = [house.module_path(name) if isinstance(name, str) else name for name in names]
+        import_modules_from_strings(**{**imports, "imports": names})
 
 
 def reason(error: BaseException) -> str:
@@ -166,8 +181,8 @@ def set_data(
     for given, loader in ((data_root or synthesized or repeat is not None, loaders[0]), (test_split, loaders[2])):
         if given and not any(nodes(loader, "MaskDataset")):
             raise InputError(
-                f"{config.filename}: has no MaskDataset: --data-root, --synthesized, --repeat and "
-                "--split do not apply; use --cfg-options"
+                f"{config.filename}: has no MaskDataset: ‹data_root›, ‹synthesized›, ‹repeat› and "
+                "‹split› do not apply; use ‹cfg_options›"
             )
     if data_root or classes or test_split:
         for dataset in nodes(loaders, "MaskDataset"):
@@ -202,13 +217,13 @@ def check_classes(config: Config, outputs: int | None = None) -> None:
         count = len(class_table(dataset.classes)["classes"])
         if outputs and outputs < count:
             raise InputError(
-                f"--head-classes {outputs}: class table {dataset.classes} has {count} classes; at least one output each"
+                f"‹head_classes› {outputs}: class table {dataset.classes} has {count} classes; at least one output each"
             )
         for head in heads(config) if not outputs else ():
             if head.get("num_classes") != count:
                 raise InputError(
                     f"{config.filename}: {head.get('type')}: num_classes is {head.get('num_classes')}, but class table "
-                    f"{dataset.classes} has {count} classes; correct one (--classes sets both)"
+                    f"{dataset.classes} has {count} classes; correct one (‹classes› sets both)"
                 )
 
 
@@ -224,7 +239,7 @@ def set_max_iters(config: Config, max_iters: int) -> None:
     old = (config.get("train_cfg") or {}).get("max_iters")
     if old is None:
         raise InputError(
-            f"{config.filename}: --max-iters: this config trains by epochs; set them with --cfg-options "
+            f"{config.filename}: ‹max_iters›: this config trains by epochs; set them with ‹cfg_options› "
             "train_cfg.max_epochs=N"
         )
     config.train_cfg.max_iters = max_iters
@@ -282,7 +297,7 @@ def set_crop_size(config: Config, size: int) -> None:
     """
     crops = list(nodes(config.get("train_dataloader"), "RandomCrop"))
     if not crops:
-        raise InputError(f"{config.filename}: --crop-size: this config has no RandomCrop; use --cfg-options")
+        raise InputError(f"{config.filename}: ‹crop_size›: this config has no RandomCrop; use ‹cfg_options›")
     for crop in crops:
         crop.crop_size = (size, size)
     preprocessor = config.model.get("data_preprocessor") or config.get("data_preprocessor")
@@ -298,19 +313,19 @@ def set_pretrained(config: Config, weights: str | None) -> None:
     """
     checkpoint.allow_fetch(weights)
     if weights and "://" not in weights and not Path(weights).is_file():
-        raise InputError(f"--pretrained {weights}: no such file; name a file, an address, or none")
+        raise InputError(f"‹pretrained› {weights}: no such file; name a file, an address, or none")
     if weights:
         try:
             checkpoint.load_from_file(weights)  # refused now, not when the trainings start
         except InputError as error:
-            raise InputError(f"--pretrained {error}") from error
+            raise InputError(f"‹pretrained› {error}") from error
     if "pretrained" in config.model:
         config.model.pretrained = None
     backbone = config.model.get("backbone")
     if isinstance(backbone, dict):
         backbone["init_cfg"] = {"type": "Pretrained", "checkpoint": weights} if weights else None
     elif weights:
-        raise InputError(f"{config.filename}: --pretrained: model {config.model.type} has no backbone; use --load-from")
+        raise InputError(f"{config.filename}: ‹pretrained›: model {config.model.type} has no backbone; use ‹load_from›")
 
 
 def set_seed(config: Config, seed: int | None) -> None:

@@ -62,11 +62,11 @@ class MaskDataset(BaseSegDataset):
             real = _listed_pairs(Path(self.ann_file), Path(self.data_root or "."), self.follow_links)
         else:
             folders = Path(self.data_prefix["img_path"]), Path(self.data_prefix["seg_map_path"])
-            real = _folder_pairs(*folders, "--data-root")
+            real = _folder_pairs(*folders, "‹data_root›")
         pairs = real * self.repeat
         if self.synthesized:
             folder = Path(self.synthesized)
-            pairs += _folder_pairs(folder / "resampled_img", folder / "resampled_label", "--synthesized")
+            pairs += _folder_pairs(folder / "resampled_img", folder / "resampled_label", "‹synthesized›")
         refuse_doubt(self.labels, [mask for _, mask in real], f"data_root {self.data_root or '.'}")
         return [
             {

@@ -147,7 +147,7 @@ def _class_names(config: Config, rule: LabelRule, checkpoint: str, meta: Any) ->
             if twice := sorted({name for name in found if found.count(name) > 1}):
                 raise InputError(
                     f"{where}: two classes named {one_line(twice[0], 60)}; give each its own name, or "
-                    "name a class table with --classes"
+                    "name a class table with ‹classes›"
                 )
             return found
     return [str(c) for c in range(rule.num_classes)]

@@ -1,171 +1,128 @@
-"""``--cfg-options``: settings of a config from the command line, each checked against what the config has."""
+"""What can be said of a segmentor's training, test and prediction, with units and defaults."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import math
-from typing import Any
+import os
+from dataclasses import dataclass
+from pathlib import Path
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config
 
+from common.config_options import ConfigOptions
+from common.converters import integer, pixels
 from common.errors import InputError
-from common.schema import one_line
+from common.options import option
+from segmentation.validation import METRICS
 
-TOP = frozenset(
-    (
-        "model",
-        "data_preprocessor",
-        "work_dir",
-        "default_scope",
-        "log_level",
-        "log_processor",
-        "visualizer",
-        "train_dataloader",
-        "val_dataloader",
-        "test_dataloader",
-        "train_cfg",
-        "val_cfg",
-        "test_cfg",
-        "val_evaluator",
-        "test_evaluator",
-        "auto_scale_lr",
-        "optim_wrapper",
-        "param_scheduler",
-        "default_hooks",
-        "custom_hooks",
-        "env_cfg",
-        "randomness",
-        "experiment_name",
-        "find_unused_parameters",
-        "sync_bn",
-        "compile",
-        "model_wrapper_cfg",
-        "activation_checkpointing",
-        "efficient_conv_bn_eval",
-        "test_pipeline",
-        "tta_model",
-        "tta_pipeline",
+_of_config = "(default: the config's)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentorOptions(ConfigOptions):
+    """What trainings and tests have in common: a test may be given all that its training was."""
+
+    config: str | Path | Config = option(
+        positional=True, help="mmseg config, e.g. configs/mmseg/pspnet_r50.py; it is Python, and runs"
     )
-)
-"""What is read of a config; any other name in it is a variable, which only its own lines read."""
-
-
-class ConfigOptions(DictAction):
-    """mmengine's ``--cfg-options``; refuses what is no setting. ``cfg_words`` has them as they were written."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
-        """Adds the settings to those of the config."""
-        namespace.cfg_words = [*getattr(namespace, "cfg_words", []), *values]
-        for text in values:
-            shown = one_line(text, 80)
-            if "=" not in text.lstrip("="):
-                parser.error(f"--cfg-options {shown}: settings are written key=value")
-            key, value = text.split("=", 1)
-            if not all(part.isdigit() or (part.isidentifier() and part[0] != "_") for part in key.split(".")):
-                parser.error(f"--cfg-options {shown}: a key is written as names with dots, such as train_cfg.max_iters")
-            if len(value) > 10_000 or not value.isprintable():
-                parser.error(f"--cfg-options {shown}: the value is too long, or holds characters that do not print")
-            try:
-                super().__call__(parser, namespace, [text])
-            except (AssertionError, ValueError, RecursionError) as error:
-                parser.error(f"--cfg-options {shown}: {one_line(error)}")
-            if not _finite(getattr(namespace, self.dest)[key]):
-                parser.error(f"--cfg-options {shown}: write a finite number, up to 2**63")
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_finite, value))
-    return abs(value) < 2**63 if isinstance(value, int) else not isinstance(value, float) or math.isfinite(value)
-
-
-def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-options key=value ...``, as mmseg's own commands have it, and ``--trust-config``."""
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=ConfigOptions,
-        metavar="KEY=VALUE",
-        help="config values to set; nested keys with dots",
+    work_dir: Path | None = option(None, help="folder for weights and logs (default: work_dirs/<config>)")
+    load_from: str | Path | None = option(
+        None, help="weights to test, or to start from: those that fit; others are listed"
     )
-    parser.add_argument(
-        "--trust-config",
-        action="store_true",
-        help="mmseg configs are Python and run: one from a folder of results is taken as plain values, "
-        "as this project writes it there, unless you vouch for it with this",
+    pretrained: str | Path | None = option(
+        None, help=f"backbone weights: a file, an address, or none {_of_config}; a test takes all from its checkpoint"
+    )
+    data_root: str | Path | None = option(None, help=f"data set's folder {_of_config}")
+    classes: str | Path | None = option(None, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
+    synthesized: str | Path | None = option(None, help="folder with resampled_img and resampled_label to add")
+    repeat: int | None = option(None, convert=integer(1), help="how often real training pairs count")
+    head_classes: int | None = option(
+        None,
+        convert=integer(2, 255),
+        help="outputs of the heads (default: one a class; published FUSU: 18 for its 17 names)",
+    )
+    crop_size: int | None = option(None, convert=pixels, help=f"side of training crops in pixels {_of_config}")
+    max_iters: int | None = option(None, convert=integer(1), help=f"training iterations {_of_config}")
+    seed: int | None = option(
+        None,
+        convert=integer(0, 2**31 - 1),
+        help="seed of weights, order and augmentation (default: the config's, else 0)",
+    )
+    tensorboard: bool = option(False, help="write losses and scores for TensorBoard, too")
+    unchecked: bool = option(False, help="do not open every image and mask before the work")
+    launcher: str | None = option(
+        None,
+        choices=("none", "pytorch", "slurm"),
+        help="how jobs start (default: pytorch if torchrun started this command, else none)",
     )
 
 
-def set_options(config: Config, options: dict[str, Any]) -> None:
-    """Sets values of a config.
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(SegmentorOptions):
+    """A training; see ``segmentation.training.train``."""
 
-    Args:
-        config: changed in place.
-        options: ``{"train_cfg.max_iters": 10}``.
-
-    Raises:
-        InputError: a key that the config does not have, where nothing would read it; a text for a number, and the like.
-    """
-    for key, value in options.items():
-        _check(config, key, value)
-        _assign(config._cfg_dict, key.split("."), value)
-
-
-def _check(config: Config, key: str, value: Any) -> None:
-    option = f"--cfg-options {one_line(key, 80)}"
-    first, *rest = key.split(".")
-    if first not in TOP:
-        raise InputError(
-            f"{option}: the config's {first} is read by nothing{_similar(first, TOP)}; name the place "
-            "where the value is used, such as train_dataloader.batch_size"
-        )
-    node, name = config._cfg_dict, first
-    for deeper in rest:
-        parent, node = node, _child(node, name, option)
-        if node is None:  # a new group; the class that it is for says whether it takes one
-            if similar := _similar(name, parent, 0.75):
-                raise InputError(f"{option}: the config has no {name} there{similar}")
-            return
-        if not isinstance(node, (dict, list, tuple)):
-            raise InputError(f"{option}: {name} is {one_line(repr(node), 60)}, nothing that has fields")
-        name = deeper
-    if isinstance(node, dict) and name not in node and "type" not in node and (similar := _similar(name, node, 0.75)):
-        raise InputError(f"{option}: the config has no {name} there{similar}")
-    old = _child(node, name, option)
-    given = one_line(repr(value), 60)
-    if isinstance(old, dict) and value is not None:
-        raise InputError(
-            f"{option}: is a group of settings, not {given}; set one of {one_line(', '.join(map(str, old)) or 'it')}"
-        )
-    if isinstance(old, bool) and not isinstance(value, (bool, type(None))):
-        raise InputError(f"{option}: {given} is neither True nor False")
-    if isinstance(old, (int, float)) and isinstance(value, (str, bool)) and not isinstance(old, bool):
-        raise InputError(f"{option}: {given} is no number; the config has {old}")
+    resume: bool = option(
+        False, help="go on from the last whole weights in --work-dir, or from --load-from; with none, start"
+    )
+    val_split: str | None = option(
+        None,
+        help="validate while training on img_<split>, label_<split>, or none (default: the config's; the best weights "
+        "are kept beside the last)",
+    )
+    val_interval: int | None = option(
+        None,
+        convert=integer(1, 10**9),
+        help="iterations between two validations (default: the config's, else as often as it saves)",
+    )
+    best: str | None = option(
+        None,
+        choices=tuple(METRICS),
+        help="score that the best weights are chosen by (default: the config's, else mIoU)",
+    )
 
 
-def _assign(node: Any, names: list[str], value: Any) -> Any:
-    """``node`` with another value at a place; groups that are not there are made."""
-    if not names:
-        return value
-    first, *rest = names
-    if isinstance(node, (list, tuple)):
-        items = list(node)
-        items[int(first)] = _assign(items[int(first)], rest, value)
-        return type(node)(items)
-    node = node if isinstance(node, dict) else ConfigDict()
-    node[first] = _assign(node.get(first), rest, value)
-    return node
+@dataclass(frozen=True, kw_only=True)
+class TestOptions(SegmentorOptions):
+    """A test; see ``segmentation.testing.test``."""
+
+    __test__ = False  # is none of pytest's
+
+    split: str | None = option(None, help=f"test on img_<split>, label_<split> {_of_config}")
+    out: Path | None = option(None, help="test: metrics as JSON (default: <work-dir>/metrics.json)")
+    confusion: bool = option(False, help="test: which class is taken for which, as <out>_confusion.svg and .json")
+    tta: bool = option(False, help="test: the mean over scaled, mirrored views of each image")
 
 
-def _child(node: Any, name: str, option: str) -> Any:
-    if isinstance(node, dict):
-        return node.get(name)
-    if not name.isdigit() or int(name) >= len(node):
-        raise InputError(f"{option}: {name} is no place of a list of {len(node)}; count from 0")
-    return node[int(name)]
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(ConfigOptions):
+    """Masks for images that have none; see ``segmentation.prediction.predict``."""
 
+    config: str | Path | Config = option(positional=True, help="mmseg config of the segmentor; it is Python, and runs")
+    load_from: str | Path = option(help="its weights")
+    images: Path = option(help="folder of images, or one image")
+    out: Path = option(help="folder for masks and what else is asked for")
+    classes: str | Path | None = option(
+        None, help="class table, by name or path to a classes.json (default: the config's)"
+    )
+    overlay: bool = option(False, help="write pictures of the images under their classes")
+    probabilities: bool = option(False, help="write each class's probabilities")
+    tta: bool = option(
+        False,
+        help="the mean over scaled and mirrored views of each image (the config's tta_pipeline, else 6 scales, "
+        "mirrored)",
+    )
+    slide: tuple[int, ...] | None = option(
+        None,
+        convert=integer(1, 10**5),
+        metavar=("WINDOW", "STRIDE"),
+        help="look at windows of so many pixels, every STRIDE pixels (default: whole images, as the config says; "
+        "STRIDE: 2/3 of WINDOW)",
+    )
+    batch_size: int = option(1, convert=integer(1), help="images a batch, of one size")
+    num_workers: int = option(min(4, os.cpu_count() or 1), convert=integer(0), help="processes that read images")
+    device: str = option("auto", help="auto, cpu, cuda or cuda:N")
 
-def _similar(name: str, names: Any, at_least: float = 0.6) -> str:
-    close = difflib.get_close_matches(name, map(str, names), 1, at_least)
-    return f" (did you mean {close[0]}?)" if close else ""
+    def __post_init__(self) -> None:
+        """Refuses windows that are none."""
+        super().__post_init__()
+        if self.slide is not None and not (len(self.slide) in (1, 2) and min(self.slide) > 0):
+            raise InputError("‹slide›: write WINDOW, or WINDOW STRIDE")

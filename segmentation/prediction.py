@@ -1,4 +1,4 @@
-"""Prediction for images without masks, written whole, so that a stopped run goes on."""
+"""Prediction of masks for images that have none, written whole, so that a stopped run goes on."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.classes import far_apart_colors
+from common.devices import pick_device
 from common.errors import InputError
-from common.files import atomic_path, write_json
+from common.files import atomic_path, check_writable, digest, inside, only_writer, room_for, write_json
 from common.images import IGNORE, read_image
 from common.journal import Journal, Record
-from common.pairing import listed
+from common.pairing import IMAGE_SUFFIXES, list_files, listed
 from common.ranks import Ranks
 from common.schema import Schema, read_json
 from segmentation.classes import class_table
-from segmentation.inference import Prediction, Segmentor, segment
+from segmentation.config import load_config, set_data
+from segmentation.inference import Prediction, Segmentor, from_views, load_segmentor, segment
 from segmentation.labels import test_dataset
+from segmentation.options import PredictOptions
+from segmentation.views import set_slide
 
 STAMP = "prediction.json"
 
@@ -77,7 +81,7 @@ def open_folder(folder: Path, made_from: dict[str, str]) -> None:
     before = read_json(path, Stamp, "remove the folder, or name another").made_from
     if other := [name for name in {**before, **made_from} if before.get(name) != made_from.get(name)]:
         raise InputError(
-            f"--out {folder}: holds predictions of another {' and '.join(sorted(other))}; name another folder"
+            f"‹out› {folder}: holds predictions of another {' and '.join(sorted(other))}; name another folder"
         )
 
 
@@ -90,7 +94,53 @@ def palette(segmentor: Segmentor) -> np.ndarray:
     return np.array(colors, dtype=np.uint8)
 
 
-def predict(
+def predict(options: PredictOptions) -> int:
+    """Predicts the images that are not done, and writes ``<out>/masks/<name>.png`` and what else is asked for.
+
+    Returns:
+        Number of images.
+
+    Raises:
+        InputError: a config, weights or an image that cannot be used; before the work where it can be known. ``out``
+            holds predictions of other weights or settings.
+    """
+    config = load_config(options.config, options.cfg_options, options.trust_config)
+    set_data(config, classes=None if options.classes is None else str(options.classes))
+    if options.slide:
+        set_slide(config, *options.slide)
+    images, out, weights = images_of(options.images), options.out, str(options.load_from)
+    if inside(out, options.images):
+        raise InputError(f"‹out› {out}: lies inside {options.images}; name another one")
+    segmentor = load_segmentor(config, weights, pick_device(options.device))
+    if options.tta:
+        segmentor = from_views(segmentor)
+    made_from = {"config": segmentor.settings(), "checkpoint": digest(Path(weights))}
+    with room_for("‹out›", out):
+        ranks = Ranks()
+        check_writable(out, "‹out›")
+        with ranks.first_holds(only_writer(out, "‹out›")):
+            ranks.once(lambda: open_folder(out, made_from))
+            if ranks.rank == 0:
+                write_table(segmentor, out)
+            outputs = Outputs(out, options.overlay, options.probabilities)
+            predict_images(segmentor, images, outputs, ranks, options.batch_size, options.num_workers)
+    return len(images)
+
+
+def images_of(path: Path) -> dict[str, Path]:
+    """The images of a folder, or the one image, by name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path.is_file():
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise InputError(f"‹images› {path}: is none of {', '.join(IMAGE_SUFFIXES)}")
+        return {path.stem: path}
+    return list_files(path, IMAGE_SUFFIXES, "‹images›")
+
+
+def predict_images(
     segmentor: Segmentor,
     images: dict[str, Path],
     outputs: Outputs,

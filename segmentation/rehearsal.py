@@ -93,7 +93,7 @@ def _train(cfg: Config, runner: SegmentorRunner) -> None:
     with stage(cfg, "model's first weights"):
         runner.call_hook("before_run")
         runner._init_model_weights()
-    with stage(cfg, f"{'--resume' if cfg.get('resume') else '--load-from'} {cfg.get('load_from')}"):
+    with stage(cfg, f"{'‹resume›' if cfg.get('resume') else '‹load_from›'} {cfg.get('load_from')}"):
         runner.load_or_resume()
     with stage(cfg, "train_dataloader, the first items"):
         batch = next(iter(loop.dataloader))
@@ -114,7 +114,7 @@ def _test(cfg: Config, runner: SegmentorRunner) -> None:
     with stage(cfg, "test_dataloader, test_cfg and test_evaluator"):
         runner._test_loop = runner.build_test_loop(runner._test_loop)
         check_sizes(runner.test_dataloader.dataset, str(cfg.filename))
-    with stage(cfg, f"--load-from {cfg.get('load_from')}"):
+    with stage(cfg, f"‹load_from› {cfg.get('load_from')}"):
         runner.load_or_resume()
     with stage(cfg, "the first test image"):
         _evaluate(runner.test_loop, runner.model)

@@ -201,5 +201,5 @@ class TrainingHook(Hook):
             raise InputError(
                 f"{runner.cfg.filename}: the loss is {float(loss.detach().mean())} at iteration "
                 f"{runner.iter + 1}, the weights saved last are kept; lower the learning rate "
-                "(--cfg-options optim_wrapper.optimizer.lr=...) and start again in another folder"
+                "(‹cfg_options› optim_wrapper.optimizer.lr=...) and start again in another folder"
             )

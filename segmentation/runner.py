@@ -84,7 +84,7 @@ class SegmentorRunner(Runner):
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """As mmengine's; the file is whole or not there, and holds numbers."""
         model = bare(self.model)
-        check_finite(model.state_dict(), f"--work-dir {self.work_dir}")
+        check_finite(model.state_dict(), f"‹work_dir› {self.work_dir}")
         with replaced_at_the_end(str(out_dir), filename) as name:
             super().save_checkpoint(out_dir, name, *args, **kwargs)
             if is_main_process() and (path := Path(out_dir, name)).is_file():
@@ -104,7 +104,7 @@ class SegmentorRunner(Runner):
                 checkpoint,
                 TrainingCheckpoint,
                 filename,
-                "no training can go on from it; to take its weights alone, use --load-from without --resume",
+                "no training can go on from it; to take its weights alone, use ‹load_from› without ‹resume›",
             )
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = bare(self.model)
@@ -157,7 +157,7 @@ class SegmentorRunner(Runner):
                 raise
             raise InputError(
                 f"{filename}: no checkpoint that this training can go on from ({one_line(error)}); to "
-                "take its weights alone, use --load-from without --resume"
+                "take its weights alone, use ‹load_from› without ‹resume›"
             ) from error
         _check_same(filename, wanted, getattr(self.optim_wrapper, "param_groups", []))
         for scheduler, arguments in zip(self.schedules(), configured, strict=True):
@@ -200,8 +200,8 @@ def _check_same(filename: str, wanted: list[dict[str, Any]], found: list[dict[st
                 name = key.removeprefix("initial_")
                 raise InputError(
                     f"{filename}: was trained with {name} {old[key]}, the config now says {new[key]}; "
-                    f"--resume goes on as it began: leave {name} as it was, or take the weights alone "
-                    "(--load-from without --resume)"
+                    f"‹resume› goes on as it began: leave {name} as it was, or take the weights alone "
+                    "(‹load_from› without ‹resume›)"
                 )
 
 
@@ -219,18 +219,18 @@ def join_processes(launcher: str) -> None:
     }[launcher]
     if missing := [name for name in needed if not os.environ.get(name)]:
         how = "torchrun --nproc-per-node N -m scripts.segmentor ..." if launcher == "pytorch" else "srun"
-        raise InputError(f"--launcher {launcher}: {', '.join(missing)} not set; start the command with {how}")
+        raise InputError(f"‹launcher› {launcher}: {', '.join(missing)} not set; start the command with {how}")
     for name in needed[:3]:
         if name.isupper() and name != "SLURM_NODELIST" and not os.environ[name].isdecimal():
-            raise InputError(f"--launcher {launcher}: {name} is {one_line(os.environ[name], 40)}, no number")
+            raise InputError(f"‹launcher› {launcher}: {name} is {one_line(os.environ[name], 40)}, no number")
     if get_device() == "cpu":
         if launcher == "slurm":
-            raise InputError("--launcher slurm: no GPU here; on CPUs, start with torchrun and --launcher pytorch")
+            raise InputError("‹launcher› slurm: no GPU here; on CPUs, start with torchrun and ‹launcher› pytorch")
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
     elif torch.cuda.is_available() and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count():
         raise InputError(
-            f"--launcher {launcher}: process {os.environ['LOCAL_RANK']} of this machine has no GPU; there "
+            f"‹launcher› {launcher}: process {os.environ['LOCAL_RANK']} of this machine has no GPU; there "
             f"are {torch.cuda.device_count()}: start as many processes"
         )
 

@@ -181,7 +181,7 @@ def check_finite(state: dict[str, Any], where: str) -> None:
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(
                 f"{where}: weight {name} is not finite: the training diverged, and is not saved; lower "
-                "the learning rate (--cfg-options optim_wrapper.optimizer.lr=...) and start again"
+                "the learning rate (‹cfg_options› optim_wrapper.optimizer.lr=...) and start again"
             )
 
 

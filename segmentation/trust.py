@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = (ROOT / "configs", ROOT / "demo" / "mmseg")
 PACKAGES = ("segmentation", "gss", "tests", "mmseg", "mmcv", "mmengine")  # what plain data may have imported
 SCOPES = ("mmseg", "mmcv", "mmengine")
-REMEDY = "read it, and say --trust-config if you know where it comes from"
+REMEDY = "read it, and say ‹trust_config› if you know where it comes from"
 
 _RESULTS = ("*.pth", "*.ckpt", "*.pt", "*.safetensors", "last_checkpoint", "metrics*.json")
 _PLAIN = (

@@ -39,8 +39,8 @@ def set_validation(
     if not config.get("val_dataloader"):
         if interval or best:
             raise InputError(
-                f"{'--best' if best else '--val-interval'}: this training validates on nothing; name a "
-                "split with --val-split"
+                f"{'‹best›' if best else '‹val_interval›'}: this training validates on nothing; name a "
+                "split with ‹val_split›"
             )
         return
     hooks = list(nodes(config.get("default_hooks"), "CheckpointHook"))
@@ -60,7 +60,7 @@ def _on_split(config: Config, split: str) -> None:
     loader = copy.deepcopy(config.get("test_dataloader"))
     if not any(nodes(loader or {}, "MaskDataset")):
         raise InputError(
-            f"{config.filename}: --val-split: the config's test has no MaskDataset; write val_dataloader, "
+            f"{config.filename}: ‹val_split›: the config's test has no MaskDataset; write val_dataloader, "
             "val_cfg and val_evaluator into the config"
         )
     for dataset in nodes(loader, "MaskDataset"):

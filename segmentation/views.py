@@ -108,7 +108,7 @@ def set_slide(config: Config, window: int, stride: int | None = None) -> None:
     stride = stride or max(1, window * 2 // 3)
     if stride > window:
         raise InputError(
-            f"--slide {window} {stride}: the stride is larger than the window and leaves gaps; at most {window}"
+            f"‹slide› {window} {stride}: the stride is larger than the window and leaves gaps; at most {window}"
         )
     config.model.test_cfg = {
         **(config.model.get("test_cfg") or {}),

@@ -17,6 +17,7 @@ from PIL import Image
 
 from evaluation import runs as comparison_runs
 from scripts import compare, segmentor
+from segmentation.options import TrainOptions
 from tests.segmentation.chain import compare_options, in_child
 from tests.test_processes import alive, gone
 
@@ -27,10 +28,11 @@ def quick(monkeypatch):
     ran = []
 
     def call(children, words, log):
-        args = segmentor.parse_args(list(words))
-        ran.append((args.task, Path(args.work_dir).name))
+        args = segmentor.read_options(list(words))
+        task = "train" if isinstance(args, TrainOptions) else "test"
+        ran.append((task, Path(args.work_dir).name))
         rng = np.random.default_rng([quick.seed(args), 1 + bool(args.synthesized)])
-        if args.task == "train":
+        if task == "train":
             weights = Path(args.work_dir, "iter_2.pth")
             torch.save({"meta": time.time(), "state_dict": {"w": torch.from_numpy(rng.random(3))}}, weights)
             Path(args.work_dir, "last_checkpoint").write_text(str(weights))

@@ -9,6 +9,8 @@ from common.processes import Children
 from evaluation import runs as comparison_runs
 from evaluation.runs import KINDS
 from scripts import compare, evaluate_samples, segmentor
+from segmentation import testing, training
+from segmentation.cfg_options import parse_settings
 from tests.segmentation.chain import compare_options
 
 
@@ -71,7 +73,7 @@ def test_both_trainings_get_the_same_but_for_the_data(chain):
     more = [f"--synthesized={chain.root / 'synth'}", "--repeat=10"]
     assert [word for word in options["joint"] if word not in more] == options["baseline"]
     assert options["baseline"][-4:] == words  # as they were written
-    read = segmentor.parse_args(["train", "x.py", *options["joint"]]).cfg_options
+    read = parse_settings(segmentor.read_options(["train", "x.py", *options["joint"]]).cfg_options)
     assert read["a.b"] is None and read["c.d"] == (1, 2)
 
 
@@ -97,7 +99,8 @@ def test_files_are_opened_once_before_all_trainings(chain, in_process, capsys, m
     opened = []
     check = compare.check_files
     monkeypatch.setattr(compare, "check_files", lambda cfg, loaders: opened.append(loaders) or check(cfg, loaders))
-    monkeypatch.setattr(segmentor, "check_files", lambda *_: pytest.fail("a training opened all files again"))
+    for module in (training, testing):
+        monkeypatch.setattr(module, "check_files", lambda *_: pytest.fail("a training opened all files again"))
     assert run(compare, *compare_options(chain)) == 0
     assert len(opened) == 3  # both kinds of training, one test set
     assert run(compare, *compare_options(chain)) == 0 and len(opened) == 3  # nothing left to do
