@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import runpy
@@ -19,7 +19,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-GOLDEN = SHARED / "golden"
 MBRSC = SHARED / "data" / "mbrsc"
 
 # One thread a worker of pytest-xdist, which are as many as there are cores.
@@ -42,8 +41,8 @@ def _present(path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Folder of the golden records; skips where it is absent."""
-    return _present(GOLDEN)
+    """Folder of the golden records."""
+    return ROOT / "tests" / "golden"
 
 
 @pytest.fixture(scope="session")
@@ -53,13 +52,9 @@ def mbrsc() -> Path:
 
 
 @pytest.fixture(scope="session")
-def recipe(golden: Path) -> ModuleType:
+def recipe() -> ModuleType:
     """The golden records' recipe of weights and inputs."""
-    spec = importlib.util.spec_from_file_location("recipe", golden / "recipe.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("tests.golden.recipe")
 
 
 @pytest.fixture(scope="session")

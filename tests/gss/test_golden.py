@@ -13,6 +13,7 @@ from torch import nn
 
 from gss.dvae import DVAE
 from gss.maskige import Maskige, load_palette, min_distance
+from tests.golden.records import Record
 
 LOGITS = {"rtol": 1e-4, "atol": 1e-5}
 KINDS = ("FF", "SF", "FTW")
@@ -42,8 +43,8 @@ def test_dvae_keys(records, settings, size):
 
 
 @pytest.mark.parametrize("image", ["noise", "blocks", "randidx"])
-def test_dvae(records, recipe, golden_dvae, image):
-    expected = np.load(records / "dvae_mini_B.npz")
+def test_dvae(recipe, golden_dvae, image):
+    expected = Record("gss/dvae_mini_B.npz")
     if image == "randidx":
         draw = np.abs(recipe.noise("input:dvae_indices", (1, 8, 8))).astype(np.float64)
         tokens = torch.from_numpy(np.floor(draw * 10000).astype(np.int64) % 8192)
@@ -55,16 +56,16 @@ def test_dvae(records, recipe, golden_dvae, image):
             pixels = np.kron(cells, np.ones((8, 8)))
         pixels = torch.from_numpy(pixels.astype(np.float32))
         logits = golden_dvae.logits(pixels)
-        np.testing.assert_allclose(logits[:, ::64, ::2, ::2], expected[f"{image}_logits_sub"], **LOGITS)
-        np.testing.assert_allclose(logits.mean((0, 2, 3)), expected[f"{image}_logits_chan_mean"], **LOGITS)
+        expected.close(f"{image}_logits_sub", logits[:, ::64, ::2, ::2], **LOGITS)
+        expected.close(f"{image}_logits_chan_mean", logits.mean((0, 2, 3)), **LOGITS)
         top = logits.topk(2, dim=1).values
-        np.testing.assert_allclose(top[:, 0] - top[:, 1], expected[f"{image}_top2_margin"], **LOGITS)
+        expected.close(f"{image}_top2_margin", top[:, 0] - top[:, 1], **LOGITS)
         tokens = golden_dvae.tokens(pixels)
     assert (tokens.numpy() == expected[f"{image}_indices"]).all()
-    np.testing.assert_allclose(golden_dvae.decoder(tokens), expected[f"{image}_decoded"], **LOGITS)
-    np.testing.assert_allclose(255 * golden_dvae.decode(tokens), 255 * expected[f"{image}_unmapped"], atol=1e-3)
+    expected.close(f"{image}_decoded", golden_dvae.decoder(tokens), **LOGITS)
+    expected.close(f"{image}_unmapped", golden_dvae.decode(tokens), scale=255, atol=1e-3)
     one_hot = nn.functional.one_hot(tokens, 8192).movedim(-1, 1).float()
-    np.testing.assert_allclose(golden_dvae.decoder(one_hot), expected[f"{image}_decoded"], **LOGITS)
+    expected.close(f"{image}_decoded", golden_dvae.decoder(one_hot), **LOGITS)
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "ade20k", "mseg"])
@@ -75,10 +76,10 @@ def test_palettes(records, recipe, name):
     facts = json.loads((records / "palette_and_posterior.json").read_text())[name]
     assert min_distance(palette[:-1]) == pytest.approx(facts["min_pair_distance"])
 
-    expected, maskige = np.load(records / "palette_roundtrip.npz"), Maskige(palette)
+    expected, maskige = Record("gss/palette_roundtrip.npz"), Maskige(palette)
     labels = torch.from_numpy(expected[f"{name}_all_labels"][:, 0, :, :-1])  # the last one is out of range
     colors = maskige.encode(labels)
-    assert (colors.numpy() == expected[f"{name}_all_colors"][..., :-1]).all()
+    assert (colors.numpy() == expected[f"{name}_all_colours"][..., :-1]).all()
     for keep, record in ((False, "noignore"), (True, "keepignore")):
         assert (maskige.decode(colors, keep)[0].numpy() == expected[f"{name}_decoded_{record}"][0, 0, :, :-1]).all()
 
@@ -124,8 +125,8 @@ def test_head_keys(records, settings, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_inference(records, build_golden_head, batch, kind):
-    expected, features = np.load(records / f"head_{kind}_mini_B.npz"), batch[0]
+def test_inference(build_golden_head, batch, kind):
+    expected, features = Record(f"gss/head_{kind}_mini_B.npz"), batch[0]
     head = build_golden_head(kind).eval()
     seen = {}
 
@@ -139,29 +140,29 @@ def test_inference(records, build_golden_head, batch, kind):
         scores = head.predict(features, [{"img_shape": (128, 128)}], None)
 
     for name in stages[:-1]:
-        np.testing.assert_allclose(seen[name], expected[f"test_{name}"], **LOGITS)
+        expected.close(f"test_{name}", seen[name], **LOGITS)
     logits = seen["conv_seg"]
-    np.testing.assert_allclose(logits[:, ::64, ::2, ::2], expected["test_vq_logits_sub"], **LOGITS)
-    np.testing.assert_allclose(logits.mean((0, 2, 3)), expected["test_vq_logits_chan_mean"], **LOGITS)
+    expected.close("test_vq_logits_sub", logits[:, ::64, ::2, ::2], **LOGITS)
+    expected.close("test_vq_logits_chan_mean", logits.mean((0, 2, 3)), **LOGITS)
     assert (logits.argmax(1).numpy() == expected["test_vq_indices"]).all()
     image = head.d_vae.decode(logits.argmax(1))
     assert scores.shape == (2, 6, 128, 128)
     assert (scores.argmax(1).numpy() == expected["test_pred"]).all()
     if kind == "FTW":
-        np.testing.assert_allclose(255 * image, 255 * expected["test_rec_segmap"], atol=1e-3)
-        np.testing.assert_allclose(scores, expected["test_seg_logits"], **LOGITS)
-        shape = expected["test_projection"].shape
+        expected.close("test_rec_segmap", image, scale=255, atol=1e-3)
+        expected.close("test_seg_logits", scores, **LOGITS)
+        shape = expected.shape("test_projection")
         assert seen["projection"].shape == (2, 32, 128, 128) and shape == (2, 8, 32, 32)
-        np.testing.assert_allclose(seen["projection"][:, ::4, ::4, ::4], expected["test_projection"], **LOGITS)
+        expected.close("test_projection", seen["projection"][:, ::4, ::4, ::4], **LOGITS)
     else:
-        np.testing.assert_allclose(255 * image, expected["test_rec_segmap255"], atol=1e-3)
+        expected.close("test_rec_segmap255", 255 * image, atol=1e-3)
         assert ((scores == 0) | (scores == 1)).all()  # one-hot
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss(records, build_golden_head, batch, kind, mode):
-    expected, (features, labels) = np.load(records / f"head_{kind}_mini_B.npz"), batch
+    expected, (features, labels) = Record(f"gss/head_{kind}_mini_B.npz"), batch
     scalars = json.loads((records / "scalars.json").read_text())[f"head_{kind}_mini_B"]
     scalars = scalars["train_evalmode" if mode == "eval" else "train_trainmode_nodropout"]
     head = build_golden_head(kind)
