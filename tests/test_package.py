@@ -172,3 +172,8 @@ def test_exact_versions_lie_in_the_packages_ranges():
     assert "- -r requirements.txt" in conda
     python = re.search(r"- python=([\d.]+)", conda)
     assert python and Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python[1])
+
+
+def test_the_version_is_one():
+    assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {PROJECT['version']}\n" in (ROOT / "CHANGELOG.md").read_text()

@@ -19,6 +19,7 @@ COMMANDS = {
     "init-checkpoint": ("init_checkpoint", "make a start checkpoint of Stable Diffusion's weights"),
     "benchmark": ("benchmark", "measure time and memory of training and synthesis"),
     "train-vae": ("train_vae", "train the first stage, pixels to latents and back"),
+    "evaluate-first-stage": ("evaluate_first_stage", "measure what images lose in a first stage's round trip"),
     "train-dvae": ("train_dvae", "train GSS's discrete VAE on masks"),
     "convert-dvae": ("convert_dvae", "turn published dVAE weights into safetensors"),
     "palette-search": ("posterior_learning", "search far-apart colors for the classes (GSS's maskige)"),
@@ -32,8 +33,8 @@ def main() -> None:
     if not given or given[0] in ("-h", "--help"):
         print("tisynth COMMAND ...      (options: tisynth COMMAND --help)\n")
         for name, (_, does) in COMMANDS.items():
-            print(f"  {name:<18}{does}")
-        print(f"  {'configs':<18}print the folder of the configurations that come with it")
+            print(f"  {name:<22}{does}")
+        print(f"  {'configs':<22}print the folder of the configurations that come with it")
         sys.exit(0 if given else 2)
     if given[0] == "--version":
         from importlib.metadata import PackageNotFoundError, version
