@@ -1,7 +1,9 @@
 """The discrete VAE of DALL-E (Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021, section 2.1 and appendix A).
 
-Image (3, H, W) -> logits of 8,192 tokens (8192, H/8, W/8) -> image. Own implementation of the paper's structure with
-the published parameter names: the ``dall_e`` package has had no release since 2021 and unpickles code with its weights.
+Picture (3, H, W) -> logits of 8,192 tokens (8192, H/8, W/8) -> picture: q_phi(z | x) and p_theta(x | z) of GSS. A
+``DVAE`` takes and gives colors in 0..255, as the maskige has them; the networks within work in [0.1, 0.9]. Own
+implementation of the paper's structure with the published parameter names: the ``dall_e`` package has had no release
+since 2021 and unpickles code with its weights.
 """
 
 from __future__ import annotations
@@ -126,6 +128,8 @@ class Decoder(nn.Module):
 class DVAE(nn.Module):
     """The discrete VAE, frozen and in eval mode whatever ``train()`` says, unless ``frozen`` is False.
 
+    Pictures are RGB colors in 0..255, in and out.
+
     Args:
         weights: file with its weights, alone or in a GSS checkpoint, or the entries themselves; None leaves it to the
             checkpoint of the whole model.
@@ -176,11 +180,11 @@ class DVAE(nn.Module):
         if self.frozen and not self.loaded:
             raise InputError("d_vae: has no weights; set d_vae.weights in the config, or load a whole GSS checkpoint")
 
-    def logits(self, image: Tensor) -> Tensor:
-        """Token logits of an image.
+    def logits(self, colors: Tensor) -> Tensor:
+        """Token logits of pictures.
 
         Args:
-            image: (B, 3, H, W), values 0..1, H and W multiples of 8.
+            colors: (B, 3, H, W), 0..255, any real type, H and W multiples of 8.
 
         Returns:
             (B, vocabulary, H/8, W/8).
@@ -189,26 +193,31 @@ class DVAE(nn.Module):
             InputError: H or W is no multiple of 8, or there are no weights.
         """
         self._check_loaded()
-        height, width = image.shape[-2:]
+        height, width = colors.shape[-2:]
         if height % SCALE or width % SCALE:
             raise InputError(
                 f"image of {height} x {width} pixels: the dVAE takes multiples of {SCALE}; pad or resize it"
             )
-        return self.encoder((1 - 2 * _EPSILON) * image + _EPSILON)
+        return self.encoder(map_pixels(colors))
 
-    def tokens(self, image: Tensor) -> Tensor:
-        """Most likely tokens (B, H/8, W/8), int64; image by image, since the logits are the largest array there is."""
-        return torch.cat([self.logits(one[None]).argmax(1) for one in image])
+    def tokens(self, colors: Tensor) -> Tensor:
+        """Most likely tokens (B, H/8, W/8), int64; one by one, since the logits are the largest array there is."""
+        return torch.cat([self.logits(one[None]).argmax(1) for one in colors])
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Image (B, 3, 8h, 8w), values 0..1, of tokens (B, h, w), int64; image by image."""
+        """Colors (B, 3, 8h, 8w), 0..255, of tokens (B, h, w), int64; one by one."""
         self._check_loaded()
-        return torch.cat([unmap_pixels(torch.sigmoid(self.decoder(one[None])[:, :3])) for one in tokens])
+        return torch.cat([255 * unmap_pixels(self.decoder(one[None])).clamp(0, 1) for one in tokens])
 
 
-def unmap_pixels(x: Tensor) -> Tensor:
-    """Inverse of the mapping to [0.1, 0.9], clamped to 0..1."""
-    return ((x - _EPSILON) / (1 - 2 * _EPSILON)).clamp(0, 1)
+def map_pixels(colors: Tensor) -> Tensor:
+    """Colors 0..255 as the encoder reads them, in [0.1, 0.9] (appendix A.3)."""
+    return (1 - 2 * _EPSILON) * (colors / 255) + _EPSILON
+
+
+def unmap_pixels(output: Tensor) -> Tensor:
+    """The decoder's six channels (B, 6, H, W) as a picture (B, 3, H, W), 0..1 and a little beyond."""
+    return (torch.sigmoid(output[:, :3]) - _EPSILON) / (1 - 2 * _EPSILON)
 
 
 def save_dvae(dvae: DVAE, path: str | Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from common.errors import InputError
 from common.schema import one_line
 from common.stamps import changed
-from gss.dvae import DVAE
+from gss.dvae import DVAE, map_pixels, unmap_pixels
 from gss.maskige import IGNORE, Maskige
 from gss.weights import read_checkpoint
 
@@ -163,15 +163,15 @@ class Trainer:
         )
 
     def images(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Enlarged labels (B, H, W) and their maskiges (B, 3, H, W), 0..1, on the device."""
+        """Enlarged labels (B, H, W) and their maskiges (B, 3, H, W), 0..255, on the device."""
         labels = labels.to(self.args.device)
         labels = labels.repeat_interleave(self.args.scale, 1).repeat_interleave(self.args.scale, 2)
-        return labels, self.maskige.encode(labels).float() / 255
+        return labels, self.maskige.encode(labels)
 
-    def latents(self, image: Tensor) -> Tensor:
+    def latents(self, colors: Tensor) -> Tensor:
         """Encoder features (B, h, w, D) in front of the codes."""
         blocks = self.dvae.encoder.blocks
-        x = F.relu(nn.Sequential(*list(blocks)[:-1])(0.8 * image + 0.1))
+        x = F.relu(nn.Sequential(*list(blocks)[:-1])(map_pixels(colors)))
         return self.codes.projection(x.movedim(1, -1))
 
     def step(self, step: int, crops: Crops) -> float:
@@ -186,8 +186,8 @@ class Trainer:
             with torch.no_grad():
                 z = torch.cat([self.latents(self.images(crops(step + i))[1]).flatten(0, 2) for i in range(12)])
             self.codes.start(z, rng)
-        labels, image = self.images(crops(step))
-        z = self.latents(image)  # (B, h, w, D)
+        labels, colors = self.images(crops(step))
+        z = self.latents(colors)  # (B, h, w, D)
         commitment = z.new_zeros(())
         if step >= args.warmup:
             flat = z.flatten(0, 2)
@@ -197,13 +197,13 @@ class Trainer:
             if step < 0.9 * args.steps:
                 self.codes.update(flat.detach(), rng, revive=step < 0.7 * args.steps)
         output = nn.Sequential(*list(self.dvae.decoder.blocks)[1:])(z.movedim(-1, 1))
-        decoded = (torch.sigmoid(output[:, :3]) - 0.1) / 0.8
+        decoded = unmap_pixels(output)
         # what decoding asks for: the true class's color is the nearest; and, for the rest, the right color
         palette = self.maskige.palette[:-1].to(decoded) / 255
         distances = torch.stack([((decoded - c.view(1, 3, 1, 1)) ** 2).sum(1) for c in palette], dim=1)
         logits = distances * (-0.5 * (255 / args.color_std) ** 2)
         nearest = F.cross_entropy(logits, labels.where(labels < len(palette), IGNORE), ignore_index=IGNORE)
-        loss = nearest + F.mse_loss(decoded, image) + 0.25 * commitment
+        loss = nearest + F.mse_loss(decoded, colors / 255) + 0.25 * commitment
         if not torch.isfinite(loss):
             raise InputError(
                 f"step {step}: the loss is {loss.item()}; take a smaller --learning-rate (it is {args.learning_rate:g})"

@@ -1,9 +1,10 @@
-"""Decode heads of Generative Semantic Segmentation (Chen et al., CVPR 2023): GSS-FF and GSS-FT-W.
+"""The heads of Generative Semantic Segmentation (Chen et al., CVPR 2023): latent prior learning, GSS-FF and GSS-FT-W.
 
-    image --backbone--> features --I_psi--> tokens --D (dVAE decoder)--> maskige --X^-1--> mask        (section 3)
+    image --backbone--> features --I_psi--> tokens --dVAE decoder--> maskige --X^-1--> mask        (section 3)
 
-``X`` and the dVAE are the generative (posterior) stage, ``I_psi`` the image encoder learned here. FF: both mappings
-between mask and maskige are fixed. FT-W: the way back, maskige -> mask, is learned (one Swin stage) on a frozen FF.
+Stage I, latent posterior learning (section 3.2), is over before: ``gss.maskige`` has X and X^-1, ``gss.palette_search``
+their colors, ``gss.dvae`` encoder and decoder. Stage II, latent prior learning (section 3.3), is what a head trains:
+I_psi, which predicts from the image the tokens that the dVAE's encoder makes of the true maskige.
 """
 
 from __future__ import annotations
@@ -24,15 +25,7 @@ from torch import Tensor, nn
 from common.errors import InputError
 from gss.dvae import DVAE, SCALE
 from gss.maskige import Maskige, load_palette, resize_labels
-
-
-def _average_non_ignored(loss: Any) -> Any:
-    """Published configurations rely on averages over the pixels that count; mmseg 1.x needs it said."""
-    if isinstance(loss, Sequence):
-        return [_average_non_ignored(one) for one in loss]
-    if loss.get("type") == "CrossEntropyLoss":
-        return {"avg_non_ignore": True, **loss}
-    return loss
+from gss.published import Predicted, read_losses
 
 
 def _swin(module: SwinBlockSequence, norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -44,7 +37,10 @@ def _swin(module: SwinBlockSequence, norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class GenerativeSegHeadFF(BaseDecodeHead):
-    """GSS-FF: predicts the dVAE tokens of the mask's maskige.
+    """GSS-FF: predicts the dVAE tokens of the mask's maskige; X and X^-1 are both fixed (no training in stage I).
+
+    Each loss of ``loss_decode`` says what it compares: ``predicts="tokens"``, or ``"pixels"`` for the auxiliary branch,
+    which is there in training alone. Published names are understood, see ``read_losses``.
 
     Args:
         palette: N + 1 colors, a JSON file, or a name in ``gss/palettes`` (see ``load_palette``).
@@ -63,10 +59,12 @@ class GenerativeSegHeadFF(BaseDecodeHead):
         **kwargs: ``BaseDecodeHead`` arguments; ``in_channels`` and ``in_index`` are lists.
 
     Raises:
-        InputError: a palette that does not fit ``num_classes``, or dVAE weights missing or of another size.
+        InputError: a palette that does not fit ``num_classes``, dVAE weights missing or of another size, or a loss of
+            what is not predicted.
     """
 
     pixel_branch = True
+    predictable: tuple[Predicted, ...] = ("tokens", "pixels")
 
     def __init__(
         self,
@@ -85,9 +83,11 @@ class GenerativeSegHeadFF(BaseDecodeHead):
         img_size: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs["loss_decode"] = _average_non_ignored(kwargs.get("loss_decode", {"type": "CrossEntropyLoss"}))
-        super().__init__(input_transform="multiple_select", **kwargs)
-        self.maskige = Maskige(load_palette(palette, self.num_classes))
+        losses, self.predicts = read_losses(kwargs.pop("loss_decode", {"type": "CrossEntropyLoss"}), self.predictable)
+        old_name = kwargs.pop("colour_std", None)  # until 1.0
+        color_std = old_name if color_std is None else color_std
+        super().__init__(input_transform="multiple_select", loss_decode=losses, **kwargs)
+        self.maskige = Maskige(load_palette(palette, self.num_classes), self.ignore_index)
         self.indice_channel_index, self.pixel_channel_index = indice_channel_index, pixel_channel_index
         self.single_fusion, self.color_std = single_fusion, color_std
 
@@ -143,15 +143,15 @@ class GenerativeSegHeadFF(BaseDecodeHead):
         return self.loss_by_feat((token_logits, self.conv_seg_pixel(fused)), batch_data_samples)
 
     def token_targets(self, labels: Tensor, pixel_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Targets of both branches (equation 7: the latent posterior of the true mask's maskige).
+        """Targets of both branches (equation 7): the latent posterior q_phi(z | X(c)) of the true mask c, a point.
 
         Args:
-            labels: (B, H, W), 0..N - 1, N or 255 for ignore; left unchanged.
+            labels: (B, H, W), 0..N - 1; N, 255 or ``ignore_index`` for ignore; left unchanged.
             pixel_logits: (B, N, 8h, 8w); ignored pixels take their argmax, so that the encoder sees no hole.
 
         Returns:
             tokens (B, h, w), the vocabulary's size where all of a token's pixels are ignored; and the labels at
-            (8h, 8w), 255 for ignore.
+            (8h, 8w), ``ignore_index`` for ignore.
 
         Raises:
             InputError: a label beyond the palette.
@@ -161,12 +161,14 @@ class GenerativeSegHeadFF(BaseDecodeHead):
         labels = resize_labels(labels, cast("tuple[int, int]", tuple(pixel_logits.shape[-2:])))
         ignored = labels == self.ignore_index
         filled = torch.where(ignored, pixel_logits.argmax(1), labels)
-        tokens = self.d_vae.tokens(self.maskige.encode(filled).float() / 255)
+        tokens = self.d_vae.tokens(self.maskige.encode(filled))
         counts = F.max_pool2d((~ignored).float(), SCALE) > 0  # any of its pixels
         return tokens.masked_fill(~counts, self.d_vae.vocab_size), labels
 
+    # Latent prior learning, section 3.3: minimize over psi D_KL(q_phi(z | X(c)) || p_psi(z | x)). The posterior q is a
+    # point, the token of the dVAE's encoder, so that the divergence is the cross-entropy of the token logits.
     def loss_by_feat(self, seg_logits: tuple[Tensor, Tensor], batch_data_samples: list[Any]) -> dict[str, Tensor]:
-        """Losses by name; those whose name ends in ``pixel`` compare pixels, the others tokens.
+        """Losses by name, and both branches' accuracies.
 
         Args:
             seg_logits: token logits (B, vocabulary, h, w) and pixel logits (B, N, h', w').
@@ -180,22 +182,24 @@ class GenerativeSegHeadFF(BaseDecodeHead):
         pixel_logits = resize(pixel_logits, size=size, mode="bilinear", align_corners=self.align_corners)
         with torch.no_grad():
             tokens, labels = self.token_targets(self._stack_batch_gt(batch_data_samples).squeeze(1), pixel_logits)
-        ignored_token = self.d_vae.vocab_size
+        compared = {
+            "tokens": (token_logits, tokens, self.d_vae.vocab_size),  # logits, targets, the target to ignore
+            "pixels": (pixel_logits, labels, self.ignore_index),
+        }
         losses: dict[str, Tensor] = {}
         modules: Any = self.loss_decode if isinstance(self.loss_decode, nn.ModuleList) else [self.loss_decode]
-        for loss in modules:
-            if loss.loss_name.endswith("pixel"):
-                value = loss(pixel_logits, labels, ignore_index=self.ignore_index)
-            else:
-                value = loss(token_logits, tokens, ignore_index=ignored_token)
+        for loss, predicted in zip(modules, self.predicts, strict=True):
+            logits, targets, ignored = compared[predicted]
+            value = loss(logits, targets, ignore_index=ignored)
             losses[loss.loss_name] = losses.get(loss.loss_name, 0) + value
-        losses["acc_seg_aux"] = accuracy(pixel_logits, labels, ignore_index=self.ignore_index)
-        losses["acc_seg_indice"] = accuracy(token_logits, tokens, ignore_index=ignored_token)
+        for name, branch in (("acc_seg_aux", "pixels"), ("acc_seg_indice", "tokens")):  # published names
+            logits, targets, ignored = compared[branch]
+            losses[name] = accuracy(logits, targets, ignore_index=ignored)
         return losses
 
     def predict_by_feat(self, seg_logits: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Class scores (B, N, H, W) at the image's size, from token logits (B, vocabulary, h, w)."""
-        colors = 255 * self.d_vae.decode(seg_logits.argmax(1))  # (B, 3, 8h, 8w)
+        colors = self.d_vae.decode(seg_logits.argmax(1))  # (B, 3, 8h, 8w)
         return self.maskige.scores(colors, _output_size(batch_img_metas[0]), self.color_std)
 
     def probabilities(self, seg_logits: Tensor) -> Tensor:
@@ -220,7 +224,7 @@ class GenerativeSegHeadFFSingleFusion(GenerativeSegHeadFF):
 
 @MODELS.register_module()
 class GenerativeSegHeadFTW(GenerativeSegHeadFF):
-    """GSS-FT-W: FF's token branch and the dVAE, frozen, then a learned way from the maskige to the mask.
+    """GSS-FT-W: FF's token branch and the dVAE, frozen, then X^-1, learned: from the maskige to the mask.
 
     Args:
         post_seg_channel: channels of the learned Swin stage.
@@ -231,6 +235,7 @@ class GenerativeSegHeadFTW(GenerativeSegHeadFF):
     """
 
     pixel_branch = False
+    predictable = ("pixels",)
 
     def __init__(
         self,
@@ -264,12 +269,12 @@ class GenerativeSegHeadFTW(GenerativeSegHeadFF):
 
     @torch.no_grad()
     def decode_image(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The frozen part: features -> decoded maskige (B, 3, 8h, 8w), values 0..1."""
+        """The frozen part: features -> decoded maskige (B, 3, 8h, 8w), 0..255."""
         return self.d_vae.decode(super().forward(inputs).argmax(1))
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Class logits (B, N, 8h, 8w) of the backbone's feature maps."""
-        x = self.projection(self.decode_image(inputs))
+        x = self.projection(self.decode_image(inputs) / 255)  # what published weights were trained on
         return self.cls_segmap(_swin(self.post_transformer_block, self.post_swin_ln, x))
 
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list[Any], train_cfg: Any) -> dict[str, Tensor]:

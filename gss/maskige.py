@@ -1,7 +1,7 @@
 """Masks as pictures: the maskige and its inverse for any palette (GSS, CVPR 2023, section 3.2).
 
-A palette has N class colors and, last, one for ignored pixels. ``colors = palette[labels]`` is the fixed linear map
-X of the paper; its inverse is the nearest class color.
+A palette has N class colors and, last, one for ignored pixels. ``Maskige.encode`` is X, the paper's fixed linear map of
+one-hot labels to colors; ``Maskige.decode`` is X^-1, the nearest class color.
 """
 
 from __future__ import annotations
@@ -162,38 +162,39 @@ def min_distance(palette: np.ndarray) -> float:
 
 
 class Maskige:
-    """Both directions between labels and colors for one palette.
+    """X and X^-1: both directions between labels and colors for one palette.
 
     Args:
         palette: (N + 1, 3) from ``load_palette``.
+        ignore_index: label of pixels to ignore, beside N and 255.
 
     Attributes:
         num_classes: N.
     """
 
-    def __init__(self, palette: np.ndarray) -> None:
+    def __init__(self, palette: np.ndarray, ignore_index: int = IGNORE) -> None:
         self.palette = torch.as_tensor(palette)  # (N + 1, 3) int64
-        self.num_classes = len(palette) - 1
+        self.num_classes, self.ignore_index = len(palette) - 1, ignore_index
 
     def check(self, labels: Tensor) -> None:
         """Refuses labels that have no color.
 
         Raises:
-            InputError: a value is neither in 0..N - 1, nor N, nor 255.
+            InputError: a value is neither in 0..N - 1, nor one to ignore.
         """
-        bad = (labels < 0) | ((labels > self.num_classes) & (labels != IGNORE))
+        bad = ((labels < 0) | (labels > self.num_classes)) & (labels != IGNORE) & (labels != self.ignore_index)
         if bad.any():
             values = sorted({int(v) for v in labels[bad].unique()})[:5]
             raise InputError(
                 f"labels: {int(bad.sum())} pixels have the ids {values}; the palette knows 0..{self.num_classes - 1} "
-                f"and {IGNORE} (ignore): map the masks' ids, or use a palette with more colors"
+                f"and {self.ignore_index} (ignore): map the masks' ids, or use a palette with more colors"
             )
 
     def encode(self, labels: Tensor) -> Tensor:
-        """Colors of labels.
+        """X: colors of labels.
 
         Args:
-            labels: integers (B, H, W): 0..N - 1, and N or 255 for ignore.
+            labels: integers (B, H, W): 0..N - 1; N, 255 or ``ignore_index`` for ignore.
 
         Returns:
             uint8 (B, 3, H, W).
@@ -203,10 +204,11 @@ class Maskige:
         """
         self.check(labels)
         index = labels.long().clamp(max=self.num_classes)  # 255 -> N
+        index = index.masked_fill(labels == self.ignore_index, self.num_classes)
         return self.palette.to(labels.device, torch.uint8)[index].movedim(-1, 1)
 
     def decode(self, colors: Tensor, keep_ignore: bool = False) -> Tensor:
-        """Labels of the nearest colors: ``argmin_n |color - palette[n]|^2``; the first of equals.
+        """X^-1: labels of the nearest colors, ``argmin_n |color - palette[n]|^2``; the first of equals.
 
         Args:
             colors: (B, 3, H, W), 0..255, any real type.

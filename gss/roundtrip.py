@@ -31,7 +31,7 @@ def round_trip(labels: Tensor, maskige: Maskige, dvae: DVAE, scale: int = 1) -> 
     height, width = (scale * side for side in labels.shape[-2:])
     colors = F.interpolate(maskige.encode(labels).float(), scale_factor=scale, mode="nearest")
     colors = F.pad(colors, (0, -width % SCALE, 0, -height % SCALE), mode="replicate")
-    decoded = 255 * dvae.decode(dvae.tokens(colors / 255))[..., :height, :width]
+    decoded = dvae.decode(dvae.tokens(colors))[..., :height, :width]
     start = scale // 2  # the middle pixel of each enlarged one
     return maskige.decode(decoded[..., start::scale, start::scale]), decoded
 

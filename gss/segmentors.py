@@ -13,6 +13,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from common.errors import InputError
+from common.images import IGNORE
 from gss.dvae import DVAE
 from gss.maskige import Maskige, load_palette
 from gss.mseg import class_map, domain_classes, read_taxonomy
@@ -126,14 +127,23 @@ class ReconstructionHead(BaseModule):
         num_classes: N.
         d_vae: ``DVAE`` arguments.
         scale: whole number by which masks are enlarged first; 2 is what the heads do at stride 4.
+        ignore_index: label of pixels to ignore.
     """
 
     align_corners = False
 
-    def __init__(self, palette: Any, num_classes: int, d_vae: dict[str, Any] | None = None, scale: int = 1) -> None:
+    def __init__(
+        self,
+        palette: Any,
+        num_classes: int,
+        d_vae: dict[str, Any] | None = None,
+        scale: int = 1,
+        ignore_index: int = IGNORE,
+    ) -> None:
         super().__init__()
         self.num_classes = self.out_channels = num_classes
-        self.maskige = Maskige(load_palette(palette, num_classes))
+        self.ignore_index = ignore_index
+        self.maskige = Maskige(load_palette(palette, num_classes), ignore_index)
         self.d_vae = DVAE(**(d_vae or {}))
         self.scale = scale
 

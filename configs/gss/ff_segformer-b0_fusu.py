@@ -19,8 +19,14 @@ model = dict(
         norm_cfg=dict(type="SyncBN", requires_grad=True),
         align_corners=False,
         loss_decode=[
-            dict(type="CrossEntropyLoss", loss_name="loss_ce", loss_weight=0.8, avg_non_ignore=True),
-            dict(type="CrossEntropyLoss", loss_name="loss_ce_pixel", loss_weight=0.2, avg_non_ignore=True),
+            dict(type="CrossEntropyLoss", loss_name="loss_ce", predicts="tokens", loss_weight=0.8, avg_non_ignore=True),
+            dict(
+                type="CrossEntropyLoss",
+                loss_name="loss_ce_pixel",
+                predicts="pixels",
+                loss_weight=0.2,
+                avg_non_ignore=True,
+            ),
         ],
         indice_seg_channel=256,
         indice_cls_channel=512,

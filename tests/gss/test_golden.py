@@ -55,15 +55,15 @@ def test_dvae(recipe, golden_dvae, image):
             cells = np.abs(recipe.noise("input:dvae_blocks", (1, 3, 8, 8))) > 0.6745
             pixels = np.kron(cells, np.ones((8, 8)))
         pixels = torch.from_numpy(pixels.astype(np.float32))
-        logits = golden_dvae.logits(pixels)
+        logits = golden_dvae.logits(255 * pixels)
         expected.close(f"{image}_logits_sub", logits[:, ::64, ::2, ::2], **LOGITS)
         expected.close(f"{image}_logits_chan_mean", logits.mean((0, 2, 3)), **LOGITS)
         top = logits.topk(2, dim=1).values
         expected.close(f"{image}_top2_margin", top[:, 0] - top[:, 1], **LOGITS)
-        tokens = golden_dvae.tokens(pixels)
+        tokens = golden_dvae.tokens(255 * pixels)
     assert (tokens.numpy() == expected[f"{image}_indices"]).all()
     expected.close(f"{image}_decoded", golden_dvae.decoder(tokens), **LOGITS)
-    expected.close(f"{image}_unmapped", golden_dvae.decode(tokens), scale=255, atol=1e-3)
+    expected.close(f"{image}_unmapped", golden_dvae.decode(tokens) / 255, scale=255, atol=1e-3)
     one_hot = nn.functional.one_hot(tokens, 8192).movedim(-1, 1).float()
     expected.close(f"{image}_decoded", golden_dvae.decoder(one_hot), **LOGITS)
 
@@ -149,13 +149,13 @@ def test_inference(build_golden_head, batch, kind):
     assert scores.shape == (2, 6, 128, 128)
     assert (scores.argmax(1).numpy() == expected["test_pred"]).all()
     if kind == "FTW":
-        expected.close("test_rec_segmap", image, scale=255, atol=1e-3)
+        expected.close("test_rec_segmap", image / 255, scale=255, atol=1e-3)
         expected.close("test_seg_logits", scores, **LOGITS)
         shape = expected.shape("test_projection")
         assert seen["projection"].shape == (2, 32, 128, 128) and shape == (2, 8, 32, 32)
         expected.close("test_projection", seen["projection"][:, ::4, ::4, ::4], **LOGITS)
     else:
-        expected.close("test_rec_segmap255", 255 * image, atol=1e-3)
+        expected.close("test_rec_segmap255", image, atol=1e-3)
         assert ((scores == 0) | (scores == 1)).all()  # one-hot
 
 

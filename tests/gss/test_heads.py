@@ -108,6 +108,47 @@ def test_ids_beyond_the_palette_are_refused(tiny_model, head):
         tiny_model(head).loss(image, samples)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_what_a_loss_compares_is_said_or_known_by_its_published_name(tiny_model, head):
+    image, samples = batch()
+    loss = {"type": "CrossEntropyLoss"}
+    said = [{**loss, "predicts": "pixels", "loss_name": name} for name in ("loss_a", "loss_b")]
+    named = [{**loss, "loss_name": "loss_ce"}, {**loss, "loss_name": "loss_ce_pixel"}]
+    values = tiny_model(head, loss_decode=said).loss(image, samples)
+    assert values["decode.loss_a"] == values["decode.loss_b"]
+    published = tiny_model(head, loss_decode=named)
+    found = published.loss(image, samples)
+    if head.endswith("FTW"):  # has pixels alone, whatever a published loss is called
+        assert published.decode_head.predicts == ("pixels", "pixels")
+        assert found["decode.loss_ce"] == found["decode.loss_ce_pixel"]
+        said[0]["predicts"] = "tokens"
+        with pytest.raises(InputError, match=r"^loss_decode\[0\].predicts: is tokens; this head predicts pixels$"):
+            tiny_model(head, loss_decode=said)
+    else:
+        assert published.decode_head.predicts == ("tokens", "pixels")
+        assert found["decode.loss_ce"] != found["decode.loss_ce_pixel"] == values["decode.loss_a"]
+    with pytest.raises(InputError, match=r"^loss_decode\[0\].predicts: is edges; this head predicts"):
+        tiny_model(head, loss_decode={**loss, "predicts": "edges"})
+
+
+def test_color_std_is_taken_by_its_name_until_1_0(tiny_model):
+    assert tiny_model(colour_std=20.0).decode_head.color_std == 20.0
+    assert tiny_model("GenerativeSegHeadFFSingleFusion", colour_std=20.0).decode_head.color_std == 20.0
+    assert tiny_model(colour_std=20.0, color_std=30.0).decode_head.color_std == 30.0
+
+
+@pytest.mark.parametrize("ignored", [9, 254])
+def test_the_heads_ignore_index_is_obeyed(tiny_model, ignored):
+    """Pixels of another id to ignore than 255 give the same losses."""
+    image, samples = batch()
+    expected = tiny_model().loss(image, samples)
+    for sample in samples:
+        truth = sample.gt_sem_seg.data
+        truth[truth == 255] = ignored
+    found = tiny_model(ignore_index=ignored).loss(image, samples)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
 def test_palette_and_classes_must_agree(tiny_model):
     with pytest.raises(InputError, match="num_classes=4 needs 5"):
         tiny_model(num_classes=4)
@@ -132,7 +173,7 @@ def test_a_checkpoint_brings_the_dvae(tiny_model, tmp_path):
     fresh.load_state_dict(trained.state_dict())
     torch.save({"state_dict": trained.state_dict()}, tmp_path / "gss.pth")
     alone = DVAE(str(tmp_path / "gss.pth"))  # taken out of it, with its size
-    image = torch.rand(1, 3, 16, 24)
+    image = 255 * torch.rand(1, 3, 16, 24)
     assert torch.equal(alone.tokens(image), fresh.decode_head.d_vae.tokens(image))
 
 

@@ -124,3 +124,13 @@ def test_ids_beyond_the_palette():
     with pytest.raises(InputError, match=r"\[-1\]"):
         maskige.encode(torch.tensor([[[-1]]]))
     assert np.asarray(maskige.encode(labels[..., :3])).shape == (1, 3, 1, 3)
+
+
+def test_the_label_to_ignore_may_be_any():
+    palette = load_palette(RGB)
+    labels = torch.tensor([[[0, 1, 2, 255]]])
+    colors = Maskige(palette).encode(labels)
+    for ignored in (9, -1):
+        assert torch.equal(Maskige(palette, ignored).encode(labels.masked_fill(labels == 255, ignored)), colors)
+    without_green = Maskige(palette, ignore_index=1).encode(labels)  # one of the classes'
+    assert without_green[0, :, 0].T.tolist() == [RGB[0], RGB[3], RGB[2], RGB[3]]

@@ -33,8 +33,14 @@ model = dict(
             decoder=dict(n_init=128, n_hid=256, n_blk_per_group=2, vocab_size=8192),
         ),
         loss_decode=[
-            dict(type="CrossEntropyLoss", loss_name="loss_ce", loss_weight=0.8, avg_non_ignore=True),
-            dict(type="CrossEntropyLoss", loss_name="loss_ce_pixel", loss_weight=0.2, avg_non_ignore=True),
+            dict(type="CrossEntropyLoss", loss_name="loss_ce", predicts="tokens", loss_weight=0.8, avg_non_ignore=True),
+            dict(
+                type="CrossEntropyLoss",
+                loss_name="loss_ce_pixel",
+                predicts="pixels",
+                loss_weight=0.2,
+                avg_non_ignore=True,
+            ),
         ],
         indice_channel_index=1,
         pixel_channel_index=1,
