@@ -183,13 +183,13 @@ class RoundTrip:
             labels = maskige.decode(colors)
         return labels[0], colors[0]
 
-    def matrix(self, palette: np.ndarray) -> torch.Tensor:
+    def confusion(self, palette: np.ndarray) -> torch.Tensor:
         """Confusion matrix over all masks."""
         return confusion(((mask, self(palette, mask)[0]) for mask in self.masks), len(palette) - 1)
 
     def mean_iou(self, palette: np.ndarray) -> float:
         """mIoU over all masks."""
-        return float(class_iou(self.matrix(palette)).nanmean())
+        return float(class_iou(self.confusion(palette)).nanmean())
 
 
 def refine(palette: np.ndarray, trip: RoundTrip, seed: int, rounds: int, tries: int, keep: float) -> np.ndarray:
@@ -212,7 +212,7 @@ def refine(palette: np.ndarray, trip: RoundTrip, seed: int, rounds: int, tries: 
     rng, floor, best = np.random.default_rng(seed), keep * min_distance(palette), trip.mean_iou(palette)
     count = len(palette) - 1
     for turn in range(rounds):
-        matrix = trip.matrix(palette)
+        matrix = trip.confusion(palette)
         order = np.argsort(class_iou(matrix).nan_to_num(2).numpy())
         errors = matrix.numpy() * (1 - np.eye(count, dtype=np.int64))
         before = best

@@ -14,9 +14,14 @@ import torch
 from PIL import Image
 
 from common.classes import load_class_table
+from common.errors import InputError
 from common.images import Labels
 from gss.dvae import DVAE
+from gss.dvae_training import DvaeTrainingOptions, Trainer
+from gss.dvae_training import train_dvae as train
 from gss.maskige import PALETTE_FOLDER, Maskige, load_palette, min_distance
+from gss.palette_search import RoundTrip, grid_palette, refine, spread_palette, voronoi_masks
+from gss.posterior_learning import PaletteSearchOptions, learn_palette, read_masks
 from gss.roundtrip import class_iou, confusion, round_trip
 from scripts import posterior_learning, train_dvae
 
@@ -24,22 +29,22 @@ from scripts import posterior_learning, train_dvae
 @pytest.mark.parametrize("dataset", ["ade20k", "mseg"])
 def test_published_grid(records, dataset):
     record = json.loads((records / "palette_and_posterior.json").read_text())["posterior_learning"][dataset]
-    colors = posterior_learning.grid_palette(record["length"], 0, dataset)
+    colors = grid_palette(record["length"], 0, dataset)
     assert colors.tolist() == record["seed0_list"]
-    assert (posterior_learning.grid_palette(record["length"], 1, dataset) != colors).any()
+    assert (grid_palette(record["length"], 1, dataset) != colors).any()
 
 
 @pytest.mark.parametrize("count", [2, 5, 64, 100])
 def test_grid_for_any_number(count):
-    colors = posterior_learning.grid_palette(count, 3)
+    colors = grid_palette(count, 3)
     assert colors.shape == (count, 3) and colors.min() >= 0 and colors.max() <= 255 and min_distance(colors) > 5
 
 
 def test_spread_finds_known_optima():
-    assert min_distance(posterior_learning.spread_palette(8, 0)) == 255  # the corners of the cube
-    assert min_distance(posterior_learning.spread_palette(2, 0)) == pytest.approx(255 * 3**0.5, abs=1)
-    first = posterior_learning.spread_palette(30, 5, restarts=2)
-    assert (first == posterior_learning.spread_palette(30, 5, restarts=2)).all()
+    assert min_distance(spread_palette(8, 0)) == 255  # the corners of the cube
+    assert min_distance(spread_palette(2, 0)) == pytest.approx(255 * 3**0.5, abs=1)
+    first = spread_palette(30, 5, restarts=2)
+    assert (first == spread_palette(30, 5, restarts=2)).all()
     assert min_distance(first) > 100
 
 
@@ -102,6 +107,21 @@ def test_bad_options_of_palettes(command, arguments, words):
     assert code == 2 and words in errors and errors.count("\n") == 1
 
 
+def test_a_palette_is_learned_by_a_call(tmp_path):
+    """The colors of the command, with nothing written unless asked for."""
+    options = PaletteSearchOptions(num_classes=4, restarts=1, seed=3, max_masks=2)
+    learned = learn_palette(options)
+    assert (learned.palette == spread_palette(5, 3, restarts=1)).all() and learned.class_iou is None
+    assert learned.report["spread, seed 3"]["min_distance"] == min_distance(learned.palette[:-1])
+    assert shlex.split(options.command())[3:] == [
+        *("--num-classes", "4", "--method", "spread", "--seed", "3", "--restarts", "1")
+    ]
+    with pytest.raises(InputError, match=r"^keep_distance 2: write a number, 0 to 1$"):
+        PaletteSearchOptions(num_classes=4, keep_distance=2)
+    with pytest.raises(InputError, match=r"^num_classes: give it, or dataset, or classes$"):
+        learn_palette(PaletteSearchOptions(restarts=1))
+
+
 class Blind:
     """A dVAE that sees brightness alone: two colors of equal brightness become one."""
 
@@ -113,13 +133,13 @@ class Blind:
 
 
 def test_refinement_helps_confused_classes():
-    masks = posterior_learning.voronoi_masks(4, 4, 32, seed=0)
+    masks = voronoi_masks(4, 4, 32, seed=0)
     assert sorted(torch.cat([m.unique() for m in masks]).unique().tolist()) == [0, 1, 2, 3]
-    trip = posterior_learning.RoundTrip(masks, Blind(), 1, "cpu")
+    trip = RoundTrip(masks, Blind(), 1, "cpu")
     start = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0]])
-    better = posterior_learning.refine(start, trip, seed=0, rounds=4, tries=8, keep=0.1)
+    better = refine(start, trip, seed=0, rounds=4, tries=8, keep=0.1)
     assert trip.mean_iou(start) < 0.6 and trip.mean_iou(better) > trip.mean_iou(start) + 0.2
-    assert (better == posterior_learning.refine(start, trip, seed=0, rounds=4, tries=8, keep=0.1)).all()
+    assert (better == refine(start, trip, seed=0, rounds=4, tries=8, keep=0.1)).all()
     assert min_distance(better) >= 0.1 * min_distance(start)
 
 
@@ -127,7 +147,7 @@ def test_refinement_helps_confused_classes():
 def masks(tmp_path):
     folder = tmp_path / "masks"
     folder.mkdir()
-    for i, mask in enumerate(posterior_learning.voronoi_masks(3, 3, 64, seed=1)):
+    for i, mask in enumerate(voronoi_masks(3, 3, 64, seed=1)):
         array = mask.numpy().astype(np.uint8)
         array[:3] = 255
         Image.fromarray(array).save(folder / f"{i}.png")
@@ -165,7 +185,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path, masks, 
     assert code == 0, errors
     assert "round trip of 3 masks: mIoU" in printed
 
-    step = train_dvae.Trainer.step
+    step = Trainer.step
 
     def interrupted(self, number, crops):
         if number == 7:
@@ -173,18 +193,33 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path, masks, 
         return step(self, number, crops)
 
     out = tmp_path / "parts.safetensors"
-    monkeypatch.setattr(train_dvae.Trainer, "step", interrupted)
+    monkeypatch.setattr(Trainer, "step", interrupted)
     assert command(train_dvae, *base, "--out", out)[0] == 130
     assert not out.exists() and Path(f"{out}.state").exists()
-    monkeypatch.setattr(train_dvae.Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     code, _, errors = command(train_dvae, *base, "--out", out, "--seed", 1)
     assert code == 2 and "run with other settings" in errors
     seen = []
-    monkeypatch.setattr(train_dvae.Trainer, "step", lambda self, n, crops: seen.append(n) or step(self, n, crops))
+    monkeypatch.setattr(Trainer, "step", lambda self, n, crops: seen.append(n) or step(self, n, crops))
     assert command(train_dvae, *base, "--out", out)[0] == 0
     assert seen == list(range(5, 12)) and not Path(f"{out}.state").exists()
     whole, parts = (DVAE(str(tmp_path / f"{name}.safetensors")).state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_dvae_is_trained_by_a_call(tmp_path, masks, command):
+    """To the weights of the command."""
+    palette = tmp_path / "palette.json"
+    palette.write_text(json.dumps(PALETTE))
+    command(train_dvae, "--masks", masks, "--palette", palette, *SMALL, "--out", tmp_path / "c.safetensors")
+    size = {"n_hid": 4, "n_init": 4, "vocab_size": 16, "scale": 1, "crop_size": 32}
+    options = {"masks": (masks,), "palette": str(palette), "steps": 12, "warmup": 4, "batch_size": 2, **size}
+    trained = train(DvaeTrainingOptions(out=tmp_path / "p.safetensors", **options))
+    assert trained.tested == 3 and trained.class_iou.shape == (3,)
+    by_command = DVAE(str(tmp_path / "c.safetensors")).state_dict()
+    assert all(torch.equal(value, by_command[key].to(value)) for key, value in trained.dvae.state_dict().items())
+    with pytest.raises(InputError, match=r"^warmup 12: must be in 1..11, below steps$"):
+        DvaeTrainingOptions(out=tmp_path / "p.safetensors", **{**options, "warmup": 12})
 
 
 def test_training_learns_two_colors(tmp_path, command):
@@ -212,7 +247,7 @@ def test_files_of_others_in_a_folder_of_masks(tmp_path, masks, command):
     base = ["--masks", masks, "--palette", "mbrsc", "--out", tmp_path / "o.safetensors", *SMALL]
     code, printed, errors = command(train_dvae, *base)
     assert code == 0 and "round trip of 3 masks" in printed, errors
-    assert len(posterior_learning.read_masks(str(masks), 9, Labels(5))) == 3
+    assert len(read_masks(masks, 9, Labels(5))) == 3
     (masks / "1.png").write_bytes(whole[:40])
     for module, more in ((train_dvae, base), (posterior_learning, ["--num-classes", 5, "--masks", masks])):
         code, _, errors = command(module, *more)

@@ -13,9 +13,11 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from gss import InputError
+from gss.conversion import ConvertOptions, MergeOptions, convert_dvae, merge_checkpoints
 from gss.dvae import DVAE
 from gss.weights import read_pickled_module, read_state_dict
-from scripts import convert_dvae, merge_gss
+from scripts import convert_dvae as convert_script
+from scripts import merge_gss
 from tests.gss.conftest import TINY
 
 # torch.save notes the source of classes, which these do not have
@@ -70,7 +72,7 @@ def test_published_pickles(pickled, command, container):
     folder, _ = pickled
     out = folder / "dvae.safetensors"
     arguments = [f"--{part}={folder / f'{part}{container}.pkl'}" for part in ("encoder", "decoder")]
-    code, printed, errors = command(convert_dvae, *arguments, "--out", out)
+    code, printed, errors = command(convert_script, *arguments, "--out", out)
     assert code == 0, errors
     assert "tensors written" in printed
     expected = {
@@ -99,7 +101,7 @@ def test_foreign_code_is_refused_and_not_run(tmp_path, command, new_container):
     module.extra = Foreign(tmp_path / "ran")
     torch.save(module, tmp_path / "encoder.pkl", _use_new_zipfile_serialization=new_container)
     code, _, errors = command(
-        convert_dvae,
+        convert_script,
         "--encoder",
         tmp_path / "encoder.pkl",
         "--decoder",
@@ -144,12 +146,27 @@ def test_checkpoints_of_mmengine(tmp_path):
 def test_conversion_from_a_checkpoint(tmp_path, tiny_model, command):
     model = tiny_model()
     torch.save({"state_dict": model.state_dict()}, tmp_path / "gss.pth")
-    code, _, errors = command(convert_dvae, "--checkpoint", tmp_path / "gss.pth", "--out", tmp_path / "d.safetensors")
+    code, _, errors = command(convert_script, "--checkpoint", tmp_path / "gss.pth", "--out", tmp_path / "d.safetensors")
     assert code == 0, errors
     found = DVAE(str(tmp_path / "d.safetensors")).state_dict()
     assert all(torch.equal(found[key], value) for key, value in model.decode_head.d_vae.state_dict().items())
-    code, _, errors = command(convert_dvae, "--out", tmp_path / "d.safetensors")
+    code, _, errors = command(convert_script, "--out", tmp_path / "d.safetensors")
     assert code == 2 and "either --encoder and --decoder, or --checkpoint" in errors
+
+
+def test_weights_are_made_by_a_call(tmp_path, tiny_weights):
+    made = tmp_path / "made.pth"
+    assert convert_dvae(ConvertOptions(checkpoint=tiny_weights, out=made)) == len(DVAE(str(made)).state_dict())
+    with pytest.raises(InputError, match=r"^give either encoder and decoder, or checkpoint$"):
+        ConvertOptions(encoder=tiny_weights, out=made)
+    way_back = {"decode_head.projection.w": torch.ones(3)}
+    torch.save({"state_dict": {"backbone.a": torch.zeros(2)}}, tmp_path / "ff.pth")
+    torch.save({"state_dict": {"backbone.a": torch.ones(2), **way_back}}, tmp_path / "ftw.pth")
+    options = MergeOptions(ff=tmp_path / "ff.pth", ftw=tmp_path / "ftw.pth", out=tmp_path / "merged.pth")
+    assert merge_checkpoints(options) == {"ff": 1, "ftw": 1}
+    assert read_state_dict(options.out)["backbone.a"].tolist() == [0, 0]
+    with pytest.raises(InputError, match=r"^ftw .*ff\.pth: has no way back"):
+        merge_checkpoints(MergeOptions(ff=options.ff, ftw=options.ff, out=options.out))
 
 
 def test_merging(tmp_path, tiny_model, command):
