@@ -1,7 +1,7 @@
 """Latent posterior learning (GSS, CVPR 2023, section 3.2, stage I): the colors beta of the linear map X(c) = c beta.
 
-The paper fixes the dVAE and chooses X so that a mask survives mask -> maskige -> tokens -> maskige -> mask. Its shortest
-way is colors that are far apart; ``learn_palette`` searches them, and may then improve them by the round trip itself.
+The paper fixes the dVAE and chooses X so that a mask survives mask -> maskige -> tokens -> maskige -> mask, which needs
+no training where colors are far apart. ``learn_palette`` searches such, and may improve them by the round trip itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Vector quantization (van den Oord et al., "Neural Discrete Representation Learning", 2017), which learns a dVAE's tokens.
+"""Vector quantization (van den Oord et al., "Neural Discrete Representation Learning", 2017) learns a dVAE's tokens.
 
 For a code c_k, -|z - c_k|^2 is linear in z up to |z|^2: the nearest code is DALL-E's argmax over token logits.
 """

@@ -1,4 +1,4 @@
-"""Converts dVAE weights to .safetensors (or .pth), once:
+"""Converts dVAE weights to .safetensors (or .pth), once.
 
   python -m scripts.convert_dvae --encoder encoder.pkl --decoder decoder.pkl --out dvae.safetensors
   python -m scripts.convert_dvae --checkpoint gss-ff.pth --out dvae.safetensors
