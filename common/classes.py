@@ -91,6 +91,7 @@ def load_class_table(name_or_path: str, distinct_colors: bool = False) -> ClassT
     * ``mask_values``: the files' id of each class, where it is not 0..N-1; ``mask_ignore``: ids to ignore beside
       ``ignore_index``. LoveDA's table has 1..7 and 0, as the data set is published.
     * ``mask_colors``: the color of each class, in files that are pictures; ``mask_ignore_colors``: those to ignore.
+      Without them these are ``palette``, if all its colors differ, and ``ignore_color``.
 
     Args:
         name_or_path: the table; ``TABLE:ids`` where files hold 0..N-1, ``TABLE:from1`` where they hold 1..N, and 0 for
@@ -244,12 +245,13 @@ def labels_of(path: str, content: dict[str, Any], n: int, ignore_index: int, nam
 def _mask_colors(
     path: str, content: dict[str, Any], n: int, values: list[int], ignored: list[int], ignore_index: int
 ) -> Colors:
-    if "mask_colors" not in content:
-        if "mask_ignore_colors" in content:
-            raise InputError(f"{path}, field mask_ignore_colors: goes with mask_colors; give both")
-        return ()
-    colors = _colors(path, "mask_colors", content["mask_colors"], n)
-    others = _colors(path, "mask_ignore_colors", content.get("mask_ignore_colors", []), None)
+    if "mask_colors" in content:
+        colors = _colors(path, "mask_colors", content["mask_colors"], n)
+        others = _colors(path, "mask_ignore_colors", content.get("mask_ignore_colors", []), None)
+    elif "mask_ignore_colors" in content:
+        raise InputError(f"{path}, field mask_ignore_colors: goes with mask_colors; give both")
+    else:
+        colors, others = _usual_mask_colors(path, content, n)
     every = [tuple(color) for color in [*colors, *others]]
     if len(set(every)) < len(every):
         twice = next(color for color in every if every.count(color) > 1)
@@ -257,8 +259,21 @@ def _mask_colors(
             f"{path}, field mask_colors: {list(twice)} stands for two classes, or is in mask_ignore_colors as well"
         )
     nothing = ignored[0] if ignored else ignore_index
-    ids = [*values, *[nothing] * len(others)]
+    ids = [*values[: len(colors)], *[nothing] * len(others)]
     return tuple((red, green, blue, id_) for (red, green, blue), id_ in zip([*colors, *others], ids, strict=True))
+
+
+def _usual_mask_colors(path: str, content: dict[str, Any], n: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Colors of classes, and of pixels to ignore, of a table that does not say them: those of its pictures.
+
+    None where two classes have one color: a mask in such colors would be a guess.
+    """
+    if content.get("palette") is None:
+        return [], []
+    classes = _colors(path, "palette", content["palette"], n)
+    ignored = [] if content.get("ignore_color") is None else _colors(path, "ignore_color", [content["ignore_color"]], 1)
+    every = {tuple(color) for color in [*classes, *ignored]}
+    return ([], []) if len(every) < len(classes) + len(ignored) else (classes, ignored)
 
 
 def _ids(path: str, field: str, value: Any, n: int | None) -> list[int]:

@@ -69,12 +69,18 @@ class ImageError(InputError):
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded file: its pixels as stored, bits a channel in the file, EXIF orientation."""
+    """A decoded file: its pixels as stored, bits a channel in the file, EXIF orientation, and what a TIFF says.
+
+    Attributes:
+        white_is_zero: a TIFF's 0 is white; Pillow has turned gray levels over.
+        signed: a TIFF's numbers have a sign.
+    """
 
     image: Image.Image
     bits: int
     orientation: int
     white_is_zero: bool
+    signed: bool = False
 
 
 def decode(path: str | os.PathLike[str]) -> Picture:
@@ -92,13 +98,13 @@ def decode(path: str | os.PathLike[str]) -> Picture:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_header(path, image)
-        bits, white_is_zero = _depth(image, data)
+        bits, white_is_zero, signed = _depth(image, data)
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         image.load()
         if image.format == "TIFF" and orientation in _TURN_BACK:  # the only format that Pillow turns while reading
             turned, image = image, image.transpose(_TURN_BACK[orientation])
             image.format = turned.format
-        return Picture(image, bits, orientation if orientation in _TURN_BACK else 1, white_is_zero)
+        return Picture(image, bits, orientation if orientation in _TURN_BACK else 1, white_is_zero, signed)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -168,14 +174,27 @@ def _several(image: Image.Image) -> bool:
     return page >= _MAX_OVERVIEWS
 
 
-def _depth(image: Image.Image, data: bytes) -> tuple[int, bool]:
-    """Bits a channel as the file has them (Pillow cuts RGB to 8), and whether a TIFF's 0 is white."""
+def _depth(image: Image.Image, data: bytes) -> tuple[int, bool, bool]:
+    """Bits a channel as the file has them (Pillow cuts RGB to 8), whether a TIFF's 0 is white, and has a sign."""
     if image.format == "PNG":
-        return data[24], False  # the header's field for it; the header always comes first
+        return data[24], False, False  # the header's field for it; the header always comes first
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
-        return int(max(tags.get(258, (1,)))), tags.get(262) == 0 and image.mode != "P"
-    return 8, False
+        white_is_zero = tags.get(262) == 0 and image.mode != "P"
+        return int(max(tags.get(258, (1,)))), white_is_zero, 2 in tags.get(339, ())
+    return 8, False, False
+
+
+def stored_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """(width, height) as ``decode`` will give them, by the file's header alone; None where it is no picture."""
+    try:
+        if not Path(path).is_file():  # opening a pipe would wait
+            return None
+        with Image.open(path) as image:
+            turned = image.format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except Exception:  # decoders raise whatever they like on broken files
+        return None
 
 
 def _png_fault(data: bytes) -> str:

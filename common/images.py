@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,7 @@ from common.decoding import ImageError, decode
 from common.schema import one_line
 
 IGNORE = 255  # in this program; a class table may name another id for its files
+_SHOWN_COLORS = 5  # of those that a class table does not have
 Colors = tuple[tuple[int, int, int, int], ...]  # red, green, blue, and the id that they stand for in files
 
 
@@ -42,6 +43,8 @@ def image_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int
     if picture.bits > 8 or image.mode.startswith(("I", "F")):
         depth = f"{picture.bits} bits a channel" if picture.bits > 8 else f"mode {image.mode}"
         raise ImageError.of(path, f"has {depth}; an image needs 8 bits a channel: scale it to 0..255, write it again")
+    if picture.signed:
+        raise ImageError.of(path, "has signed numbers; an image needs 0..255: scale it, write it again")
     try:
         if image.has_transparency_data or image.mode in ("RGBa", "La"):
             image = image.convert("RGBA")
@@ -84,6 +87,8 @@ def mask_and_orientation(path: str | os.PathLike[str], labels: Labels | None = N
         raise ImageError.of(path, "is a TIFF whose 0 is white, so that ids would be turned over; write it as PNG")
     if image.mode == "F":
         raise ImageError.of(path, "has float values; a mask needs whole numbers: write class ids of 8 bits")
+    if picture.signed and picture.bits == 8 and (np.asarray(image) > 127).any():  # Pillow takes them for 128..255
+        raise ImageError.of(path, "has values below 0; a mask holds class ids in 0..255")
     values = np.asarray(image)
     if image.mode in ("LA", "PA"):
         values = _opaque(path, values)[..., 0]
@@ -109,18 +114,22 @@ def mask_and_orientation(path: str | os.PathLike[str], labels: Labels | None = N
 def _ids_of_colors(path: str | os.PathLike[str], pixels: np.ndarray, labels: Labels) -> np.ndarray:
     """Ids (H, W) uint8 of a file of three channels (H, W, 3): by its colors, or as ids where no color is one."""
     packed = (pixels.astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(axis=-1, dtype=np.int32)
-    found = np.unique(packed)
+    found, counts = np.unique(packed, return_counts=True)
     known = {red << 16 | green << 8 | blue: id_ for red, green, blue, id_ in labels.colors}
     gray = (pixels == pixels[..., :1]).all()
     as_ids = gray and bool((labels.table[found & 255] >= 0).all())
-    if other := [value for value in found.tolist() if value not in known]:
-        if as_ids:
-            return pixels[..., 0]
-        shown = ", ".join(f"({v >> 16}, {v >> 8 & 255}, {v & 255})" for v in other[:3])
+    other = [(count, value) for count, value in zip(counts.tolist(), found.tolist(), strict=True) if value not in known]
+    if other and as_ids:
+        return pixels[..., 0]
+    if other:
+        other.sort(key=lambda entry: (-entry[0], entry[1]))
+        shown = ", ".join(f"({v >> 16}, {v >> 8 & 255}, {v & 255}) on {count} px" for count, v in other[:_SHOWN_COLORS])
+        more = f", and {len(other) - _SHOWN_COLORS} more" if len(other) > _SHOWN_COLORS else ""
         raise ImageError.of(
             path,
-            f"has colors that the class table {labels.name} does not have: {shown}"
-            f"{', ...' if len(other) > 3 else ''}; write one channel of class ids",
+            f"{'' if gray else 'has three channels that differ, and '}has colors that the class table {labels.name} "
+            f"does not have: {shown}{more}; write one channel of class ids, or name them in its mask_colors or "
+            "mask_ignore_colors",
         )
     if as_ids and any(labels.table[known[v]] != labels.table[v & 255] for v in found.tolist()):
         raise ImageError.of(
@@ -155,7 +164,8 @@ class Labels:
         ignore_index: the files' id of pixels to ignore, 0..255, as the class table says.
         reduce_zero: id 0 in the files is to be ignored, too, and id k is class k - 1 (mmseg's ``reduce_zero_label``).
         of_id: in place of the two: class id of each of the files' ids 0..255, 255 to ignore, -1 where it may not be.
-        colors: colors of masks that are written in colors, and the files' ids that they stand for.
+        colors: colors of masks that are written in colors, and the files' ids that they stand for; those of the
+            classes come first.
         name: the class table, for messages.
         about: what to say once when masks are read: the files' ids are not class ids.
         guarded: the id of the last class, if 0 in the files would be the first class by the usual count, and is to be
@@ -183,6 +193,14 @@ class Labels:
             table[[0, IGNORE]] = IGNORE
         table[self.ignore_index] = IGNORE
         return table
+
+    def reducing_zero(self, reduce_zero: bool) -> Labels:
+        """The same with or without ``reduce_zero``; a color goes on to stand for its class, whose id is another."""
+        if not reduce_zero or self.reduce_zero or self.of_id is not None:
+            return replace(self, reduce_zero=reduce_zero)
+        shift = [1] * self.num_classes + [0] * len(self.colors)  # what stands for no class is ignored as before
+        colors = tuple((*color, id_ + by) for (*color, id_), by in zip(self.colors, shift, strict=False))
+        return replace(self, reduce_zero=True, colors=colors)  # type: ignore[arg-type]
 
     def read(self, path: str | os.PathLike[str]) -> np.ndarray:
         """Class ids of a mask file, (H, W) uint8: 0..N-1 or 255.

@@ -107,15 +107,11 @@ def palette_labels(source: str, num_classes: int) -> Labels:
         found = one_line(repr(ignore), 60)
         raise InputError(f"palette {source}: ignore_index is {found}; must be an integer in 0..255")
     tables = {name.lower(): name for name in built_in_tables()}
-    if "mask_values" in content or "mask_colors" in content:
-        return labels_of(str(path), content, num_classes, ignore, name, variant)
-    if name.lower() in tables:
+    if name.lower() in tables and not {"mask_values", "mask_colors"} & content.keys():
         table = load_class_table(tables[name.lower()] + (f":{variant}" if variant else ""))
         if len(table) == num_classes:
             return table.labels
-    if variant:
-        return labels_of(str(path), content, num_classes, ignore, name, variant)
-    return Labels(num_classes, ignore)
+    return labels_of(str(path), content, num_classes, ignore, name, variant)
 
 
 def _palette_path(source: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ class MaskDataset(BaseSegDataset):
         self.synthesized = synthesized
         self.repeat = repeat
         self.follow_links = follow_links
-        self.labels = replace(load_class_table(classes).labels, reduce_zero=bool(kwargs.get("reduce_zero_label")))
+        self.labels = load_class_table(classes).labels.reducing_zero(bool(kwargs.get("reduce_zero_label")))
         use_own_readers(kwargs.get("pipeline"))
         super().__init__(metainfo=class_table(classes), **kwargs)
 

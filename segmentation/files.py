@@ -9,8 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 from mmseg.registry import DATASETS
-from PIL import Image
 
+from common.decoding import stored_size
 from common.errors import InputError
 from common.pairing import Pair, check_pairs, listed
 from common.schema import one_line
@@ -46,7 +46,7 @@ def check_sizes(dataset: Any, where: str) -> None:
         InputError: an image and its mask differ.
     """
     for image, mask in sorted(set(_paths(dataset))):
-        size, mask_size = _size(image), _size(mask)
+        size, mask_size = stored_size(image), stored_size(mask)
         if size and mask_size and size != mask_size:
             (width, height), (mask_width, mask_height) = size, mask_size
             raise InputError(
@@ -66,13 +66,3 @@ def _paths(dataset: Any) -> Iterator[tuple[str, str]]:
             image, mask = item.get("img_path"), item.get("seg_map_path")
             if isinstance(image, str) and isinstance(mask, str):
                 yield image, mask
-
-
-def _size(path: str) -> tuple[int, int] | None:
-    try:
-        if not Path(path).is_file():  # opening a pipe would wait
-            return None
-        with Image.open(path) as image:
-            return image.size
-    except Exception:  # of a kind that Pillow does not know, or for the pipeline to refuse
-        return None

@@ -81,7 +81,7 @@ def label_rule(config: Config, num_classes: int, head: nn.Module | None = None) 
         files = Labels(num_classes)
         if dataset and "classes" in dataset:  # a MaskDataset, whose class table says all
             classes = load_class_table(dataset["classes"])
-            reads = replace(classes.labels, reduce_zero=bool(dataset.get("reduce_zero_label")))
+            reads = classes.labels.reducing_zero(bool(dataset.get("reduce_zero_label")))
             steps = _annotation_steps(config)
             if any(step.get("reduce_zero_label") not in (None, reads.reduce_zero) for step in steps):
                 raise InputError(

@@ -9,7 +9,6 @@ Anything else needs ``--trust-config``.
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from mmengine.registry import Registry
 from common import house
 from common.errors import InputError
 from common.files import inside
-from common.schema import one_line
+from common.schema import one_line, parse_json
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = (ROOT / "configs", ROOT / "demo" / "mmseg")
@@ -129,7 +128,7 @@ def _strings(node: ast.AST) -> Iterator[str]:
 
 def _json_bases(path: Path) -> list[str]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as a config ({one_line(error)})") from error
     bases = content.get("_base_", []) if isinstance(content, dict) else []
