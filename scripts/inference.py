@@ -35,7 +35,7 @@ from cldm.synthesis.planning import (
 )
 from cldm.synthesis.prompts import cut_lines, read_long_prompts, reading
 from cldm.synthesis.records import working_in
-from cldm.synthesis.run import JobDataset, collate, few_steps, synthesize
+from cldm.synthesis.run import JobDataset, collate, few_steps, write_images
 from common.command import add_trust, parser, run
 from common.converters import batch_size, integer, number, pixels, workers
 from common.devices import parse_devices
@@ -252,7 +252,7 @@ def main() -> None:
             return
     model.accelerate(compile_networks=args.compile)
     torch.set_float32_matmul_precision("high")
-    synthesize(
+    write_images(
         model,
         dataset,
         jobs,

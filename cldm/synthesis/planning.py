@@ -74,7 +74,7 @@ class Job:
 class SynthesisOptions:
     """How images are made and written; the defaults are the published ones, but for ``reference_latent``."""
 
-    outdir: Path
+    outdir: Path = Path()
     steps: int = 50
     sampler: str = "ddim"
     scale: float = 9.0

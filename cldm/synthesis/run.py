@@ -1,9 +1,12 @@
-"""Synthesizing a data set: how each image is made and written; which ones, ``cldm.synthesis.planning`` says."""
+"""Synthesizing a data set: how images are made (``synthesize``) and how the command writes them (``write_images``).
+
+Which images are still to be made, ``cldm.synthesis.planning`` says.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
 from cldm.synthesis.planning import Job, Recipe, SynthesisOptions, same_size_batches
+from cldm.synthesis.prompts import reading
 from cldm.synthesis.records import Sample, append_record, images_in, publishing, working_in
 from common.errors import InputError
 from common.files import atomic_path, file_hash
@@ -29,6 +33,7 @@ from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 from ldm.training.stop_on_signal import ctrl_c
 
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
+RECORDED = ("job_seed", "txt", "mask_path", "mask_hash", "reference_path", "reference_hash")  # for ``Recipe.sample``
 
 
 def few_steps(model: ControlLDM, options: SynthesisOptions) -> list[str]:
@@ -89,6 +94,15 @@ class Batches(Sampler[list[int]]):
         return iter(self.batches)
 
 
+def batch_loader(
+    items: PairedImages, jobs: Sequence[Job], batches: list[list[int]], num_workers: int
+) -> DataLoader[dict[str, Any]]:
+    """Reads jobs in the given batches of their indices."""
+    return DataLoader(
+        JobDataset(items, jobs), batch_sampler=Batches(batches), collate_fn=collate, num_workers=num_workers
+    )
+
+
 class Jobs(pl.LightningDataModule):
     """This process's share of the batches."""
 
@@ -99,21 +113,97 @@ class Jobs(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Every n-th batch, n being the number of processes."""
         assert self.trainer is not None
-        jobs = self.trainer.strategy.broadcast(self.jobs)  # a command beside this one may have changed the folder since
+        # All take the first process's list: another command may have added images to the folder since it was made.
+        jobs = self.trainer.strategy.broadcast(self.jobs)
         share = -(-len(jobs) // self.trainer.world_size)  # no device is left without work by large batches
         batches = same_size_batches(self.items, jobs, min(self.batch_size, share))
-        return DataLoader(
-            JobDataset(self.items, jobs),
-            batch_sampler=Batches(batches[self.trainer.global_rank :: self.trainer.world_size]),
-            collate_fn=collate,
-            num_workers=self.num_workers,
-        )
+        own = batches[self.trainer.global_rank :: self.trainer.world_size]
+        return batch_loader(self.items, jobs, own, self.num_workers)
+
+
+def paint(model: ControlLDM, batch: Mapping[str, Any], options: SynthesisOptions) -> torch.Tensor:
+    """Images (B, 3, H, W), about [-1, 1], of a batch of jobs.
+
+    An image's noise follows from its seed and its mask's name alone: it is the same in any batch and on any device.
+    """
+    dtype = next(model.control_model.parameters()).dtype
+    hint = batch["hint"].to(dtype)
+    seeds = [seed_from(seed, name) for seed, name in zip(batch["job_seed"], batch["name"], strict=True)]
+    draws = (
+        [seed_from(seed, Stream.REFERENCE_LATENT) for seed in seeds] if options.reference_latent == "sample" else None
+    )
+    cond = {"c_concat": [hint], "c_crossattn": [model.get_learned_conditioning(batch["txt"])]}
+    if "ssl" in batch:
+        cond["c_ssl"] = [model.image_latent(batch["ssl"].to(dtype), draws)]
+    uncond = {**cond, "c_crossattn": [model.get_learned_conditioning([""] * len(batch["txt"]))]}
+    shape = (model.channels, *(side // model.factor for side in hint.shape[-2:]))
+    x_T = item_noise(seeds, shape).to(hint)
+    latents = sample(
+        model,
+        cond,
+        uncond,
+        x_T,
+        options.steps,
+        options.sampler,
+        options.scale,
+        options.eta,
+        seeds,
+        spacing=options.spacing,
+        split=options.split_guidance,
+    )
+    return model.decode_first_stage(latents.to(x_T.dtype))
+
+
+def named_images(
+    model: ControlLDM, batch: Mapping[str, Any], options: SynthesisOptions
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields name and image (H, W, 3) uint8 of each job of a batch.
+
+    Raises:
+        InputError: the model gave numbers that are not finite.
+    """
+    made = paint(model, batch, options)
+    if not torch.isfinite(made).all():
+        names = ", ".join(batch["job_name"])
+        raise InputError(f"not a number in one of the images {names}; take another --precision or checkpoint")
+    yield from zip(batch["job_name"], to_uint8(made), strict=True)
+
+
+def synthesize(
+    model: ControlLDM,
+    items: PairedImages,
+    options: SynthesisOptions,
+    seeds: Sequence[int] = (42,),
+    batch_size: int = 8,
+    num_workers: int = 0,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Makes images in this process, on the model's device, and writes nothing: for notebooks and other programs.
+
+    Args:
+        model: with weights, in eval mode.
+        items: masks, references and prompts.
+        options: how; the fields about files (``outdir``, ``image_format``, ``quality``) are not read.
+        seeds: of each item: an image an item and seed.
+        batch_size: images that are computed at once.
+        num_workers: processes that read items; 0 reads them in this one.
+
+    Yields:
+        name (``<mask name>_seed_<seed>``) and image (H, W, 3) uint8, batch by batch. They are those of the command.
+    """
+    items.check_hints(model.control_model.hint_channels)
+    windows = [reading(model, item.prompt).windows for item in items.items]
+    jobs = [
+        Job(i, seed, f"{item.name}_seed_{seed}", windows[i]) for i, item in enumerate(items.items) for seed in seeds
+    ]
+    for batch in batch_loader(items, jobs, same_size_batches(items, jobs, batch_size), num_workers):
+        with torch.inference_mode():
+            on_device = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            images = list(named_images(model, on_device, options))
+        yield from images
 
 
 class Synthesizer(pl.LightningModule):
-    """Makes the images of a batch of jobs, and writes them while the next batch is computed.
-
-    An image's noise follows from its seed and its mask's name alone: it is the same in any batch and on any device.
+    """Writes the images of a process's batches, those of one batch while the next is computed.
 
     Args:
         model: with weights.
@@ -130,67 +220,19 @@ class Synthesizer(pl.LightningModule):
         self.writing: list[Future[None]] = []
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Samples, decodes, and hands over to the writers."""
+        """Makes a batch's images, and hands them over to the threads that write."""
         if self.trainer.received_sigterm:  # Lightning notes the signal, and goes on
             self.on_predict_end()
             print("SIGTERM: stopped; start again to make what is missing", file=sys.stderr)
             raise SystemExit(143)
-        made = self.make(batch)
-        if not torch.isfinite(made).all():
-            names = ", ".join(batch["job_name"])
-            raise InputError(f"not a number in one of the images {names}; take another --precision or checkpoint")
-        images = to_uint8(made)
-        for i, image in enumerate(images):
-            record = self.recipe.sample(
-                *(
-                    batch[key][i]
-                    for key in (
-                        "job_name",
-                        "job_seed",
-                        "txt",
-                        "mask_path",
-                        "mask_hash",
-                        "reference_path",
-                        "reference_hash",
-                    )
-                ),
-                *image.shape[:2],
-            )
+        for i, (name, image) in enumerate(named_images(self.model, batch, self.options)):
+            of_item = (batch[key][i] for key in RECORDED)
+            record = self.recipe.sample(name, *of_item, *image.shape[:2])
             self.writing.append(self.pool.submit(self._write_whole, image, record))
-        while len(self.writing) > 4 * len(images):
-            self.writing.pop(0).result()  # a full disk stops the run here
-
-    def make(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Images (B, 3, H, W), about [-1, 1], of a batch of jobs."""
-        model, options = self.model, self.options
-        dtype = next(model.control_model.parameters()).dtype
-        hint = batch["hint"].to(dtype)
-        seeds = [seed_from(seed, name) for seed, name in zip(batch["job_seed"], batch["name"], strict=True)]
-        draws = (
-            [seed_from(seed, Stream.REFERENCE_LATENT) for seed in seeds]
-            if options.reference_latent == "sample"
-            else None
-        )
-        cond = {"c_concat": [hint], "c_crossattn": [model.get_learned_conditioning(batch["txt"])]}
-        if "ssl" in batch:
-            cond["c_ssl"] = [model.image_latent(batch["ssl"].to(dtype), draws)]
-        uncond = {**cond, "c_crossattn": [model.get_learned_conditioning([""] * len(batch["txt"]))]}
-        shape = (model.channels, *(side // model.factor for side in hint.shape[-2:]))
-        x_T = item_noise(seeds, shape).to(hint)
-        latents = sample(
-            model,
-            cond,
-            uncond,
-            x_T,
-            options.steps,
-            options.sampler,
-            options.scale,
-            options.eta,
-            seeds,
-            spacing=options.spacing,
-            split=options.split_guidance,
-        )
-        return model.decode_first_stage(latents.to(x_T.dtype))
+        # Lets a few batches of images wait for the disk, no more. A writer's error (the disk is full) is raised by
+        # result(), and stops the run.
+        while len(self.writing) > 4 * len(batch["job_name"]):
+            self.writing.pop(0).result()
 
     def _write_whole(self, image: np.ndarray, record: Sample) -> None:
         try:
@@ -208,7 +250,9 @@ class Synthesizer(pl.LightningModule):
         if options.image_format == "jpg":
             kind = {"format": "JPEG", "quality": options.quality}
         name = options.outdir / f"{record.name}.{options.image_format}"
-        # leaving the inner block, the image gets its name, after its record; leaving the outer one, others may go on
+        # The image is encoded into a temporary file while other processes do the same. Then, one process at a time
+        # (``publishing``), its record is written and, at the end of ``atomic_path``, the file gets its name: a kill in
+        # between leaves a record without an image, which the next run makes again, never an image without a record.
         with ExitStack() as turn:
             with atomic_path(name) as path:
                 Image.fromarray(image).save(path, **kind)
@@ -240,7 +284,7 @@ def memory_for(batch_size: int) -> Iterator[None]:
         ) from error
 
 
-def synthesize(
+def write_images(
     model: ControlLDM,
     dataset: PairedImages,
     jobs: Sequence[Job],
@@ -264,7 +308,8 @@ def synthesize(
         precision: of the weights, one of ``HALF``; or Lightning's, such as ``bf16-mixed``.
         **trainer: accelerator, devices, num_nodes, strategy of Lightning's Trainer.
     """
-    # Not by Lightning, which would also draw all noise in half precision: another picture.
+    # The weights are cast here, not by Lightning: its half precision also draws the noise in half precision, which
+    # gives another picture.
     if precision in HALF:
         model.to(HALF[precision])
     engine = pl.Trainer(
@@ -284,4 +329,6 @@ def synthesize(
                 datamodule=Jobs(dataset, jobs, batch_size, num_workers),
                 return_predictions=False,
             )
-        engine.strategy.barrier("images written")  # not in a hook: a process without a batch runs none
+        # The first process joins all records when it leaves ``working_in``: it waits here for the others' images.
+        # Lightning's hooks would be no place to wait, since a process without a batch runs none of them.
+        engine.strategy.barrier("images written")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cldm.synthesis.records import ACTIVE, LOCK, read_records
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL
 from tests.synthesis.conftest import close, images, records
 
 
@@ -75,6 +75,27 @@ def test_a_process_takes_the_first_ones_plan(cli, made, command, tmp_path, monke
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert "to make" not in cli("inference", *command(tmp_path / "out"))
+
+
+def test_called_from_python_it_yields_the_commands_images(made, scenes, ckpt):
+    from cldm.build import create_model
+    from cldm.data.pairs import PairedImages
+    from cldm.synthesis.planning import SynthesisOptions
+    from cldm.synthesis.run import synthesize
+
+    model = create_model(SMALL, ckpt)
+    items = PairedImages(
+        scenes,
+        scenes / "inference_set_items.json",
+        hint_encoding=model.hint_encoding,
+        classes=str(scenes / "classes.json"),
+        use_reference=True,
+        multiple_of=model.multiple,
+    )
+    yielded = dict(synthesize(model, items, SynthesisOptions(steps=3, scale=2.0), seeds=[5], batch_size=3))
+    written = images(made)
+    assert {f"{name}.png" for name in yielded} == set(written)
+    assert all(close(image, written[f"{name}.png"]) for name, image in yielded.items())
 
 
 def test_few_images_are_shared_by_all_devices(scenes):

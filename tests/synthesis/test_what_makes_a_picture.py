@@ -191,7 +191,7 @@ def test_a_batch_that_does_not_fit_is_one_line(cli, again, tmp_path, monkeypatch
     def too_much(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nGPU 0 ...")
 
-    monkeypatch.setattr("cldm.synthesis.run.Synthesizer.make", too_much)
+    monkeypatch.setattr("cldm.synthesis.run.paint", too_much)
     assert "--batch-size 8: a batch does not fit" in cli.refused("inference", *again("--outdir", tmp_path / "new"))
 
 
