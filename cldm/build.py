@@ -20,7 +20,7 @@ from common.errors import InputError
 from common.schema import one_line, parse
 from ldm.checkpoint import load_weights, read_state_dict
 from ldm.modules.encoders import TextEncoder
-from ldm.util import instantiate_from_config
+from ldm.targets import instantiate_from_config
 
 log = logging.getLogger(__name__)
 

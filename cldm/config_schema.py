@@ -18,11 +18,12 @@ from cldm.data.hints import ENCODINGS
 from common.errors import InputError
 from common.limits import COUNT
 from common.schema import Place, Schema, dotted, one_line, parse
+from common.trust import is_trusted
 from ldm.first_stage.schema import AutoencoderParams, NetworkParams
 from ldm.models.schedule import PREDICTION_TYPES
 from ldm.modules.encoders import MOST_WINDOWS
 from ldm.modules.tokenizer import END_ID, VOCAB_SIZE
-from ldm.util import ALIASES, class_path, is_trusted
+from ldm.targets import class_path, implied_params
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Width = Annotated[int, Field(ge=1, le=16_384)]
@@ -310,8 +311,8 @@ def check_entry(
             return None
         names = ", ".join(slot.classes)
         raise InputError(f"{at}.target: {checked.target}: does not belong here; choose {names}")
-    implied = ALIASES[checked.target][1] if checked.target in ALIASES else {}
-    params = parse({**implied, **(checked.params or {})}, schema, source, under=(*place, "params"))
+    given = {**implied_params(checked.target), **(checked.params or {})}
+    params = parse(given, schema, source, under=(*place, "params"))
     for name, field in schema.model_fields.items():
         for mark in field.metadata:
             if isinstance(mark, Slot) and (inner := getattr(params, name)) is not None:

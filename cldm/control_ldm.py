@@ -15,8 +15,8 @@ from common.errors import InputError
 from common.rng import Stream, seed_from
 from ldm.models.diffusion import LatentDiffusion, text_of
 from ldm.modules.ema import EMA
+from ldm.targets import instantiate_from_config
 from ldm.training.checkpoints import TrainingDiverged
-from ldm.util import instantiate_from_config
 
 TRAINABLE = ("fusion", "published", "all")
 

@@ -35,10 +35,10 @@ from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable
 from common.pictures import to_uint8
+from common.trust import trust
 from ldm.models.guidance import Guidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler
-from ldm.util import trust
 from scripts.peer import ControlNetPeer
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}

@@ -42,8 +42,8 @@ from common.devices import parse_devices
 from common.errors import InputError
 from common.files import check_writable, file_hash
 from common.schema import one_line
+from common.trust import trust
 from ldm.models.schedule import SAMPLERS, SPACINGS
-from ldm.util import trust
 
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "model" / "tisynth_v15.yaml"  # published
 LAUNCHED = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by torchrun, Lightning for its children, SLURM

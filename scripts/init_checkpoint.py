@@ -21,10 +21,10 @@ from common.command import add_trust, parser, run
 from common.converters import random_seed
 from common.errors import InputError
 from common.files import check_writable
+from common.trust import trust
 from common.weights import refuse_not_finite
 from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
 from ldm.checkpoint_names import SCHEDULE_BUFFERS
-from ldm.util import trust
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -29,9 +29,9 @@ from common.command import Parser, add_trust, parser, run
 from common.converters import file_path, flag, integer, name, random_seed
 from common.errors import InputError
 from common.schema import one_line
+from common.trust import trust
 from ldm.training.checkpoints import TrainingDiverged
 from ldm.training.resume import resume_checkpoint
-from ldm.util import trust
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASE, MODEL = CONFIGS / "train" / "tisynth.yaml", CONFIGS / "model" / "tisynth_v15.yaml"  # published

@@ -11,12 +11,12 @@ from tests.conftest import ROOT
 # package (or subpackage) -> project packages that it may import
 ALLOWED = {
     "common": {"common"},
-    "ldm/util.py": {"common"},
-    "ldm/modules": {"common", "ldm.modules", "ldm.util"},
-    "ldm/models": {"common", "ldm.models", "ldm.modules", "ldm.util"},
+    "ldm/targets.py": {"common"},
+    "ldm/modules": {"common", "ldm.modules", "ldm.targets"},
+    "ldm/models": {"common", "ldm.models", "ldm.modules", "ldm.targets"},
     "ldm": {"common", "ldm"},
     "cldm": {"common", "cldm", "ldm"},
-    "cldm/data": {"common", "cldm.data", "ldm.training.loaders", "ldm.util"},
+    "cldm/data": {"common", "cldm.data", "ldm.training.loaders", "ldm.targets"},
     "gss": {"common", "gss"},
     "post_processing": {"common", "post_processing"},
     "evaluation": {"common", "evaluation"},

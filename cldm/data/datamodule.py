@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from cldm.data.pairs import PairedImages
 from common.errors import InputError
 from common.rng import seed_from
+from ldm.targets import get_class, instantiate_from_config
 from ldm.training.loaders import TrainLoader, quiet_worker
-from ldm.util import get_class, instantiate_from_config
 
 # Parameters of the published data module that have no meaning here.
 _PUBLISHED = ("test", "predict", "shuffle_test_loader", "shuffle_val_dataloader", "use_worker_init_fn")

@@ -28,6 +28,7 @@ from common.errors import InputError
 from common.files import atomic_path, check_writable, full_disk, only_writer, room_for
 from common.schema import one_line
 from ldm.checkpoint import load_weights, read_state_dict
+from ldm.targets import instantiate_from_config
 from ldm.training.checkpoints import (
     FOLDER,
     LAST,
@@ -39,7 +40,6 @@ from ldm.training.checkpoints import (
 )
 from ldm.training.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
-from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
 

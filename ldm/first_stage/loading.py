@@ -14,7 +14,7 @@ from ldm.checkpoint import load_weights, read_state_dict
 from ldm.checkpoint_names import FIRST_STAGE
 from ldm.first_stage.schema import TARGET, Entry, FirstStageEntry, first_stage_of
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.util import instantiate_from_config
+from ldm.targets import instantiate_from_config
 
 
 class Holder(nn.Module):

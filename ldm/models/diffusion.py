@@ -14,7 +14,7 @@ from common.errors import InputError
 from common.rng import Stream, item_noise, seed_from
 from ldm.models.schedule import PREDICTION_TYPES, make_betas, schedule_buffers
 from ldm.modules.attention import CachedContext
-from ldm.util import instantiate_from_config
+from ldm.targets import instantiate_from_config
 
 
 class DiffusionWrapper(nn.Module):

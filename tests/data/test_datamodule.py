@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from cldm.data.datamodule import DataModuleFromConfig, EpochSampler, RankItems, TrainBatches
 from cldm.data.pairs import PairedImages
 from common.errors import InputError
-from ldm.util import instantiate_from_config
+from ldm.targets import instantiate_from_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ITEMS, BATCH = 7, 2  # 3 batches an epoch, one item dropped

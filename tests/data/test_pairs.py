@@ -10,7 +10,7 @@ from PIL import Image
 from cldm.data.pairs import PairedImages
 from common.errors import InputError
 from common.rng import seed_from
-from ldm.util import instantiate_from_config
+from ldm.targets import instantiate_from_config
 
 Line = Callable[..., str]
 

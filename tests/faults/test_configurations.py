@@ -15,7 +15,7 @@ from cldm.data.reference import ReferenceAugmentation
 from cldm.training.schema import DATA, ImageLoggerParams
 from ldm.modules.unet import DenoiserEncoder
 from ldm.modules.vae import Encoder
-from ldm.util import get_class
+from ldm.targets import get_class
 from tests.conftest import ROOT, SMALL
 from tests.faults.configurations import mutated_models, mutated_trainings
 
