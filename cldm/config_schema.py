@@ -117,13 +117,13 @@ class UNetParams(EncoderParams):
     """Of ``UNetModel``."""
 
     out_channels: Width
-    add_mask_features: bool = False
 
 
 class ControlledUNetParams(UNetParams):
     """Of ``ControlledUnetModel``."""
 
     ssl_dim: Any = None
+    add_mask_features: bool = False
 
 
 class VaeParams(NetworkParams):

@@ -15,6 +15,7 @@ from ldm.modules.attention import Context
 from ldm.modules.layers import zero_module
 from ldm.modules.unet import DenoiserEncoder, TimestepEmbedSequential
 
+BRANCHES = ("control_model", "ssl_stage_model")  # published names: the mask branch, the reference branch
 HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)  # channels of the hint block's convolutions but the last
 
 
@@ -103,7 +104,7 @@ class ControlNet(DenoiserEncoder):
             x: noisy latent (B, C, h, w).
             hint: mask encoding (B, C', H, W) in [0, 1], or reference latent (B, C, h, w).
             timesteps: (B,).
-            context: text embedding (B or k*B, L, D).
+            context: text embedding (B, L, D).
             guided_hint: ``encode_hint(hint)``, if at hand.
 
         Returns:
@@ -113,6 +114,12 @@ class ControlNet(DenoiserEncoder):
             assert hint is not None
             guided_hint = self.encode_hint(hint)
         emb = self.embed_time(timesteps, x.dtype)
-        features = list(self.encode(x, emb, context, guided_hint))
-        maps = [conv[0](h) for conv, h in zip(self.zero_convs, features, strict=True)]  # type: ignore[index]
-        return [*maps, self.middle_block_out[0](self.middle_block(features[-1], emb, context))]
+        h, maps = x, []
+        for i, block in enumerate(self.input_blocks):
+            h = block(h, emb, context)
+            if i == 0:
+                h = h + guided_hint  # (B, model_channels, h, w)
+            maps.append(h)  # (B, C_i, h_i, w_i), finest first
+        features = [zero_conv[0](h) for zero_conv, h in zip(self.zero_convs, maps, strict=True)]  # type: ignore[index]
+        h = self.middle_block(h, emb, context)  # (B, C_n, h_n, w_n)
+        return [*features, self.middle_block_out[0](h)]

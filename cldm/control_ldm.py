@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from cldm.control import ControlNet
+from cldm.conditions import Conditions
+from cldm.control import BRANCHES, ControlNet
+from cldm.fusion import is_fusion_weight
 from common.errors import InputError
 from common.rng import Stream, seed_from
-from ldm.models.diffusion import LatentDiffusion, text_of
+from ldm.models.conditions import TextConditions
+from ldm.models.diffusion import LatentDiffusion
 from ldm.modules.ema import EMA
 from ldm.targets import instantiate_from_config
 from ldm.training.checkpoints import TrainingDiverged
@@ -109,10 +112,12 @@ class ControlLDM(LatentDiffusion):
         if not sd_locked:
             unet.output_blocks.requires_grad_(True)
             unet.out.requires_grad_(True)
-        # Blocks without attention read no features: zero convolutions that only they would read cannot learn.
+        # A zero convolution learns from what reads its features. An output block that has no attention reads none, and
+        # where its features are not added to the skip connection either, nothing would ever move these weights: an
+        # optimizer with weight decay must not, and DDP refuses parameters without a gradient.
         read = unet.fused_features()
         for branch in self.branches:
-            added = unet.add_mask_features and not unet.only_mid_control and branch is self.control_model
+            added = unet.adds_to_skips and branch is self.control_model
             for i, conv in enumerate(branch.zero_convs):
                 if not (added or i in read):
                     conv.requires_grad_(False)
@@ -160,53 +165,63 @@ class ControlLDM(LatentDiffusion):
     def new_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What TISynth adds to Stable Diffusion: both branches, and the attention to their features."""
         for name, parameter in self.named_parameters():
-            branch = name.startswith(("control_model.", "ssl_stage_model."))
-            if branch or (name.startswith("model.diffusion_model.") and "trainable" in name):
+            if name.split(".")[0] in BRANCHES or is_fusion_weight(name):
                 yield name, parameter
 
-    def prepare(self, cond: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Computes both hints' features once; the text's keys and values on first use."""
-        mask_hint = self.control_model.encode_hint(torch.cat(cond["c_concat"], 1))
-        prepared = {**super().prepare(cond), "mask_hint": mask_hint}
-        if self.ssl_stage_model is not None:
-            prepared["reference_hint"] = self.ssl_stage_model.encode_hint(torch.cat(cond["c_ssl"], 1))
-        return prepared
+    # ---- conditions
 
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
+    def conditions(self, batch: Mapping[str, Any], seeds: Sequence[int] | None = None) -> Conditions:
+        """A batch's conditions: what training, its pictures, synthesis and the benchmark all make of an item.
+
+        Training draws the reference's latent from the first stage's posterior, a little noise that the branch learns to
+        bear. Pictures, of a training as of a synthesis, take the posterior's mode: what the reference shows, the same
+        whenever and with whatever else it is encoded. (The published code draws there, too: an option of synthesis.)
+
+        Args:
+            batch: hint (B, C', H, W), text (B), and reference image (B, 3, H, W) in [-1, 1].
+            seeds: one an image, for a sample of the reference's posterior; None takes its mode.
+        """
+        dtype = next(self.control_model.parameters()).dtype
+        reference = None
+        if self.ssl_stage_model is not None:
+            draws = None if seeds is None else [seed_from(int(seed), Stream.REFERENCE_LATENT) for seed in seeds]
+            reference = self.image_latent(batch[self.ssl_control_key].to(dtype), draws)
+        text = super().conditions(batch).text
+        return Conditions(mask=batch[self.control_key].to(dtype), reference=reference, text=text)
+
+    def prepare(self, cond: TextConditions | Mapping[str, Any]) -> Conditions:
+        """The conditions of the published dictionary; conditions are passed through."""
+        if isinstance(cond, TextConditions):
+            assert isinstance(cond, Conditions)
+            return cond
+        return Conditions.from_published(cond)
+
+    # ---- the network
+
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: TextConditions | Mapping[str, Any]) -> Tensor:
         """The network's prediction.
 
         Args:
             x_noisy: noisy latent (B, C, h, w).
             t: time steps (B,).
-            cond: ``{c_concat: [hint (B, C', H, W)], c_crossattn: [text (B, L, D)], c_ssl: [latent (B, C, h, w)]}``,
-                or what ``prepare`` made of it. A plain ControlNet reads no ``c_ssl``.
+            cond: conditions, or the published dictionary
+                ``{c_concat: [hint (B, C', H, W)], c_crossattn: [text (B, L, D)], c_ssl: [latent (B, C, h, w)]}``; a
+                plain ControlNet reads no ``c_ssl``.
 
         Returns:
             (B, C, h, w).
         """
-        text = text_of(cond)
-        mask = None if "mask_hint" in cond else torch.cat(cond["c_concat"], 1)
-        mask_features = self.control_model(x_noisy, mask, t, text, cond.get("mask_hint"))
-        if self.ssl_stage_model is None:
+        cond = self.prepare(cond)
+        text, masks, references = cond.context, self.control_model, self.ssl_stage_model
+        mask_features = masks(x_noisy, cond.mask, t, text, cond.mask_features(masks))
+        if references is None:
             return self.model.diffusion_model(x_noisy, t, text, mask_features)
-        reference = None if "reference_hint" in cond else torch.cat(cond["c_ssl"], 1)
-        reference_features = self.ssl_stage_model(x_noisy, reference, t, text, cond.get("reference_hint"))
+        reference_features = references(x_noisy, cond.reference, t, text, cond.reference_features(references))
         if self.trainable == "published":  # whose middle block passes no gradient on
             reference_features[-1] = reference_features[-1].detach()
         return self.model.diffusion_model(x_noisy, t, text, mask_features, reference_features)
 
     # ---- training
-
-    def condition(self, batch: Mapping[str, Any]) -> dict[str, list[Tensor]]:
-        """A batch's conditions: mask encoding, text, and the reference's latent."""
-        if self.ssl_stage_model is None:
-            return {**super().condition(batch), "c_concat": [batch[self.control_key]]}
-        seeds = [seed_from(int(seed), Stream.REFERENCE_LATENT) for seed in batch["seed"]]
-        return {
-            **super().condition(batch),
-            "c_concat": [batch[self.control_key]],
-            "c_ssl": [self.image_latent(batch[self.ssl_control_key], seeds)],
-        }
 
     def setup(self, stage: str) -> None:
         """Starts the running average from the weights that training starts from."""

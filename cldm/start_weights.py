@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cldm.control import BRANCHES
+from cldm.fusion import fusion_start, is_fusion_weight
 from ldm.checkpoint import read_state_dict
-from ldm.checkpoint_names import BRANCHES, SCHEDULE_BUFFERS, UNET, module_of
+from ldm.checkpoint_names import SCHEDULE_BUFFERS, UNET, module_of
 
 COPIED = ("time_embed", "label_emb", "input_blocks", "middle_block")  # the U-Net's encoder
-# all-in-attention: which branch's features each new attention reads
-READS = {"attn00_ls_trainable": "ssl_stage_model", "attn01_ssl_trainable": "control_model"}
 
 
 def start_weights(
@@ -63,19 +63,10 @@ def _fill(state: dict[str, Tensor], origin: dict[str, str], own: Mapping[str, Te
                 add(key, torch.zeros_like(own[key]), "zero")
             elif part == "input_hint_block":
                 add(key, own[key], "new, random")
-    # x + W_out softmax(Q K^T) V + b adds nothing while the features, and so V, are zero and b is. W_out is then
-    # random: were it zero too, neither W_out nor the zero convolutions would ever have a gradient. A branch that brings
-    # features (a trained ControlNet) needs W_out = 0 instead.
     silent = {branch: _silent(state, branch) for branch in BRANCHES}
     for key in own:
-        if key in state or "_trainable." not in key or not key.startswith(UNET + "."):
-            continue
-        attention = next((name for name in READS if f".{name}." in key), None)
-        output = ".to_out.0." in key
-        if output and (key.endswith(".bias") or not silent[READS[str(attention)]]):
-            add(key, torch.zeros_like(own[key]), "zero")
-        else:
-            add(key, own[key], "new, random" if attention else "new, identity")
+        if key not in state and is_fusion_weight(key):
+            add(key, *fusion_start(key, own[key], silent))
 
 
 def _silent(state: Mapping[str, Tensor], branch: str) -> bool:

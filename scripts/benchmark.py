@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cldm.build import create_model
+from cldm.conditions import Conditions
 from cldm.control_ldm import ControlLDM
 from common.command import add_trust, parser, run
 from common.converters import batch_size, integer, pixels
@@ -36,7 +38,7 @@ from common.errors import InputError
 from common.files import atomic_path, check_writable
 from common.pictures import to_uint8
 from common.trust import trust
-from ldm.models.guidance import Guidance
+from ldm.models.guidance import ClassifierFreeGuidance, SplitGuidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler
 from scripts.peer import ControlNetPeer
@@ -129,20 +131,17 @@ class Bench:
         form = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(self.device, self.dtype).to(memory_format=form)
 
-    def conditions(self) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
-        """Text and reference encoded, the mask as it is; with and without the text."""
-        cond = {
-            "c_concat": [self.hint],
-            "c_crossattn": [self.model.get_learned_conditioning(self.prompts)],
-            "c_ssl": [self.model.image_latent(self.image)],
-        }
-        return cond, {**cond, "c_crossattn": [self.model.get_learned_conditioning([""] * len(self.prompts))]}
+    def conditions(self) -> tuple[Conditions, Conditions]:
+        """With and without the text."""
+        cond = self.model.conditions({"hint": self.hint, "ssl": self.image, "txt": self.prompts})
+        return cond, self.model.without_text(cond)
 
     @torch.no_grad()
-    def step(self, **options: bool) -> Callable[[], Tensor]:
+    def step(self, reuse: bool = True, split: bool = False) -> Callable[[], Tensor]:
         """One guided denoising step, solver included, in the middle of a sampling run."""
-        cond, uncond = self.conditions()
-        guidance = Guidance(self.model, cond, uncond, SCALE, **options)
+        cond, uncond = (replace(part, remember=reuse) for part in self.conditions())
+        make = SplitGuidance if split else ClassifierFreeGuidance
+        guidance = make(self.model, cond, uncond, SCALE)
         scheduler = make_scheduler("ddim", self.model.betas)
         scheduler.set_timesteps(50, device=self.device)
         t = scheduler.timesteps[25]
@@ -196,7 +195,6 @@ def ablations(bench: Bench) -> dict[str, Callable[[], Any]]:
     works: dict[str, Callable[[], Any]] = {
         "all savings": bench.step(),
         "text and hints anew each step": bench.step(reuse=False),
-        "nothing shared between the texts": bench.step(share=False),
         "one text after the other": bench.step(split=True),
     }
     fused = works["all savings"]

@@ -27,7 +27,7 @@ from cldm.synthesis.records import Sample, append_record, images_in, publishing,
 from common.errors import InputError
 from common.files import atomic_path, file_hash
 from common.pictures import to_uint8
-from common.rng import Stream, item_noise, seed_from
+from common.rng import item_noise, seed_from
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 from ldm.training.stop_on_signal import ctrl_c
@@ -126,22 +126,14 @@ def paint(model: ControlLDM, batch: Mapping[str, Any], options: SynthesisOptions
 
     An image's noise follows from its seed and its mask's name alone: it is the same in any batch and on any device.
     """
-    dtype = next(model.control_model.parameters()).dtype
-    hint = batch["hint"].to(dtype)
     seeds = [seed_from(seed, name) for seed, name in zip(batch["job_seed"], batch["name"], strict=True)]
-    draws = (
-        [seed_from(seed, Stream.REFERENCE_LATENT) for seed in seeds] if options.reference_latent == "sample" else None
-    )
-    cond = {"c_concat": [hint], "c_crossattn": [model.get_learned_conditioning(batch["txt"])]}
-    if "ssl" in batch:
-        cond["c_ssl"] = [model.image_latent(batch["ssl"].to(dtype), draws)]
-    uncond = {**cond, "c_crossattn": [model.get_learned_conditioning([""] * len(batch["txt"]))]}
-    shape = (model.channels, *(side // model.factor for side in hint.shape[-2:]))
-    x_T = item_noise(seeds, shape).to(hint)
+    cond = model.conditions(batch, seeds if options.reference_latent == "sample" else None)
+    shape = (model.channels, *(side // model.factor for side in cond.mask.shape[-2:]))
+    x_T = item_noise(seeds, shape).to(cond.mask)
     latents = sample(
         model,
         cond,
-        uncond,
+        model.without_text(cond),
         x_T,
         options.steps,
         options.sampler,

@@ -130,11 +130,10 @@ class ImageLogger(pl.Callback):
     def _row(self, model: ControlLDM, item: dict[str, Any], dataset: Any) -> list[np.ndarray]:
         one = {k: v[None].to(model.device) if isinstance(v, Tensor) else [v] for k, v in item.items()}
         with torch.no_grad(), model.ema_scope():
-            cond = model.condition(one)
-            uncond = {**cond, "c_crossattn": [model.get_learned_conditioning([""])]}
+            cond = model.conditions(one)
             shape = (model.channels, *(side // model.factor for side in item["hint"].shape[-2:]))
             noise = item_noise([seed_from(0, item["name"])], shape).to(model.device)
-            latent = sample(model, cond, uncond, noise, self.steps, self.sampler, self.guidance_scale)
+            latent = sample(model, cond, model.without_text(cond), noise, self.steps, self.sampler, self.guidance_scale)
             made = model.decode_first_stage(latent)
         ids = HintEncoder(model.hint_encoding, dataset.class_table).decode(item["hint"])
         table = dataset.class_table

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from common.errors import InputError
 from common.rng import Stream, item_noise, seed_from
+from ldm.models.conditions import C, TextConditions
 from ldm.models.schedule import PREDICTION_TYPES, make_betas, schedule_buffers
-from ldm.modules.attention import CachedContext
 from ldm.targets import instantiate_from_config
 
 
@@ -155,24 +155,39 @@ class LatentDiffusion(pl.LightningModule):
         encode = getattr(self.cond_stage_model, "encode", self.cond_stage_model)
         return encode(prompts)
 
+    def conditions(self, batch: Mapping[str, Any], seeds: Sequence[int] | None = None) -> TextConditions:
+        """A batch's conditions.
+
+        Args:
+            batch: fields of a data set's items, stacked.
+            seeds: one an image, for what is drawn of a condition; the text draws nothing.
+        """
+        return TextConditions(text=self.get_learned_conditioning(batch[self.cond_stage_key]))
+
+    def without_text(self, cond: C) -> C:
+        """The same conditions with the empty text, which guidance leads away from."""
+        return cond.with_text(self.get_learned_conditioning([""] * len(cond.text)))
+
     # ---- the denoiser
 
-    def prepare(self, cond: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Computes what no time step changes, once; ``apply_model`` takes the result in place of ``cond``."""
-        return {**cond, "c_crossattn": [CachedContext(torch.cat(cond["c_crossattn"], 1))]}
+    def prepare(self, cond: TextConditions | Mapping[str, Any]) -> TextConditions:
+        """The conditions of the published dictionary; conditions are passed through."""
+        if isinstance(cond, TextConditions):
+            return cond
+        return TextConditions(text=torch.cat(cond["c_crossattn"], 1))
 
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: TextConditions | Mapping[str, Any]) -> Tensor:
         """The network's prediction.
 
         Args:
             x_noisy: noisy latent (B, C, h, w).
             t: time steps (B,).
-            cond: ``{c_crossattn: [text (B, L, D)]}``, or what ``prepare`` made of it.
+            cond: conditions, or the published dictionary ``{c_crossattn: [text (B, L, D)]}``.
 
         Returns:
             (B, C, h, w).
         """
-        return self.model.diffusion_model(x_noisy, t, text_of(cond))
+        return self.model.diffusion_model(x_noisy, t, self.prepare(cond).context)
 
     # ---- training
 
@@ -186,7 +201,7 @@ class LatentDiffusion(pl.LightningModule):
         alphas_cumprod = self.alphas_cumprod[t][:, None, None, None]  # type: ignore[index]
         return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
 
-    def p_losses(self, x_start: Tensor, cond: Mapping[str, Any], t: Tensor, noise: Tensor) -> Tensor:
+    def p_losses(self, x_start: Tensor, cond: TextConditions | Mapping[str, Any], t: Tensor, noise: Tensor) -> Tensor:
         """Squared error of the prediction, one number an image (B,) (Ho et al. 2020, equation 14).
 
         Args:
@@ -201,10 +216,6 @@ class LatentDiffusion(pl.LightningModule):
         prediction = self.apply_model(signal * x_start + sigma * noise, t, cond)
         return F.mse_loss(prediction.float(), target.float(), reduction="none").mean((1, 2, 3))
 
-    def condition(self, batch: Mapping[str, Any]) -> dict[str, list[Tensor]]:
-        """A batch's conditions for ``apply_model``."""
-        return {"c_crossattn": [self.get_learned_conditioning(batch[self.cond_stage_key])]}
-
     def batch_losses(self, batch: Mapping[str, Any]) -> Tensor:
         """Losses (B,) of a batch; time step and noise of each image come from the batch's field ``seed`` alone."""
         seeds = [int(seed) for seed in batch["seed"]]
@@ -213,10 +224,4 @@ class LatentDiffusion(pl.LightningModule):
         x_start = self.image_latent(batch[self.first_stage_key], latents).float()
         draws = torch.tensor([seed_from(s, Stream.TIME_STEP) for s in seeds], device=x_start.device)
         noise = item_noise([seed_from(s, Stream.NOISE) for s in seeds], x_start.shape[1:]).to(x_start)
-        return self.p_losses(x_start, self.condition(batch), draws % len(self.betas), noise)
-
-
-def text_of(cond: Mapping[str, Any]) -> Tensor | CachedContext:
-    """The text embedding of a condition: its tensors joined along the tokens, or the cached one."""
-    first = cond["c_crossattn"][0]
-    return first if isinstance(first, CachedContext) else torch.cat(cond["c_crossattn"], 1)
+        return self.p_losses(x_start, self.conditions(batch, seeds), draws % len(self.betas), noise)

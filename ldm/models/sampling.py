@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.rng import Stream, item_noise, seed_from
-from ldm.models.guidance import Condition, Guidance
+from ldm.models.conditions import TextConditions
+from ldm.models.guidance import ClassifierFreeGuidance, Guidance, NoGuidance, SplitGuidance
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
+
+Condition = TextConditions | Mapping[str, Sequence[Tensor]]  # or the published dictionary
 
 
 @torch.no_grad()
@@ -28,13 +32,17 @@ def sample(
     seeds: Sequence[int] | None = None,
     progress: bool = False,
     spacing: str = "auto",
-    **guidance: bool,
+    guidance: Callable[..., Guidance] | None = None,
+    callback: Callable[[int, int, Tensor], None] | None = None,
+    split: bool = False,
+    reuse: bool = True,
+    share: bool = True,
 ) -> Tensor:
     """Samples latents from noise.
 
     Args:
         model: LatentDiffusion or ControlLDM.
-        cond: ``{c_concat: [hint], c_crossattn: [text], c_ssl: [latent]}``.
+        cond: the model's conditions, or the published dictionary of them.
         uncond: alike, with the empty text; None for no guidance.
         x_T: standard normal noise (B, C, h, w).
         steps: denoising steps, 1 to half the noise process's: beyond, leading time steps would begin far from noise.
@@ -44,7 +52,11 @@ def sample(
         seeds: one seed an image for that noise, so that an image does not depend on its batch.
         progress: show a bar.
         spacing: of the time steps, see ``ldm.models.schedule.spacing_of``.
-        **guidance: ``split``, ``reuse``, ``share``, see ``Guidance``.
+        guidance: makes the guidance, called with model, cond, uncond and scale; ``ClassifierFreeGuidance`` by default.
+        callback: called after each step with its number from 0, its time step, and the latent (B, C, h, w) so far.
+        split: take ``SplitGuidance``.
+        reuse: remember what no time step changes; False computes it anew.
+        share: without effect; earlier versions computed what both texts share once.
 
     Returns:
         latents (B, C, h, w), as ``decode_first_stage`` takes them.
@@ -56,7 +68,13 @@ def sample(
     if eta and sampler != "ddim":
         raise InputError(f"--ddim-eta {eta}: only the sampler ddim takes fresh noise; leave it at 0 for {sampler}")
     set_time_steps(scheduler, steps, x_T.device)
-    predict = Guidance(model, cond, uncond, guidance_scale, **guidance)
+    given = [model.prepare(one) for one in (cond, uncond) if one is not None]
+    if not reuse:
+        given = [replace(one, remember=False) for one in given]
+    if guidance is None:
+        guidance = SplitGuidance if split else ClassifierFreeGuidance
+    unguided = uncond is None or guidance_scale == 1.0
+    predict = NoGuidance(model, given[0]) if unguided else guidance(model, given[0], given[1], guidance_scale)
     precise = torch.promote_types(x_T.dtype, torch.float32)  # the solver's arithmetic, whatever the network's
     x = x_T.to(precise) * scheduler.init_noise_sigma
     for i, t in enumerate(tqdm(scheduler.timesteps, disable=not progress, desc=sampler, leave=False)):
@@ -66,4 +84,6 @@ def sample(
             fresh = [seed_from(seed, Stream.SAMPLER, i) for seed in seeds or range(x.shape[0])]
             extra = {"eta": eta, "variance_noise": item_noise(fresh, x.shape[1:]).to(x)}
         x = scheduler.step(prediction.to(precise), t, x, **extra).prev_sample
+        if callback is not None:
+            callback(i, int(t), x)
     return x

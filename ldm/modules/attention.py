@@ -1,16 +1,19 @@
-"""Attention, and the transformer block with its all-in-attention option.
+"""Attention, the transformer block, and the transformer on a feature map.
 
 Names of submodules are those of published Stable Diffusion and TISynth checkpoints.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ldm.modules.layers import group_norm, match_batch, zero_module
+from ldm.modules.layers import group_norm, zero_module
 
 
 class CachedContext:
@@ -106,17 +109,13 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Transformer block; with ``fusion_dim``, the all-in-attention block of TISynth.
-
-    All-in-attention puts two attentions in front: to the reference features, then to the mask features, so that one
-    block sees the reference, the mask, the image itself and the text. Every part is pre-normed and residual.
+    """Transformer block: self-attention, attention to the text, feed-forward; each pre-normed and residual.
 
     Args:
         dim: channels of the image tokens.
         heads: heads of each attention.
         dim_head: channels of a head.
         context_dim: channels of the text embedding.
-        fusion_dim: channels of the reference and mask features; None leaves both attentions out.
         dropout: of the feed-forward part.
         use_checkpoint: recompute activations in the backward pass, to save memory.
     """
@@ -127,18 +126,12 @@ class BasicTransformerBlock(nn.Module):
         heads: int,
         dim_head: int,
         context_dim: int | None = None,
-        fusion_dim: int | None = None,
         dropout: float = 0.0,
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
-        self.joint_fusion = fusion_dim is not None
-        if fusion_dim is not None:
-            self.attn00_ls_trainable = CrossAttention(dim, fusion_dim, heads, dim_head)
-            self.attn01_ssl_trainable = CrossAttention(dim, fusion_dim, heads, dim_head)
-            self.norm00_trainable = nn.LayerNorm(dim)
-            self.norm01_trainable = nn.LayerNorm(dim)
+        self._add_leading_parts(dim, heads, dim_head)
         self.attn1 = CrossAttention(dim, None, heads, dim_head)
         self.ff = FeedForward(dim, dropout)
         self.attn2 = CrossAttention(dim, context_dim, heads, dim_head)
@@ -146,37 +139,30 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Context | None = None,
-        mask_features: Tensor | None = None,
-        reference_features: Tensor | None = None,
-    ) -> Tensor:
+    def _add_leading_parts(self, dim: int, heads: int, dim_head: int) -> None:
+        """Hook for blocks that attend to more before anything else; here there is nothing.
+
+        It comes first, since optimizers save their state in the order of the parameters: that order must not change.
+        """
+
+    def forward(self, x: Tensor, context: Any = None) -> Tensor:
         """Image tokens to image tokens.
 
         Args:
             x: image tokens (B, N, C).
-            context: text embedding (B or k*B, L, D); the output has its batch.
-            mask_features: tokens of the mask branch (B, N, C'), for joint fusion.
-            reference_features: tokens of the reference branch (B, N, C'), for joint fusion.
+            context: text embedding (B, L, D), or what else a subclass reads.
         """
         if self.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, context, mask_features, reference_features, use_reentrant=False)
-        return self._forward(x, context, mask_features, reference_features)
+            return checkpoint(self._forward, x, context, use_reentrant=False)
+        return self._forward(x, context)
 
-    def _forward(
-        self, x: Tensor, context: Context | None, mask_features: Tensor | None, reference_features: Tensor | None
-    ) -> Tensor:
-        # TISynth, all-in-attention: reference -> mask -> self -> text -> feed-forward
-        if self.joint_fusion:
-            x = x + self.attn00_ls_trainable(self.norm00_trainable(x), reference_features)
-            x = x + self.attn01_ssl_trainable(self.norm01_trainable(x), mask_features)
+    def _forward(self, x: Tensor, context: Context | None) -> Tensor:
         x = x + self.attn1(self.norm1(x))
-        if context is not None:
-            x = match_batch(x, context.shape[0])
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
+
+
+BlockFactory = Callable[..., BasicTransformerBlock]
 
 
 class SpatialTransformer(nn.Module):
@@ -188,11 +174,11 @@ class SpatialTransformer(nn.Module):
         dim_head: channels of a head.
         depth: number of blocks.
         context_dim: channels of the text embedding.
-        fusion_dim: channels of the mask and reference features, see ``BasicTransformerBlock``.
         use_linear: projections stored as linear layers (SD 2) or as 1 x 1 convolutions (SD 1).
         dropout: of the feed-forward parts.
         use_checkpoint: recompute activations in the backward pass.
         norm_groups: groups of the first normalization.
+        block: makes the blocks, called as ``BasicTransformerBlock``.
     """
 
     def __init__(
@@ -202,18 +188,18 @@ class SpatialTransformer(nn.Module):
         dim_head: int,
         depth: int = 1,
         context_dim: int | None = None,
-        fusion_dim: int | None = None,
         use_linear: bool = False,
         dropout: float = 0.0,
         use_checkpoint: bool = False,
         norm_groups: int = 32,
+        block: BlockFactory = BasicTransformerBlock,
     ) -> None:
         super().__init__()
         inner_dim = heads * dim_head
         self.norm = group_norm(channels, eps=1e-6, groups=norm_groups)
         self.proj_in = nn.Linear(channels, inner_dim) if use_linear else nn.Conv2d(channels, inner_dim, 1)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(inner_dim, heads, dim_head, context_dim, fusion_dim, dropout, use_checkpoint)
+            block(inner_dim, heads, dim_head, context_dim=context_dim, dropout=dropout, use_checkpoint=use_checkpoint)
             for _ in range(depth)
         )
         self.proj_out = zero_module(nn.Linear(inner_dim, channels) if use_linear else nn.Conv2d(inner_dim, channels, 1))
@@ -223,25 +209,16 @@ class SpatialTransformer(nn.Module):
         # A 1 x 1 convolution on tokens is a linear layer: no change of layout between it and the attention.
         return F.linear(tokens, layer.weight.flatten(1), layer.bias)  # type: ignore[operator, arg-type]
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Context | None = None,
-        mask_features: Tensor | None = None,
-        reference_features: Tensor | None = None,
-    ) -> Tensor:
-        """x (B, C, H, W) -> (B or k*B, C, H, W); features are maps (B or k*B, C', H, W)."""
+    def forward(self, x: Tensor, context: Any = None) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H, W); ``context`` is what the blocks read."""
         height, width = x.shape[-2:]
         tokens = to_tokens(self.norm(x))  # (B, HW, C)
         tokens = self._project(self.proj_in, tokens)
-        if mask_features is not None and reference_features is not None:
-            mask_features = match_batch(to_tokens(mask_features), len(x))
-            reference_features = match_batch(to_tokens(reference_features), len(x))
         for block in self.transformer_blocks:
-            tokens = block(tokens, context, mask_features, reference_features)
+            tokens = block(tokens, context)
         tokens = self._project(self.proj_out, tokens)
-        out = tokens.transpose(1, 2).unflatten(-1, (height, width))  # (k*B, C, H, W)
-        return match_batch(x, out.shape[0]) + out
+        out = tokens.transpose(1, 2).unflatten(-1, (height, width))  # (B, C, H, W)
+        return x + out
 
 
 def to_tokens(x: Tensor) -> Tensor:

@@ -40,16 +40,6 @@ def group_norm(channels: int, eps: float = 1e-5, groups: int = 32) -> GroupNorm:
     return GroupNorm(math.gcd(groups, channels), channels, eps=eps)
 
 
-def match_batch(x: Tensor, batch: int) -> Tensor:
-    """Repeats ``x`` (B, ...) to ``batch`` = k * B along the first axis: [x, x, ...].
-
-    Guided sampling runs what both texts share once and repeats it where the text first matters.
-    """
-    if x.shape[0] == batch:
-        return x
-    return x.repeat(batch // x.shape[0], *[1] * (x.dim() - 1))
-
-
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoidal embedding of time steps (Vaswani et al. 2017, section 3.5; cosines first, as in DDPM++).
 

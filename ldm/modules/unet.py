@@ -1,4 +1,4 @@
-"""The denoiser's U-Net, and the encoder half that control branches copy.
+"""The denoiser's U-Net (Rombach et al. 2022), and its encoder half by itself.
 
 Module names are those of published Stable Diffusion checkpoints. The network knows no noise process: it maps a noisy
 latent, a time step and conditions to a prediction of the same shape.
@@ -7,39 +7,33 @@ latent, a time step and conditions to a prediction of the same shape.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
-from ldm.modules.attention import Context, SpatialTransformer
-from ldm.modules.layers import Downsample, ResBlock, Upsample, group_norm, match_batch, timestep_embedding, zero_module
+from ldm.modules.attention import BasicTransformerBlock, BlockFactory, Context, SpatialTransformer
+from ldm.modules.layers import Downsample, ResBlock, Upsample, group_norm, timestep_embedding, zero_module
 
 
 class TimestepEmbedSequential(nn.Sequential):
     """A sequence that hands each layer the conditions it takes."""
 
-    def forward(  # type: ignore[override]
-        self,
-        x: Tensor,
-        emb: Tensor,
-        context: Context | None = None,
-        mask_features: Tensor | None = None,
-        reference_features: Tensor | None = None,
-    ) -> Tensor:
-        """x (B, C, H, W), emb (B, E) -> (B or k*B, C', H', W')."""
+    def forward(self, x: Tensor, emb: Tensor, context: Any = None) -> Tensor:  # type: ignore[override]
+        """x (B, C, H, W), emb (B, E) -> (B, C', H', W'); ``context`` is what the transformer's blocks read."""
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, match_batch(emb, x.shape[0]))
+                x = layer(x, emb)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context, mask_features, reference_features)
+                x = layer(x, context)
             else:
                 x = layer(x)
         return x
 
 
 class DenoiserEncoder(nn.Module):
-    """Time embedding, input blocks and middle block: the part that U-Net and control branches share.
+    """Time embedding, input blocks and middle block: what a U-Net has in common with networks that copy its encoder.
 
     Args:
         in_channels: channels of the latent.
@@ -56,7 +50,6 @@ class DenoiserEncoder(nn.Module):
         use_checkpoint: recompute the transformers' activations in the backward pass.
         norm_groups: groups of each normalization. A group should have several channels: one of a single channel loses
             its mean, and with it the image's color.
-        joint_fusion: all-in-attention in the middle block (and in a U-Net's output blocks).
         image_size, use_spatial_transformer, legacy, use_fp16: of published YAML files, without effect here.
 
     Raises:
@@ -78,7 +71,6 @@ class DenoiserEncoder(nn.Module):
         dropout: float = 0.0,
         use_checkpoint: bool = False,
         norm_groups: int = 32,
-        joint_fusion: bool = False,
         image_size: int | None = None,
         use_spatial_transformer: bool = True,
         legacy: bool = False,
@@ -90,7 +82,6 @@ class DenoiserEncoder(nn.Module):
         if not use_spatial_transformer:
             raise InputError(f"{type(self).__name__}: use_spatial_transformer: only true is supported")
         self.model_channels = model_channels
-        self.joint_fusion = joint_fusion
         self.emb_channels = model_channels * 4
         self.dropout, self.norm_groups = dropout, norm_groups
         self.heads = (num_heads, num_head_channels)
@@ -123,7 +114,7 @@ class DenoiserEncoder(nn.Module):
         self.input_blocks = nn.ModuleList(blocks)
         self.middle_block = TimestepEmbedSequential(
             self._residual(channels, channels),
-            self._transformer(channels, channels),
+            self._reading_transformer(channels, channels),
             self._residual(channels, channels),
         )
         self.middle_channels, self.max_factor = channels, factor
@@ -131,17 +122,25 @@ class DenoiserEncoder(nn.Module):
     def _residual(self, channels: int, out_channels: int) -> ResBlock:
         return ResBlock(channels, self.emb_channels, self.dropout, out_channels, self.norm_groups)
 
-    def _transformer(self, channels: int, fusion_dim: int | None = None) -> SpatialTransformer:
+    def _reading_transformer(self, channels: int, skip_channels: int) -> SpatialTransformer:
+        """The transformer of the middle block or of an output block, a hook for U-Nets whose blocks there read more.
+
+        Args:
+            channels: of the feature map.
+            skip_channels: of the encoder's map that this block meets; for the middle block, of the map itself.
+        """
+        return self._transformer(channels)
+
+    def _transformer(self, channels: int, block: BlockFactory = BasicTransformerBlock) -> SpatialTransformer:
         number, size = self.heads
         heads = channels // size if number == -1 else number
         if heads == 0 or channels % heads:
             raise InputError(f"{type(self).__name__}: {channels} channels cannot be split into {heads} heads")
-        fusion_dim = fusion_dim if self.joint_fusion else None
         return SpatialTransformer(
             channels,
             heads,
             channels // heads,
-            fusion_dim=fusion_dim,
+            block=block,
             **self.transformer_options,  # type: ignore[arg-type]
         )
 
@@ -149,37 +148,27 @@ class DenoiserEncoder(nn.Module):
         """Time steps (B,) -> embedding (B, 4 * model_channels)."""
         return self.time_embed(timestep_embedding(timesteps, self.model_channels).to(dtype))
 
-    def encode(
-        self, x: Tensor, emb: Tensor, context: Context | None, guided_hint: Tensor | None = None
-    ) -> Iterator[Tensor]:
+    def encode(self, x: Tensor, emb: Tensor, context: Context | None) -> Iterator[Tensor]:
         """Yields the output of each input block, finest first.
 
         Args:
             x: noisy latent (B, C, h, w).
             emb: time embedding (B, E).
-            context: text embedding (B or k*B, L, D); outputs have k*B rows from the first transformer on.
-            guided_hint: features of a hint (B, model_channels, h, w), added after the first block.
+            context: text embedding (B, L, D).
         """
         for block in self.input_blocks:
             x = block(x, emb, context)
-            if guided_hint is not None:
-                x, guided_hint = x + guided_hint, None
             yield x
 
 
 class UNetModel(DenoiserEncoder):
-    """U-Net of latent diffusion (Rombach et al. 2022); with ``joint_fusion``, of TISynth.
+    """U-Net of latent diffusion (Rombach et al. 2022).
 
     Args:
         out_channels: channels of the prediction.
         num_res_blocks: residual blocks a level (one more on the way up).
         attention_resolutions: downsampling factors that have transformers.
         channel_mult: channels of each level, as multiples of ``model_channels``.
-        add_mask_features: also add the mask branch's features to the skip connections, as ControlNet does (Zhang et al.
-            2023, equation 2). Not in published TISynth; a model that trains from scratch learns much sooner to follow
-            the mask by it, since attention must first learn what lies where. Without ``joint_fusion`` they are added to
-            the middle block's output, too: a plain ControlNet.
-        only_mid_control: of a plain ControlNet: add the middle block's features alone.
         **encoder: see ``DenoiserEncoder``.
     """
 
@@ -189,8 +178,6 @@ class UNetModel(DenoiserEncoder):
         num_res_blocks: int,
         attention_resolutions: Sequence[int],
         channel_mult: Sequence[int],
-        add_mask_features: bool = False,
-        only_mid_control: bool = False,
         **encoder: object,
     ) -> None:
         super().__init__(
@@ -199,7 +186,6 @@ class UNetModel(DenoiserEncoder):
             channel_mult=channel_mult,
             **encoder,  # type: ignore[arg-type]
         )
-        self.add_mask_features, self.only_mid_control = add_mask_features, only_mid_control
         channels, factor = self.middle_channels, self.max_factor
         skip_channels = list(self.feature_channels)
         blocks = []
@@ -209,8 +195,7 @@ class UNetModel(DenoiserEncoder):
                 layers: list[nn.Module] = [self._residual(channels + skip, mult * self.model_channels)]
                 channels = mult * self.model_channels
                 if factor in attention_resolutions:
-                    # the branches' features that meet this block have the channels of its skip connection
-                    layers.append(self._transformer(channels, skip))
+                    layers.append(self._reading_transformer(channels, skip))
                 if level and i == num_res_blocks:
                     layers.append(Upsample(channels, channels))
                     factor //= 2
@@ -222,51 +207,21 @@ class UNetModel(DenoiserEncoder):
             zero_module(nn.Conv2d(channels, out_channels, 3, padding=1)),
         )
 
-    def fused_features(self) -> list[int]:
-        """Indices of the branches' feature maps that attention reads; blocks without attention read none."""
-        if not self.joint_fusion:
-            return []
-        last = len(self.output_blocks)
-        fuses = [any(isinstance(m, SpatialTransformer) for m in block.children()) for block in self.output_blocks]
-        return [*(last - 1 - i for i in reversed(range(last)) if fuses[i]), last]
-
-    def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Context | None = None,
-        mask_features: Sequence[Tensor] | None = None,
-        reference_features: Sequence[Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: Context | None = None) -> Tensor:
         """Predicts noise (or velocity) from a noisy latent.
 
         Args:
             x: noisy latent (B, C, h, w).
             timesteps: (B,), 0 to 999.
-            context: text embedding (B or k*B, L, D).
-            mask_features: maps of the mask branch, one an input block and one of the middle block (joint fusion).
-            reference_features: maps of the reference branch, alike.
+            context: text embedding (B, L, D).
 
         Returns:
-            prediction (B or k*B, C, h, w).
+            prediction (B, C, h, w).
         """
         emb = self.embed_time(timesteps, x.dtype)
-        # the middle block's maps come last
-        masks, references = list(mask_features or []), list(reference_features or [])
         skips = list(self.encode(x, emb, context))
-
-        def fused(mask: Tensor | None) -> tuple[Tensor, ...]:
-            return (mask, references.pop()) if self.joint_fusion and mask is not None else ()
-
-        middle = masks.pop() if masks else None
-        h = self.middle_block(skips[-1], emb, context, *fused(middle))
-        if middle is not None and not self.joint_fusion:
-            h = h + middle
+        h = self.middle_block(skips[-1], emb, context)
         for block in self.output_blocks:
-            skip, mask = skips.pop(), masks.pop() if masks else None
-            features = fused(mask)
-            if self.add_mask_features and mask is not None and not self.only_mid_control:
-                skip = skip + mask
-            h = torch.cat([h, match_batch(skip, h.shape[0])], dim=1)
-            h = block(h, emb, context, *features)
+            h = torch.cat([h, skips.pop()], dim=1)
+            h = block(h, emb, context)
         return self.out(h)

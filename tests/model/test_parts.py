@@ -7,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cldm.build import create_model
+from cldm.fusion import AllInAttentionBlock, JointContext
 from common.errors import InputError
 from ldm.models.autoencoder import SpaceToDepth
 from ldm.modules.attention import BasicTransformerBlock, CachedContext, CrossAttention
@@ -41,11 +42,11 @@ def test_attention_of_equal_keys_is_the_mean_of_values():
 
 def test_block_order_is_reference_mask_self_text_feed_forward():
     order = []
-    block = BasicTransformerBlock(8, 2, 4, context_dim=6, fusion_dim=8)
+    block = AllInAttentionBlock(8, 2, 4, feature_dim=8, context_dim=6)
     for name in ("attn00_ls_trainable", "attn01_ssl_trainable", "attn1", "attn2", "ff"):
         getattr(block, name).register_forward_hook(lambda *_, name=name: order.append(name))
-    features = {"mask_features": torch.zeros(1, 4, 8), "reference_features": torch.zeros(1, 4, 8)}
-    block(torch.zeros(1, 4, 8), torch.zeros(1, 2, 6), **features)
+    tokens = torch.zeros(1, 4, 8)
+    block(tokens, JointContext(reference=tokens, mask=tokens, text=torch.zeros(1, 2, 6)))
     assert order == ["attn00_ls_trainable", "attn01_ssl_trainable", "attn1", "attn2", "ff"]
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from common.errors import InputError
-from ldm.models.guidance import Guidance
+from ldm.models.conditions import TextConditions
+from ldm.models.guidance import ClassifierFreeGuidance, NoGuidance, SplitGuidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import SAMPLERS, make_betas, make_scheduler, schedule_buffers
 
@@ -65,20 +66,43 @@ def test_schedule_tables():
 
 
 def test_guidance_is_the_equation():
-    class Constant:
-        def prepare(self, cond):
-            return cond
+    model, x, t = Constant(), torch.zeros(3, 1, 2, 2), torch.zeros(3)
+    cond, uncond = (TextConditions(text=torch.full((3, 1, 1), value)) for value in (5.0, 2.0))
+    for guided in (ClassifierFreeGuidance, SplitGuidance):
+        assert torch.equal(guided(model, cond, uncond, 9.0)(x, t), torch.full((3, 1, 2, 2), 29.0))
+    assert torch.equal(NoGuidance(model, cond)(x, t), torch.full((3, 1, 2, 2), 5.0))
 
-        def apply_model(self, x, t, cond):
-            text = cond["c_crossattn"][0]
-            return text.mean((1, 2))[:, None, None, None] * torch.ones(len(text), 1, 2, 2)
 
-    cond, uncond = ({"c_crossattn": [torch.full((3, 1, 1), value)]} for value in (5.0, 2.0))
-    x, t = torch.zeros(3, 1, 2, 2), torch.zeros(3)
-    for options in ({}, {"split": True}, {"share": False}):
-        assert torch.equal(Guidance(Constant(), cond, uncond, 9.0, **options)(x, t), torch.full((3, 1, 2, 2), 29.0))
-    assert torch.equal(Guidance(Constant(), cond, uncond, 1.0)(x, t), torch.full((3, 1, 2, 2), 5.0))
-    assert torch.equal(Guidance(Constant(), cond, None, 9.0)(x, t), torch.full((3, 1, 2, 2), 5.0))
+class Constant:
+    """Predicts the mean of the text, whatever the latent."""
+
+    parameterization, betas = "eps", GaussianModel.betas
+
+    def prepare(self, cond):
+        return TextConditions(text=cond["c_crossattn"][0])
+
+    def apply_model(self, x, t, cond):
+        assert len(x) == len(t) == len(cond.text)
+        return cond.text.mean((1, 2))[:, None, None, None] * torch.ones_like(x)
+
+
+def test_the_samplers_options_choose_the_guidance():
+    model, x_T = Constant(), torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    short, long = ({"c_crossattn": [torch.full((3, length, 1), value)]} for length, value in ((1, 2.0), (3, 5.0)))
+    guided = sample(model, long, short, x_T, 5)
+    for options in ({"split": True}, {"reuse": False}, {"share": False}, {"guidance": SplitGuidance}):
+        assert torch.equal(sample(model, long, short, x_T, 5, **options), guided)
+    unguided = sample(model, long, None, x_T, 5)
+    assert torch.equal(sample(model, long, short, x_T, 5, guidance_scale=1.0), unguided)
+    assert not torch.allclose(guided, unguided)
+
+
+def test_the_callback_sees_each_step():
+    seen = []
+    x_T = torch.ones(1, 1, 2, 2)
+    end = sample(GaussianModel(), {"c_crossattn": []}, None, x_T, 5, callback=lambda *step: seen.append(step))
+    assert [(i, t) for i, t, _ in seen] == [(0, 801), (1, 601), (2, 401), (3, 201), (4, 1)]
+    assert torch.equal(seen[-1][2], end) and not torch.equal(seen[0][2], end)
 
 
 def test_impossible_options_are_refused():
