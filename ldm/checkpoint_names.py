@@ -1,4 +1,4 @@
-"""The many names of the same weights, brought to those of published TISynth checkpoints."""
+"""The many names of the same weights, brought to those of published Stable Diffusion checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from common.errors import InputError
 from ldm.diffusers_format import unet_to_published, vae_to_published
 
-UNET, BRANCHES = "model.diffusion_model", ("control_model", "ssl_stage_model")
+UNET = "model.diffusion_model"
+CONTROLNET = "control_model"  # what a file that holds a ControlNet alone is a part of
 SCHEDULE = "noise_schedule"  # its name in reports and options
 FIRST_STAGE, TEXT, CLIP = "first_stage_model", "cond_stage_model", "cond_stage_model.transformer.text_model"
 
@@ -80,11 +81,11 @@ def published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tops = {key.split(".")[0] for key in state}
     if "down_blocks" in tops:  # diffusers
         branch = any(key.startswith("controlnet_") for key in state)
-        state = _prefixed(unet_to_published(state), BRANCHES[0] if branch else UNET)
+        state = _prefixed(unet_to_published(state), CONTROLNET if branch else UNET)
     elif any(key.startswith("encoder.down_blocks.") for key in state):
         state = _prefixed(vae_to_published(state), FIRST_STAGE)
     elif "input_blocks" in tops:
-        state = _prefixed(state, BRANCHES[0] if "zero_convs" in tops else UNET, lambda top: top in _UNET_PARTS)
+        state = _prefixed(state, CONTROLNET if "zero_convs" in tops else UNET, lambda top: top in _UNET_PARTS)
     elif "diffusion_model" in tops:
         state = _prefixed(state, "model", lambda top: top == "diffusion_model")
     elif {"encoder", "decoder", "post_quant_conv"} <= tops:

@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from cldm.control import ControlNet
+from cldm.control import BRANCHES, ControlNet
 from common.errors import InputError
-from ldm.checkpoint_names import BRANCHES, SCHEDULE_BUFFERS, published_names, take_ema
+from ldm.checkpoint_names import SCHEDULE_BUFFERS, published_names, take_ema
 from ldm.diffusers_format import unet_to_published, vae_to_published
 from ldm.models.autoencoder import AutoencoderKL as OwnAutoencoder
 from ldm.modules.unet import UNetModel
