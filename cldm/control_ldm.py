@@ -90,7 +90,9 @@ class ControlLDM(LatentDiffusion):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.ema_decay = ema_decay if use_ema else None
-        self.validation_loss = MeanMetric(nan_strategy=torch.inf)  # "disable" would take all weights as 1
+        # A loss that is not a number makes the mean infinite, so that no checkpoint of that step is kept as the best.
+        # (The strategy "disable" would also show it, but torchmetrics then ignores the items' weights.)
+        self.validation_loss = MeanMetric(nan_strategy=torch.inf)
         self.hint_encoding, self.classes, self.augmentation = hint_encoding, classes, dict(aug_pipe_config or {})
         if not 0 <= ema_decay < 1:
             raise InputError(f"model: ema_decay: {ema_decay}: must be 0 or more, and below 1")
@@ -112,9 +114,8 @@ class ControlLDM(LatentDiffusion):
         if not sd_locked:
             unet.output_blocks.requires_grad_(True)
             unet.out.requires_grad_(True)
-        # A zero convolution learns from what reads its features. An output block that has no attention reads none, and
-        # where its features are not added to the skip connection either, nothing would ever move these weights: an
-        # optimizer with weight decay must not, and DDP refuses parameters without a gradient.
+        # A zero convolution learns from what reads its features. An output block without attention reads none; where
+        # they are not added to its skip connection either, these weights never get a gradient, which DDP refuses.
         read = unet.fused_features()
         for branch in self.branches:
             added = unet.adds_to_skips and branch is self.control_model
@@ -155,7 +156,8 @@ class ControlLDM(LatentDiffusion):
         """
         networks = (*self.branches, self.model.diffusion_model)
         for module in self.modules():
-            # 1 x 1 weights are the same in both formats; DDP would find that their gradients' strides differ
+            # The weights of a 1 x 1 convolution lie in memory alike in both formats, but their strides would differ
+            # from those of their gradients, about which DDP complains at every step.
             if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
                 module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
         if compile_networks:
@@ -217,7 +219,7 @@ class ControlLDM(LatentDiffusion):
         if references is None:
             return self.model.diffusion_model(x_noisy, t, text, mask_features)
         reference_features = references(x_noisy, cond.reference, t, text, cond.reference_features(references))
-        if self.trainable == "published":  # whose middle block passes no gradient on
+        if self.trainable == "published":  # the published code runs the middle block's fusion without gradients
             reference_features[-1] = reference_features[-1].detach()
         return self.model.diffusion_model(x_noisy, t, text, mask_features, reference_features)
 
@@ -270,7 +272,8 @@ class ControlLDM(LatentDiffusion):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _optimizer_options(self) -> dict[str, Any]:
-        # one kernel over all parameters, without temporaries; Lightning cannot clip gradients of it in fp16
+        # The fused AdamW updates all parameters by one kernel, without temporary copies. In 16-mixed it would unscale
+        # the gradients itself, after Lightning has clipped them; Lightning refuses that.
         fused = self._trainer is None or self.trainer.precision != "16-mixed"
         return {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": fused}
 

@@ -84,13 +84,16 @@ class RankItems(Dataset[dict[str, Any]]):
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
-    """An endless row of batches, epoch after epoch, of which one iteration yields an epoch's number.
+    """Batches of items as (epoch, index); each iteration yields as many as an epoch has, and may begin in its middle.
 
-    It begins at the batch that ``position`` names at that moment. Lightning's own epoch counter is not used: it is one
-    ahead after a run that ``max_steps`` ended within an epoch, and set only after workers have begun to read.
+    A run that goes on within an epoch starts at the batch that ``position`` names, and its iteration ends as many
+    batches later, within the next epoch. The place is asked of ``position`` and not of Lightning's epoch counter: after
+    a run that ``max_steps`` ended within an epoch that counter is one too high, and it is set only after the workers
+    have begun to read.
 
     Args:
-        order: this rank's order of items. (Named so that Lightning does not find it and set its epoch.)
+        order: this rank's order of items. (Lightning calls ``set_epoch`` of an attribute ``sampler``: not this one's
+            name.)
         batch_size: items a batch and rank. The last, smaller batch of an epoch is dropped, unless it is the only one.
         position: returns (epoch, batch within it) to begin at.
     """

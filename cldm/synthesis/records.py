@@ -43,7 +43,7 @@ class Sample(Record):
     reference: str | None = None
     reference_hash: str | None = None
     reference_fit: str | None = None
-    reference_latent: str = "mode"  # records of before this option say nothing
+    reference_latent: str = "mode"  # what records mean that were written before there was a choice
     hint_encoding: str | None = None
     height: int | None = None
     width: int | None = None
@@ -81,16 +81,17 @@ def writing(outdir: Path) -> Iterator[None]:
 
 @contextmanager
 def publishing(outdir: Path) -> Iterator[None]:
-    """While one process adds an image and its record, or joins the records, no other does."""
+    """Holds the folder's lock: only one process at a time adds an image and its record, or joins the records."""
     with flock(outdir / LOCK, fcntl.LOCK_EX):
         yield
 
 
 @contextmanager
 def working_in(outdir: Path) -> Iterator[None]:
-    """For the whole of a run: tidies up what killed runs left, before it and after it.
+    """Encloses a run in this folder; before and after it, tidies up and joins the processes' records.
 
-    Nobody else working there, temporary files can only be those of a killed run: removed.
+    Every run holds a shared lock while it works. Who gets that lock for itself alone knows that no other run is there,
+    so that temporary files can only be those of a killed one, and removes them.
     """
     with writing(outdir), flock(outdir / ACTIVE, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
         if alone:

@@ -128,13 +128,17 @@ class ImageLogger(pl.Callback):
             )
 
     def _row(self, model: ControlLDM, item: dict[str, Any], dataset: Any) -> list[np.ndarray]:
+        """An item's mask in colors, its reference, its image, and the image that the model makes of the first two."""
         one = {k: v[None].to(model.device) if isinstance(v, Tensor) else [v] for k, v in item.items()}
-        with torch.no_grad(), model.ema_scope():
+        with torch.no_grad(), model.ema_scope():  # by the running averages, if there are any, as synthesis may
             cond = model.conditions(one)
             shape = (model.channels, *(side // model.factor for side in item["hint"].shape[-2:]))
+            # the same noise at every step of the training, so that pictures differ by what has been learnt alone
             noise = item_noise([seed_from(0, item["name"])], shape).to(model.device)
             latent = sample(model, cond, model.without_text(cond), noise, self.steps, self.sampler, self.guidance_scale)
             made = model.decode_first_stage(latent)
+        # The item holds the mask as the branch reads it: back to class ids, and these to the class table's colors, or
+        # to far-apart ones where there is no table. Pixels to ignore (255) stay black.
         ids = HintEncoder(model.hint_encoding, dataset.class_table).decode(item["hint"])
         table = dataset.class_table
         colors = np.zeros((256, 3), dtype=np.uint8)

@@ -268,11 +268,11 @@ def _fit(
     folder = Path(trainer.default_root_dir)
     before = set(folder.rglob("*"))
     if trainer.is_global_zero:
-        for left_over in (folder / FOLDER).glob(".*.tmp.ckpt"):  # of a run that was killed while it saved
+        for left_over in (folder / FOLDER).glob(".*.tmp.ckpt"):  # a run was killed while it wrote a checkpoint
             left_over.unlink(missing_ok=True)
         text = OmegaConf.to_yaml(config)
         place.at_start = lambda: _write_text(folder / CONFIG_NAME, text)
-    model.train()  # Lightning leaves each module's mode as it is
+    model.train()  # create_model gives it in eval mode, and Lightning does not change that
     try:
         with ctrl_c(), contextlib.suppress(StoppedInValidation):
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
