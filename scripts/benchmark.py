@@ -145,6 +145,7 @@ class Bench:
         scheduler = make_scheduler("ddim", self.model.betas)
         scheduler.set_timesteps(50, device=self.device)
         t = scheduler.timesteps[25]
+        guidance(self.x, t.expand(len(self.x)))  # what is remembered is there at all steps but the first
 
         @torch.no_grad()
         def work() -> Tensor:
