@@ -124,7 +124,7 @@ class ControlledUnetModel(UNetModel):
         references = [None] * len(masks) if reference_features is None else list(reference_features)
 
         mask, reference = masks.pop(), references.pop()
-        h = self.middle_block(skips[-1], emb, self._read(reference, mask, context))  # (B, C_n, h_n, w_n)
+        h = self.middle_block(skips[-1], emb, self._context(reference, mask, context))  # (B, C_n, h_n, w_n)
         if not self.joint_fusion:
             h = h + mask
         for block in self.output_blocks:  # coarsest first
@@ -132,10 +132,10 @@ class ControlledUnetModel(UNetModel):
             if self.adds_to_skips:
                 skip = skip + mask
             h = torch.cat([h, skip], dim=1)  # (B, C + C_i, h_i, w_i)
-            h = block(h, emb, self._read(reference, mask, context))  # (B, C', h_i, w_i), or twice the size
+            h = block(h, emb, self._context(reference, mask, context))  # (B, C', h_i, w_i), or twice the size
         return self.out(h)
 
-    def _read(self, reference: Tensor | None, mask: Tensor, text: Context | None) -> JointContext | Context | None:
+    def _context(self, reference: Tensor | None, mask: Tensor, text: Context | None) -> JointContext | Context | None:
         """What a block's transformer reads; a plain ControlNet's reads the text alone."""
         if not self.joint_fusion:
             return text
