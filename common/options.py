@@ -138,7 +138,10 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None
             if not required:
                 settings["default"] = field.default
             if how.repeated:
-                settings |= {"action": "extend", "default": [] if required else list(field.default)}
+                settings |= {
+                    "action": "extend",
+                    "default": [] if field.default is dataclasses.MISSING else list(field.default),
+                }
         if how.positional:
             target.add_argument(field.name, **settings)
         else:

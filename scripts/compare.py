@@ -24,10 +24,10 @@ from evaluation.comparison import SCORES
 from evaluation.comparison_page import gallery_of, read_svg, write_comparison
 from evaluation.runs import KINDS, Comparison
 from gss.weights import read_state_dict
-from segmentation.config import nodes
-from segmentation.files import LOADERS, check_files
+from segmentation.config import entries
+from segmentation.data_check import LOADERS, check_files
 from segmentation.options import SegmentorOptions, TestOptions, TrainOptions
-from segmentation.stamp import TEST, TRAIN, data_files, hash_of_settings, named_files
+from segmentation.provenance import TEST, TRAIN, data_files, hash_of_settings, named_files
 from segmentation.testing import test_config
 from segmentation.training import training_config
 
@@ -140,7 +140,7 @@ def training_configs(args: argparse.Namespace) -> dict[str, Config]:
         before, after = (value(configs[kind]) for kind in KINDS)
         if before != after:
             raise InputError(f"{args.config} and {args.joint_config}: {what} differs; both trainings must match")
-    real, joint = (list(nodes(configs[kind].train_dataloader, "MaskDataset")) for kind in KINDS)
+    real, joint = (list(entries(configs[kind].train_dataloader, "MaskDataset")) for kind in KINDS)
     for folder in sorted({entry.synthesized for entry in joint if entry.get("synthesized")}):
         list_files(Path(folder) / "resampled_img", IMAGE_SUFFIXES, "--synthesized")
     if any(entry.get("synthesized") for entry in real):
@@ -197,7 +197,7 @@ def pictures_of(args: argparse.Namespace, cfg: Config) -> str:
     """The page's gallery, if asked for; made before the work, as damaged pictures should not end it."""
     if not (args.gallery and args.syn_img_path):
         return ""
-    classes = args.classes or next((entry.classes for entry in nodes(cfg.train_dataloader, "MaskDataset")), None)
+    classes = args.classes or next((entry.classes for entry in entries(cfg.train_dataloader, "MaskDataset")), None)
     if classes is None:
         raise InputError("--syn-img-path: the gallery needs --classes for its colors")
     records = {name: record.model_dump() for name, record in read_records(args.syn_img_path).items()}

@@ -33,7 +33,7 @@ def recognizer(options: FirstStageScoresOptions) -> Callable[[Path], dict[str, A
     from segmentation.inference import load_segmentor
 
     assert options.segmentor is not None and options.masks is not None
-    config = load_config(options.segmentor[0], None, options.trust_config)
+    config = load_config(options.segmentor[0], (), options.trust_config)
     set_data(config, classes=options.classes)
     segmentor = load_segmentor(config, options.segmentor[1], pick_device(options.device))
     labels = segmentor.rule.labels()

@@ -256,7 +256,7 @@ def differences(expected: Mapping[str, Any], weights: Mapping[str, Any], optiona
     ]
 
 
-def some(lines: list[str]) -> str:
+def first_few(lines: list[str]) -> str:
     """The first few differences in one line, with the number of the others."""
     more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
     return one_line("; ".join(lines[:3])) + more
@@ -275,7 +275,7 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     checkpoint = load_from_file(path, "cpu")
     weights = {key.removeprefix("module."): value for key, value in tensors_of(checkpoint, path).items()}
     if unfit := differences(model.state_dict(), weights, ("auxiliary_head.", "data_preprocessor.")):
-        raise InputError(f"{path}: weights of another model than the config's: {some(unfit)}")
+        raise InputError(f"{path}: weights of another model than the config's: {first_few(unfit)}")
     model.load_state_dict(weights, strict=False)
     meta = checkpoint.get("meta") or {}
     return meta if isinstance(meta, dict) else {}

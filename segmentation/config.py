@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +14,15 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from common import house
+from common.command import note
 from common.errors import InputError
+from common.ranks import is_first
 from common.schema import one_line
 from segmentation import checkpoint
 from segmentation.cfg_options import apply_settings, parse_settings
 from segmentation.classes import class_table
+from segmentation.config_schema import check_schema
 from segmentation.loading import use_own_readers
-from segmentation.schema import check_schema
 from segmentation.trust import check_imports, check_plain, check_types, of_results
 
 HEADS = ("decode_head", "auxiliary_head")
@@ -51,7 +51,7 @@ def load_config(
         raise InputError(f"{config.filename}: not an mmseg config: no model with a field 'type'")
     apply_settings(config, values)
     checkpoint.allow_fetch(values)
-    check_schema(config, nodes)
+    check_schema(config, entries)
     for part in PARTS:
         loader = config.get(f"{part}_dataloader") or {}
         if loader.get("persistent_workers") and not loader.get("num_workers"):  # torch refuses to keep none
@@ -68,7 +68,7 @@ def _copied(config: Config) -> Config:
     copied = copy.deepcopy(config)
     if copied.filename is None:  # built in Python: messages and folders need a name
         object.__setattr__(copied, "_filename", "config.py")
-    with stage(copied, "custom_imports"):
+    with errors_in_one_line(copied, "custom_imports"):
         _import_modules(copied)
     return copied
 
@@ -89,7 +89,7 @@ def _read(file: Path, trust: bool) -> Config:
     except (Exception, SystemExit) as error:  # a config is code: anything may go wrong in it
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{file}: cannot be read as an mmseg config: {reason(error)}") from error
+        raise InputError(f"{file}: cannot be read as an mmseg config: {in_one_line(error)}") from error
     if data:
         check_types(str(file), config._cfg_dict)
     return config
@@ -103,7 +103,7 @@ def _import_modules(config: Config) -> None:
         import_modules_from_strings(**{**imports, "imports": names})
 
 
-def reason(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """What an error of foreign code says, in one line; of an error in a data worker, its own last line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     text = one_line(lines[-1] if lines and "Traceback" in str(error) else " ".join(lines), 300)
@@ -117,7 +117,7 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def stage(cfg: Config, part: str) -> Iterator[None]:
+def errors_in_one_line(config: Config, part: str) -> Iterator[None]:
     """Turns an error of foreign code into one line that names the config and the part of it.
 
     Raises:
@@ -128,23 +128,23 @@ def stage(cfg: Config, part: str) -> Iterator[None]:
     except InputError as error:
         if "\n" not in str(error):
             raise
-        raise InputError(reason(error)) from error  # it comes from a data worker, with the worker's traceback
+        raise InputError(in_one_line(error)) from error  # it comes from a data worker, with the worker's traceback
     except (Exception, SystemExit) as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
-            raise InputError(f"{cfg.filename}, {part}: too little memory; lower batch_size or crop_size") from error
-        raise InputError(f"{cfg.filename}, {part}: {reason(error)}") from error
+            raise InputError(f"{config.filename}, {part}: too little memory; lower batch_size or crop_size") from error
+        raise InputError(f"{config.filename}, {part}: {in_one_line(error)}") from error
 
 
-def nodes(tree: Any, kind: str) -> Iterator[Any]:
+def entries(tree: Any, kind: str) -> Iterator[Any]:
     """All dictionaries in a part of a config whose ``type`` is ``kind``."""
     if isinstance(tree, dict):
         if tree.get("type") == kind:
             yield tree
         for value in tree.values():
-            yield from nodes(value, kind)
+            yield from entries(value, kind)
     elif isinstance(tree, (list, tuple)):
         for value in tree:
-            yield from nodes(value, kind)
+            yield from entries(value, kind)
 
 
 def heads(config: Config) -> Iterator[Any]:
@@ -179,23 +179,23 @@ def set_data(
     """
     loaders = [config.get(f"{part}_dataloader") or {} for part in PARTS]
     for given, loader in ((data_root or synthesized or repeat is not None, loaders[0]), (test_split, loaders[2])):
-        if given and not any(nodes(loader, "MaskDataset")):
+        if given and not any(entries(loader, "MaskDataset")):
             raise InputError(
                 f"{config.filename}: has no MaskDataset: ‹data_root›, ‹synthesized›, ‹repeat› and "
                 "‹split› do not apply; use ‹cfg_options›"
             )
     if data_root or classes or test_split:
-        for dataset in nodes(loaders, "MaskDataset"):
+        for dataset in entries(loaders, "MaskDataset"):
             dataset.update({key: value for key, value in (("data_root", data_root), ("classes", classes)) if value})
         if classes:
             for head in heads(config):
                 head.num_classes = len(class_table(classes)["classes"])
-    for dataset in nodes(loaders[0], "MaskDataset"):
+    for dataset in entries(loaders[0], "MaskDataset"):
         dataset.update(
             {key: value for key, value in (("synthesized", synthesized), ("repeat", repeat)) if value is not None}
         )
     if test_split:
-        for dataset in nodes(loaders[2], "MaskDataset"):
+        for dataset in entries(loaders[2], "MaskDataset"):
             dataset.data_prefix = {"img_path": f"img_{test_split}", "seg_map_path": f"label_{test_split}"}
             dataset.ann_file = ""
 
@@ -213,7 +213,7 @@ def check_classes(config: Config, outputs: int | None = None) -> None:
     for head in heads(config) if outputs else ():
         head.num_classes = outputs
     loaders = [config.get(f"{part}_dataloader") or {} for part in PARTS]
-    for dataset in nodes(loaders, "MaskDataset"):
+    for dataset in entries(loaders, "MaskDataset"):
         count = len(class_table(dataset.classes)["classes"])
         if outputs and outputs < count:
             raise InputError(
@@ -246,7 +246,7 @@ def set_max_iters(config: Config, max_iters: int) -> None:
     often = max(1, max_iters // 5)
     if "val_interval" in config.train_cfg:
         config.train_cfg.val_interval = min(config.train_cfg.val_interval, often)
-    for hook in nodes(config.get("default_hooks"), "CheckpointHook"):
+    for hook in entries(config.get("default_hooks"), "CheckpointHook"):
         hook.interval = max(1, min(hook.get("interval", max_iters), often))
     given = config.get("param_scheduler") or []
     schedulers: list[Any] = [given] if isinstance(given, dict) else list(given)
@@ -263,11 +263,10 @@ def set_max_iters(config: Config, max_iters: int) -> None:
                 scheduler["end"] = max_iters
         return
     config.param_scheduler = _scaled(schedulers, old, max_iters)
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(
-            f"--max-iters {max_iters}: shorter than a part of the schedule, which is scaled: {_spans(schedulers)} "
-            f"becomes {_spans(config.param_scheduler) or 'a constant rate'}",
-            file=sys.stderr,
+    if is_first():
+        note(
+            f"‹max_iters› {max_iters}: shorter than a part of the schedule, which is scaled: {_spans(schedulers)} "
+            f"becomes {_spans(config.param_scheduler) or 'a constant rate'}"
         )
 
 
@@ -276,7 +275,8 @@ def _scaled(schedulers: list[Any], old: int, new: int) -> list[Any]:
     scaled = []
     for scheduler in schedulers:
         begin, end = (
-            min(new, round(place * new / old)) for place in (scheduler.get("begin", 0), scheduler.get("end") or old)
+            min(new, round(iteration * new / old))
+            for iteration in (scheduler.get("begin", 0), scheduler.get("end") or old)
         )
         if end - begin >= 2:
             scaled.append({**scheduler, "begin": begin, "end": end})
@@ -295,7 +295,7 @@ def set_crop_size(config: Config, size: int) -> None:
     Raises:
         InputError: the config crops nothing.
     """
-    crops = list(nodes(config.get("train_dataloader"), "RandomCrop"))
+    crops = list(entries(config.get("train_dataloader"), "RandomCrop"))
     if not crops:
         raise InputError(f"{config.filename}: ‹crop_size›: this config has no RandomCrop; use ‹cfg_options›")
     for crop in crops:
@@ -338,6 +338,6 @@ def save_between_updates(config: Config) -> None:
     """Saves a training that sums gradients over several iterations only where an update is done: sums are not saved."""
     count = (config.get("optim_wrapper") or {}).get("accumulative_counts", 1)
     if isinstance(count, int) and count > 1:
-        for hook in nodes(config.get("default_hooks"), "CheckpointHook"):
+        for hook in entries(config.get("default_hooks"), "CheckpointHook"):
             if not hook.get("by_epoch", True) and isinstance(interval := hook.get("interval"), int) and interval > 0:
                 hook.interval = -(-interval // count) * count

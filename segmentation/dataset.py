@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from common.classes import load_class_table
 from common.errors import InputError
 from common.lists import locate, parse_line, read_lines
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, pair_files, refuse_doubt
+from common.ranks import is_first
 from common.schema import one_line
 from segmentation.classes import class_table
 from segmentation.loading import use_own_readers
 
-_TOLD: set[Path] = set()  # folders of which something was said
+_reported: set[Path] = set()  # folders of masks whose surplus was reported
 
 
 @DATASETS.register_module()
@@ -87,8 +87,8 @@ def _folder_pairs(images: Path, masks: Path, option: str) -> list[tuple[Path, Pa
     if len(pairs) < len(found[0]):
         missing = next(line for line in left_out if ": no mask " in line)
         raise InputError(f"{missing} ({len(found[0]) - len(pairs)} of {len(found[0])} images have none)")
-    if left_out and masks not in _TOLD and int(os.environ.get("RANK", 0)) == 0:
-        _TOLD.add(masks)
+    if left_out and masks not in _reported and is_first():
+        _reported.add(masks)
         print(f"{masks}: {len(left_out)} masks have no image under {images} and are left out", file=sys.stderr)
     return [(pair.image, pair.mask) for pair in pairs]
 

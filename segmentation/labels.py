@@ -19,7 +19,7 @@ from common.classes import load_class_table
 from common.errors import InputError
 from common.images import Labels
 from common.schema import one_line
-from segmentation.config import nodes
+from segmentation.config import entries
 
 IGNORED = 255
 
@@ -100,7 +100,7 @@ def label_rule(config: Config, num_classes: int, head: nn.Module | None = None) 
             f"{one_line(error) or type(error).__name__}"
         ) from error
     evaluator = config.get("test_evaluator")
-    metrics = [*nodes(evaluator, "IoUMetric"), *nodes(evaluator, "ClassIoUMetric")]
+    metrics = [*entries(evaluator, "IoUMetric"), *entries(evaluator, "ClassIoUMetric")]
     ignored = getattr(head, "ignore_index", IGNORED)
     unscored = metrics[0].get("ignore_index", IGNORED) if metrics else IGNORED
     known = (table < num_classes) | np.isin(table, [ignored, unscored, IGNORED])

@@ -35,14 +35,14 @@ class ClassIoUMetric(IoUMetric):
         super().process(data_batch, data_samples)
         if self.confusion and not self.format_only:
             count = len(self.dataset_meta["classes"])
-            for place, sample in enumerate(data_samples, start):
-                found, truth = (
+            for index, sample in enumerate(data_samples, start):
+                predicted, truth = (
                     sample[key]["data"].squeeze().cpu().numpy().astype(np.int64)
                     for key in ("pred_sem_seg", "gt_sem_seg")
                 )
-                known = (truth != self.ignore_index) & (truth < count) & (found < count)
-                pixels = np.bincount(truth[known] * count + found[known], minlength=count**2)
-                self.results[place] = (*self.results[place], pixels)
+                counted = (truth != self.ignore_index) & (truth < count) & (predicted < count)
+                pixels = np.bincount(truth[counted] * count + predicted[counted], minlength=count**2)
+                self.results[index] = (*self.results[index], pixels)
 
     def compute_metrics(self, results: list[tuple[Any, ...]]) -> dict[str, float]:
         """Scores of all results.

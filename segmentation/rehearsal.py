@@ -20,9 +20,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 
 from common.errors import InputError
-from segmentation.config import nodes, stage
-from segmentation.files import check_sizes
-from segmentation.runner import SegmentorRunner, TestRunner, nothing_left
+from segmentation.config import entries, errors_in_one_line
+from segmentation.data_check import check_sizes
+from segmentation.runner import SegmentorRunner, TestRunner, globals_restored
 
 _SAMPLES = 2  # a model with batch normalization of one value an image needs two
 
@@ -40,8 +40,8 @@ def rehearse(cfg: Config, task: str) -> None:
     _check_memory(cfg, ("train_dataloader", "val_dataloader") if task == "train" else ("test_dataloader",))
     if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    with tempfile.TemporaryDirectory(prefix="segmentor.") as folder, nothing_left():
-        with stage(cfg, "model, hooks and visualizer"):
+    with tempfile.TemporaryDirectory(prefix="segmentor.") as folder, globals_restored():
+        with errors_in_one_line(cfg, "model, hooks and visualizer"):
             runner = (TestRunner if task == "test" else SegmentorRunner).from_cfg(_quiet(cfg, folder))
         # They may write and remove elsewhere; what they are told is checked with the config.
         runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, CheckpointHook)]
@@ -69,7 +69,7 @@ def _quiet(cfg: Config, folder: str) -> Config:
             for key in ("persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context"):
                 loader.pop(key, None)
             loader.update(num_workers=0)
-            for dataset in nodes(loader, "MaskDataset"):
+            for dataset in entries(loader, "MaskDataset"):
                 dataset.serialize_data = False
             if part == "train" and "batch_sampler" not in loader:
                 loader.batch_size = min(loader.get("batch_size", 1), _SAMPLES)
@@ -77,27 +77,27 @@ def _quiet(cfg: Config, folder: str) -> Config:
 
 
 def _train(cfg: Config, runner: SegmentorRunner) -> None:
-    with stage(cfg, "train_dataloader and train_cfg"):
+    with errors_in_one_line(cfg, "train_dataloader and train_cfg"):
         loop: Any = runner.build_train_loop(runner._train_loop)
         runner._train_loop = loop
         check_sizes(loop.dataloader.dataset, str(cfg.filename))
-    with stage(cfg, "optim_wrapper"):
+    with errors_in_one_line(cfg, "optim_wrapper"):
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-    with stage(cfg, "param_scheduler"):
+    with errors_in_one_line(cfg, "param_scheduler"):
         if runner.param_schedulers is not None:
             runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    with stage(cfg, "val_dataloader, val_cfg and val_evaluator"):
+    with errors_in_one_line(cfg, "val_dataloader, val_cfg and val_evaluator"):
         if runner._val_loop is not None:
             runner._val_loop = runner.build_val_loop(runner._val_loop)
-    with stage(cfg, "model's first weights"):
+    with errors_in_one_line(cfg, "model's first weights"):
         runner.call_hook("before_run")
         runner._init_model_weights()
-    with stage(cfg, f"{'‹resume›' if cfg.get('resume') else '‹load_from›'} {cfg.get('load_from')}"):
+    with errors_in_one_line(cfg, f"{'‹resume›' if cfg.get('resume') else '‹load_from›'} {cfg.get('load_from')}"):
         runner.load_or_resume()
-    with stage(cfg, "train_dataloader, the first items"):
+    with errors_in_one_line(cfg, "train_dataloader, the first items"):
         batch = next(iter(loop.dataloader))
-    with stage(cfg, "the first training step"):
+    with errors_in_one_line(cfg, "the first training step"):
         runner.optim_wrapper.initialize_count_status(runner.model, loop.iter, loop.max_iters)
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
@@ -106,17 +106,17 @@ def _train(cfg: Config, runner: SegmentorRunner) -> None:
         for scheduler in runner.schedules():  # some are stepped after an epoch only
             scheduler.step()
     if runner._val_loop is not None:
-        with stage(cfg, "the first validation"):
+        with errors_in_one_line(cfg, "the first validation"):
             _evaluate(runner.val_loop, runner.model)
 
 
 def _test(cfg: Config, runner: SegmentorRunner) -> None:
-    with stage(cfg, "test_dataloader, test_cfg and test_evaluator"):
+    with errors_in_one_line(cfg, "test_dataloader, test_cfg and test_evaluator"):
         runner._test_loop = runner.build_test_loop(runner._test_loop)
         check_sizes(runner.test_dataloader.dataset, str(cfg.filename))
-    with stage(cfg, f"‹load_from› {cfg.get('load_from')}"):
+    with errors_in_one_line(cfg, f"‹load_from› {cfg.get('load_from')}"):
         runner.load_or_resume()
-    with stage(cfg, "the first test image"):
+    with errors_in_one_line(cfg, "the first test image"):
         _evaluate(runner.test_loop, runner.model)
 
 
@@ -136,7 +136,7 @@ def _check_memory(cfg: Config, loaders: Sequence[str]) -> None:
     """Refuses crops and batches whose pixels alone are more than this machine's memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     preprocessor = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
-    sizes = [preprocessor.get("size"), *(crop.get("crop_size") for crop in nodes(cfg.get(loaders[0]), "RandomCrop"))]
+    sizes = [preprocessor.get("size"), *(crop.get("crop_size") for crop in entries(cfg.get(loaders[0]), "RandomCrop"))]
     pixels = max([1, *map(_area, sizes)])
     for name in loaders:
         batch = (cfg.get(name) or {}).get("batch_size", 1)

@@ -55,14 +55,14 @@ class NumberedBatches:
                 if skipped:
                     skipped -= 1
                     continue
-                yield [self._drawn(index, epoch, number, place) for place, index in enumerate(batch)]
+                yield [self._drawn(index, epoch, number, position) for position, index in enumerate(batch)]
             if not self.endless:
                 return
             epoch += 1
 
-    def _drawn(self, index: int, *place: int) -> Drawn:
+    def _drawn(self, index: int, *draw: int) -> Drawn:
         drawn = Drawn(index)
-        drawn.seed = seed_from(self.seed, Stream.SEGMENTOR_ITEM, get_rank(), *place)
+        drawn.seed = seed_from(self.seed, Stream.SEGMENTOR_ITEM, get_rank(), *draw)
         return drawn
 
 
@@ -77,7 +77,7 @@ class SeededItems(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         if isinstance(index, Drawn):
-            _seed(index.seed)
+            _seed_generators(index.seed)
         return self.dataset[int(index)]
 
     def __getattr__(self, name: str) -> Any:
@@ -86,7 +86,7 @@ class SeededItems(Dataset):
         return getattr(self.dataset, name)
 
 
-def _seed(seed: int) -> None:
+def _seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (the generator that mmcv's augmentations use)
     torch.default_generator.manual_seed(seed)
@@ -177,7 +177,7 @@ class TrainingHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seeds what the model draws."""
         seed = seed_from(runner.seed, Stream.SEGMENTOR_STEP, get_rank(), runner.iter)
-        _seed(seed)
+        _seed_generators(seed)
         if torch.cuda.is_available():
             torch.cuda.manual_seed(seed)
 

@@ -25,15 +25,15 @@ from common.errors import InputError
 from common.files import atomic_path
 from common.schema import one_line, parse
 from common.weights import tensors_of
-from segmentation.checkpoint import differences, some, with_its_dvae
+from segmentation.checkpoint import differences, first_few, with_its_dvae
+from segmentation.config_schema import TrainingCheckpoint
 from segmentation.reproducible import TrainingHook, number_draws
 from segmentation.saving import check_finite, replaced_at_the_end, sync
-from segmentation.schema import TrainingCheckpoint
 
 _PROGRESS = ("optimizer", "param_name", "last_step", "verbose")  # of a schedule's arguments, those not from the config
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """A model without what spreads it over processes, or has it look at several views: the one that has the weights."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module  # type: ignore[assignment]
@@ -83,7 +83,7 @@ class SegmentorRunner(Runner):
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """As mmengine's; the file is whole or not there, and holds numbers."""
-        model = bare(self.model)
+        model = unwrapped(self.model)
         check_finite(model.state_dict(), f"‹work_dir› {self.work_dir}")
         with replaced_at_the_end(str(out_dir), filename) as name:
             super().save_checkpoint(out_dir, name, *args, **kwargs)
@@ -107,7 +107,7 @@ class SegmentorRunner(Runner):
                 "no training can go on from it; to take its weights alone, use ‹load_from› without ‹resume›",
             )
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        model = bare(self.model)
+        model = unwrapped(self.model)
         state = tensors_of(checkpoint, filename)
         for pattern, replacement in revise_keys:
             state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
@@ -115,14 +115,14 @@ class SegmentorRunner(Runner):
         optional = ("data_preprocessor.", *(["auxiliary_head."] if self.testing else []))
         if unfit := differences(expected, state, optional):
             if self.testing or self._resume:
-                raise InputError(f"{filename}: weights of another model than the config's: {some(unfit)}")
+                raise InputError(f"{filename}: weights of another model than the config's: {first_few(unfit)}")
             state = {
                 key: value
                 for key, value in state.items()
                 if key in expected and not differences({key: expected[key]}, {key: value}, ())
             }
             if not state:
-                raise InputError(f"{filename}: none of its weights fits the config's model: {some(unfit)}")
+                raise InputError(f"{filename}: none of its weights fits the config's model: {first_few(unfit)}")
             if is_main_process():
                 print(
                     f"{filename}: {len(state)} weights taken; not taken, and trained from their start: "
@@ -236,7 +236,7 @@ def join_processes(launcher: str) -> None:
 
 
 @contextlib.contextmanager
-def nothing_left() -> Iterator[None]:
+def globals_restored() -> Iterator[None]:
     """Forgets mmengine's loggers, message hubs and the like of the block, which a later one of the same second gets."""
     registered = [
         kind._instance_dict for kind in (MMLogger, MessageHub, DefaultScope, Visualizer, *_subclasses(Visualizer))

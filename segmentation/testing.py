@@ -12,13 +12,13 @@ from mmengine.dist import is_main_process
 
 from common.errors import InputError
 from common.files import check_writable, room_for, write_json
-from segmentation.config import nodes, stage
+from segmentation.config import entries, errors_in_one_line
 from segmentation.confusion import write_confusion
-from segmentation.files import LOADERS, check_files
+from segmentation.data_check import LOADERS, check_files
 from segmentation.options import TestOptions
 from segmentation.rehearsal import rehearse
-from segmentation.resolve import resolve
-from segmentation.runner import TestRunner, join_processes, nothing_left
+from segmentation.resolved_config import resolve
+from segmentation.runner import TestRunner, globals_restored, join_processes
 from segmentation.views import test_from_views
 
 _OF_TRAINING = (
@@ -57,12 +57,12 @@ def test_config(options: TestOptions) -> Config:
     """The config that ``test`` takes.
 
     Raises:
-        InputError: see ``segmentation.resolve.resolve``; or its test has no scores to count confusions with.
+        InputError: see ``resolved_config.resolve``; or its test has no scores to count confusions with.
     """
     config = resolve(options)
     config.resume = False
     if options.confusion:
-        scores = list(nodes(config.get("test_evaluator"), "ClassIoUMetric"))
+        scores = list(entries(config.get("test_evaluator"), "ClassIoUMetric"))
         if len(scores) != 1:
             raise InputError(f"{config.filename}: ‹confusion›: its test_evaluator is no single IoUMetric")
         scores[0].confusion = True
@@ -94,7 +94,7 @@ def test(options: TestOptions) -> Tested:
     folder = check_writable(config.work_dir, "‹work_dir›")
     with room_for("‹work_dir›", folder):
         join_processes(config.launcher)
-        with nothing_left(), stage(config, f"testing (see the log in {folder})"):
+        with globals_restored(), errors_in_one_line(config, f"testing (see the log in {folder})"):
             runner = TestRunner.from_cfg(config)
             scores = runner.test()
     report = metrics_report(

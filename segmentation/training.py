@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +11,15 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import CheckpointLoader
 
+from common.command import note
 from common.errors import InputError
 from common.files import check_writable, only_writer, room_for
-from segmentation.config import save_between_updates, set_seed, stage
-from segmentation.files import LOADERS, check_files
+from segmentation.config import errors_in_one_line, save_between_updates, set_seed
+from segmentation.data_check import LOADERS, check_files
 from segmentation.options import TrainOptions
 from segmentation.rehearsal import rehearse
-from segmentation.resolve import resolve
-from segmentation.runner import SegmentorRunner, join_processes, nothing_left
+from segmentation.resolved_config import resolve
+from segmentation.runner import SegmentorRunner, globals_restored, join_processes
 from segmentation.saving import POINTER, last_weights
 from segmentation.validation import chosen_on_test, set_validation
 
@@ -45,7 +45,7 @@ def training_config(options: TrainOptions) -> Config:
     """The config that ``train`` takes.
 
     Raises:
-        InputError: see ``segmentation.resolve.resolve``; or it validates on nothing that the options could change.
+        InputError: see ``resolved_config.resolve``; or it validates on nothing that the options could change.
     """
     config = resolve(options)
     set_validation(config, options.val_split, options.val_interval, options.best)
@@ -72,14 +72,14 @@ def train(options: TrainOptions) -> Trained:
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
     first = config.launcher == "none" or rank == 0
     if first and (notice := chosen_on_test(config)):
-        print(notice, file=sys.stderr)
+        note(notice)
     rehearse(config, "train")
     folder = check_writable(config.work_dir, "‹work_dir›")
     with only_writer(folder, "‹work_dir›") if first else contextlib.nullcontext(), room_for("‹work_dir›", folder):
         if options.resume:  # another process may have trained on, while this one looked at the files
             _take_up(config, options)
         join_processes(config.launcher)
-        with nothing_left(), stage(config, f"training (see the log in {folder})"):
+        with globals_restored(), errors_in_one_line(config, f"training (see the log in {folder})"):
             runner = SegmentorRunner.from_cfg(config)
             runner.train()
         best = runner.message_hub.runtime_info.get("best_ckpt")

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 
 from common.errors import InputError
-from segmentation.config import nodes
+from segmentation.config import entries
 
 METRICS = {"mIoU": "mIoU", "mAcc": "mAcc", "OA": "aAcc"}
 """Scores that weights can be chosen by, and mmseg's names of them."""
@@ -32,7 +32,7 @@ def set_validation(
     if split == "none":
         for key in ("val_dataloader", "val_cfg", "val_evaluator"):
             config.pop(key, None)
-        for hook in nodes(config.get("default_hooks"), "CheckpointHook"):
+        for hook in entries(config.get("default_hooks"), "CheckpointHook"):
             hook.pop("save_best", None)
     elif split:
         _on_split(config, split)
@@ -43,7 +43,7 @@ def set_validation(
                 "split with ‹val_split›"
             )
         return
-    hooks = list(nodes(config.get("default_hooks"), "CheckpointHook"))
+    hooks = list(entries(config.get("default_hooks"), "CheckpointHook"))
     if interval:
         config.train_cfg.val_interval = interval
     elif split and "val_interval" not in config.train_cfg:
@@ -58,12 +58,12 @@ def set_validation(
 
 def _on_split(config: Config, split: str) -> None:
     loader = copy.deepcopy(config.get("test_dataloader"))
-    if not any(nodes(loader or {}, "MaskDataset")):
+    if not any(entries(loader or {}, "MaskDataset")):
         raise InputError(
             f"{config.filename}: ‹val_split›: the config's test has no MaskDataset; write val_dataloader, "
             "val_cfg and val_evaluator into the config"
         )
-    for dataset in nodes(loader, "MaskDataset"):
+    for dataset in entries(loader, "MaskDataset"):
         dataset.data_prefix = {"img_path": f"img_{split}", "seg_map_path": f"label_{split}"}
         dataset.ann_file = ""
     config.val_dataloader = loader
@@ -73,23 +73,23 @@ def _on_split(config: Config, split: str) -> None:
 
 def chosen_on_test(config: Config) -> str:
     """What to say of a training that chooses its weights on the images of its own test; empty where it does not."""
-    places = [_places((config.get(f"{part}_dataloader") or {}).get("dataset")) for part in ("val", "test")]
-    best = [hook.save_best for hook in nodes(config.get("default_hooks"), "CheckpointHook") if hook.get("save_best")]
-    if not best or not places[0] or places[0] != places[1]:
+    read = [_sources((config.get(f"{part}_dataloader") or {}).get("dataset")) for part in ("val", "test")]
+    best = [hook.save_best for hook in entries(config.get("default_hooks"), "CheckpointHook") if hook.get("save_best")]
+    if not best or not read[0] or read[0] != read[1]:
         return ""
     return (
         f"{config.filename}: keeps the weights with the best {best[0]} on the test images themselves, so that "
-        "their test score is no measure of new images. Another split: --val-split NAME; none: --val-split none"
+        "their test score is no measure of new images. Another split: ‹val_split› NAME; none: ‹val_split› none"
     )
 
 
-def _places(tree: Any) -> list[Any]:
+def _sources(tree: Any) -> list[Any]:
     """What a loader's data sets read, without how they prepare it."""
     if isinstance(tree, (list, tuple)):
-        return [place for part in tree for place in _places(part)]
+        return [source for part in tree for source in _sources(part)]
     if not isinstance(tree, dict):
         return []
-    inner = [place for key in ("dataset", "datasets") for place in _places(tree.get(key))]
+    inner = [source for key in ("dataset", "datasets") for source in _sources(tree.get(key))]
     wanted = ("data_root", "data_prefix", "ann_file", "indices")
     return inner or [[tree.get(key) or None for key in wanted]]
 
@@ -98,6 +98,6 @@ def log_to_tensorboard(config: Config) -> None:
     """Writes losses, rates and scores for TensorBoard, too, below the folder of the log."""
     visualizer = config.get("visualizer") or {"type": "SegLocalVisualizer", "name": "visualizer"}
     backends = list(visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}])
-    if not any(nodes(backends, "TensorboardVisBackend")):
+    if not any(entries(backends, "TensorboardVisBackend")):
         backends.append({"type": "TensorboardVisBackend"})
     config.visualizer = {**visualizer, "vis_backends": backends}

@@ -17,7 +17,7 @@ from PIL import Image
 
 from common.errors import InputError
 from gss.mseg import MSegMetric, read_names, read_taxonomy, universal_ids
-from segmentation.config import nodes
+from segmentation.config import entries
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "gss"
 UNIVERSAL = ["building", "car", "road", "sky"]
@@ -90,7 +90,7 @@ def make_data():
         (lists / name / "list").mkdir(parents=True)
         classes = ["van", "sky", "car", "cloud"] if name in training else ["background", "vehicle", "sky"]
         (lists / name / f"{name}_names.txt").write_text("\n".join(classes) + "\n")
-    for entry in nodes(data.train_dataloader, "MSegDataset"):
+    for entry in entries(data.train_dataloader, "MSegDataset"):
         root, prefix = Path(entry.data_root), entry.data_prefix
         folder = "aachen" if "cityscapes" in entry.dataset_name else "."
         for number in (1, 2):
@@ -98,7 +98,7 @@ def make_data():
             picture(root / prefix.img_path / folder / f"{entry.img_prefix}{stem}{entry.img_suffix}", 90 * number)
             name = f"{entry.seg_map_prefix}{stem}{entry.seg_map_suffix}"
             mask(root / prefix.seg_map_path / folder / name, [0, 1, 2, 3])
-    for entry in nodes(data.test_dataloader, "MSegDataset"):
+    for entry in entries(data.test_dataloader, "MSegDataset"):
         picture(Path(entry.data_root, "img", "a.png"), 120)
         mask(Path(entry.data_root, "gt", "a.png"), [0, 1, 2])
         (lists / entry.dataset_name / "list" / "val.txt").write_text("img/a.png gt/a.png\n")
@@ -112,12 +112,12 @@ def make_config(tiny_weights):
     config.test_dataloader = dict(data.test_dataloader, num_workers=0)
     config.test_evaluator = data.test_evaluator
     for part in (config.train_dataloader, config.test_dataloader):
-        for dataset in nodes(part, "MSegDataset"):
+        for dataset in entries(part, "MSegDataset"):
             dataset.serialize_data = False
         for kind in ("RandomResize", "Resize"):
-            for step in nodes(part, kind):
+            for step in entries(part, kind):
                 step.scale = (64, 64)
-        for step in nodes(part, "RandomCrop"):
+        for step in entries(part, "RandomCrop"):
             step.crop_size = (32, 32)
     colors = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 0, 0]]
     config.model.update(type="MultiDomainEncoderDecoder", taxonomy=str(TAXONOMY), domains=TESTS)

@@ -14,7 +14,7 @@ from common import command as cli
 from common.errors import InputError
 from scripts import segmentor as script
 from segmentation.classes import class_table
-from segmentation.config import check_classes, heads, load_config, nodes, set_max_iters
+from segmentation.config import check_classes, entries, heads, load_config, set_max_iters
 from tests.segmentation.test_filter_command import Harmful
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,7 @@ def test_every_config_agrees_with_its_class_table(path, count, joint):
     train = config.train_dataloader.dataset
     assert len(class_table(train.classes)["classes"]) == count
     assert train.get("repeat", 1) == (10 if joint else 1) and bool(train.get("synthesized")) == joint
-    crop = next(nodes(train.pipeline, "RandomCrop")).crop_size
+    crop = next(entries(train.pipeline, "RandomCrop")).crop_size
     assert crop == config.model.data_preprocessor.size == ((256, 256) if "tiny" in path else (512, 512))
 
 

@@ -16,7 +16,7 @@ from segmentation.classes import class_table
 
 TRAIN = ("model", "train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "custom_hooks", "randomness")
 TEST = ("test_dataloader", "test_cfg", "test_evaluator")
-_PLACES = ("data_root", "synthesized")  # where data are: their contents count
+_FOLDERS = ("data_root", "synthesized")  # where data are: their contents count
 
 
 def _plain(config: Config, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def hash_of_settings(config: Config, parts: tuple[str, ...]) -> str:
 
     def cleaned(value: Any) -> Any:
         if isinstance(value, dict):
-            result = {str(key): cleaned(item) for key, item in value.items() if key not in _PLACES}
+            result = {str(key): cleaned(item) for key, item in value.items() if key not in _FOLDERS}
             if isinstance(value.get("classes"), str):
                 result["classes"] = class_table(value["classes"])
             return result

@@ -151,12 +151,12 @@ class Saving(OpenSchema):
 _ENTRIES: dict[str, type[OpenSchema]] = {"MaskDataset": MaskData, "CheckpointHook": Saving}
 
 
-def check_schema(config: Config, nodes: Callable[[Any, str], Iterable[Any]]) -> None:
+def check_schema(config: Config, entries: Callable[[Any, str], Iterable[Any]]) -> None:
     """Refuses a config whose parts are not of the right kind.
 
     Args:
         config: to check.
-        nodes: finds the entries of a type in a config.
+        entries: finds the entries of a type in a config.
 
     Raises:
         InputError: names file and field.
@@ -169,7 +169,7 @@ def check_schema(config: Config, nodes: Callable[[Any, str], Iterable[Any]]) -> 
     _check_numbers(content, where, ())
     parse(content, SegmentorConfig, where)
     for name, schema in _ENTRIES.items():
-        for entry in nodes(content, name):
+        for entry in entries(content, name):
             parse(entry, schema, f"{where}, {name}")
 
 

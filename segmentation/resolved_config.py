@@ -10,8 +10,8 @@ from mmengine.config import Config
 from segmentation import checkpoint
 from segmentation.config import (
     check_classes,
+    entries,
     load_config,
-    nodes,
     set_crop_size,
     set_data,
     set_max_iters,
@@ -55,7 +55,7 @@ def resolve(options: SegmentorOptions) -> Config:
     # A config's own launcher says how its author started it, not how this process was started.
     config.launcher = options.launcher or ("pytorch" if os.environ.get("TORCHELASTIC_RUN_ID") else "none")
     set_seed(config, options.seed)
-    for evaluator in nodes([config.get("val_evaluator"), config.get("test_evaluator")], "IoUMetric"):
+    for evaluator in entries([config.get("val_evaluator"), config.get("test_evaluator")], "IoUMetric"):
         evaluator.type = "ClassIoUMetric"  # the same scores, by class and not rounded
     return config
 

@@ -14,7 +14,7 @@ from common.decoding import stored_size
 from common.errors import InputError
 from common.pairing import Pair, check_pairs, listed
 from common.schema import one_line
-from segmentation.config import nodes, stage
+from segmentation.config import entries, errors_in_one_line
 
 CHECKED = ("MaskDataset", "MSegDataset")  # have ``labels``
 LOADERS = {"train": ("train_dataloader", "val_dataloader"), "test": ("test_dataloader",)}
@@ -29,8 +29,8 @@ def check_files(cfg: Config, loaders: Sequence[str]) -> None:
     """
     quiet = int(os.environ.get("RANK", 0)) > 0
     for name in loaders:
-        for entry in (entry for kind in CHECKED for entry in nodes(cfg.get(name) or {}, kind)):
-            with stage(cfg, name):
+        for entry in (entry for kind in CHECKED for entry in entries(cfg.get(name) or {}, kind)):
+            with errors_in_one_line(cfg, name):
                 dataset = DATASETS.build({**entry, "lazy_init": True})
             files = dict.fromkeys((item["img_path"], item["seg_map_path"]) for item in dataset.load_data_list())
             pairs = [Pair(Path(image).stem, Path(image), Path(mask)) for image, mask in files]
