@@ -1,8 +1,10 @@
 """What the pages tell to type exists: options of each command, files, tests; and the script that prepares data runs."""
 
+import ast
 import json
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -129,3 +131,25 @@ def test_the_script_that_prepares_data(scenes, tmp_path, cli, monkeypatch):
         "data.params.validation.params.size=16",
     )
     assert "dry run" in out
+
+
+def defined(path, dotted):
+    """Whether a file defines a function or class, written ``name`` or ``Class.name``."""
+    body = ast.parse(path.read_text()).body
+    for name in dotted.split("."):
+        found = [node for node in body if getattr(node, "name", None) == name]
+        if not found:
+            return False
+        body = found[0].body
+    return True
+
+
+def test_each_of_the_papers_ideas_is_where_the_readme_says():
+    rows = re.findall(r"^\| (.+?) \| `(\S+\.py): ([\w.]+)` \|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) >= 12
+    assert [row for row in rows if not defined(ROOT / row[1], row[2])] == []
+
+
+def test_the_figure_is_what_its_command_draws(tmp_path):
+    subprocess.run([sys.executable, ROOT / "docs" / "architecture.py", tmp_path / "drawn.svg"], check=True)
+    assert (tmp_path / "drawn.svg").read_bytes() == (ROOT / "docs" / "architecture.svg").read_bytes()
