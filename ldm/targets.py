@@ -62,7 +62,7 @@ def _register_house(package: str) -> None:
 
 def implied_params(target: str) -> dict[str, Any]:
     """The arguments that a published name implies, beside those that the file gives."""
-    return dict(_aliases[target][1]) if target in _aliases else {}
+    return dict(_aliases.get(house.file_name(target), ("", {}))[1])
 
 
 def get_class(target: Any) -> type:
