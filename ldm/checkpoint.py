@@ -25,7 +25,16 @@ from common.files import PROGRESS_BYTES, atomic_path
 from common.schema import one_line
 from common.weights import finite, read_tensors
 from ldm.checkpoint_folder import read_parts
-from ldm.checkpoint_names import SCHEDULE, SCHEDULE_BUFFERS, TEXT, UNET, module_of, published_names, take_ema
+from ldm.checkpoint_names import (
+    FIRST_STAGE,
+    SCHEDULE,
+    SCHEDULE_BUFFERS,
+    TEXT,
+    UNET,
+    module_of,
+    published_names,
+    take_ema,
+)
 
 log = logging.getLogger(__name__)
 
@@ -267,8 +276,8 @@ def _likely_cause(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str
             if state[key].ndim != 2:
                 break
             return f"It attends to texts of {state[key].shape[1]} channels, the model to {own[key].shape[1]}. "
-    branches = {module_of(key) for key in own if ".zero_convs." in key}  # copies of the U-Net's encoder
-    if branches and not modules & branches:
+    beside = set(map(module_of, own)) - {UNET, FIRST_STAGE, TEXT, SCHEDULE}  # what Stable Diffusion does not have
+    if any(".zero_convs." in key for key in own) and not modules & beside:
         return "It has no control branches: make a start checkpoint of it with scripts/init_checkpoint.py. "
     return ""
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from common.sound_pairs import sound_pairs
 from PIL import Image
 
 from cldm.data.pairs import PairedImages
 from common.classes import load_class_table
 from common.errors import InputError
 from common.images import IGNORE, read_image
-from common.sound_pairs import sound_pairs
 from evaluation.copies import thumbnail
 from gss.maskige import palette_labels
 from tests.conftest import SHARED
