@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import InputError
 from common.files import atomic_path
 from common.schema import one_line
 
 
-def write_array(values: np.ndarray, path: Path) -> None:
+def write_array(values: NDArray[Any], path: Path) -> None:
     """Writes an array whole or not at all."""
     with atomic_path(path) as temporary:
         np.save(temporary, values, allow_pickle=False)
@@ -47,7 +49,7 @@ def check_array(path: Path, dtype: str, shape: tuple[int, ...], remedy: str = ""
     return start
 
 
-def read_array(path: Path, dtype: str, shape: tuple[int, ...], remedy: str = "") -> np.ndarray:
+def read_array(path: Path, dtype: str, shape: tuple[int, ...], remedy: str = "") -> NDArray[Any]:
     """Reads an array, see ``check_array``.
 
     Returns:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import InputError
 from common.images import IGNORE, Colors, Labels
@@ -44,7 +45,7 @@ class ClassTable:
     """
 
     names: tuple[str, ...]
-    palette: np.ndarray
+    palette: NDArray[Any]
     ignore_index: int
     labels: Labels
 
@@ -52,7 +53,7 @@ class ClassTable:
         return len(self.names)
 
 
-def far_apart_colors(n: int) -> np.ndarray:
+def far_apart_colors(n: int) -> NDArray[Any]:
     """Colors with a large smallest distance between any two, and from black, which is left for ignored pixels.
 
     Farthest-point choice on a 16 x 16 x 16 grid: the same colors on every machine, and the first n of them do not
@@ -173,7 +174,7 @@ def _check_distinct(path: str, table: ClassTable) -> None:
         seen[color] = name
 
 
-def _palette(path: str, value: Any, n: int) -> np.ndarray:
+def _palette(path: str, value: Any, n: int) -> NDArray[Any]:
     return far_apart_colors(n) if value is None else np.array(_colors(path, "palette", value, n), dtype=np.uint8)
 
 
@@ -281,7 +282,7 @@ def _ids(path: str, field: str, value: Any, n: int | None) -> list[int]:
     if not fine or not all(type(id_) is int and 0 <= id_ <= 255 for id_ in value):
         count = "ids" if n is None else f"{n} ids, one a class,"
         raise InputError(f"{path}, field {field}: must be a list of {count} in 0..255")
-    return value
+    return list(value)
 
 
 def _ignore_index(path: str, content: dict[str, Any], names: tuple[str, ...]) -> int:

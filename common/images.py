@@ -12,8 +12,10 @@ import sys
 import threading
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from common.decoding import ImageError, decode
@@ -24,7 +26,7 @@ _SHOWN_COLORS = 5  # of those that a class table does not have
 Colors = tuple[tuple[int, int, int, int], ...]  # red, green, blue, and the id that they stand for in files
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str]) -> NDArray[Any]:
     """Pixels of an 8-bit image file; gray ones get three equal channels.
 
     Returns:
@@ -36,7 +38,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     return image_and_orientation(path)[0]
 
 
-def image_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+def image_and_orientation(path: str | os.PathLike[str]) -> tuple[NDArray[Any], int]:
     """As ``read_image``, and the value of the EXIF orientation, which is not applied (1 where there is none)."""
     picture = decode(path)
     image, image_format = picture.image, picture.image.format
@@ -59,7 +61,7 @@ def image_and_orientation(path: str | os.PathLike[str]) -> tuple[np.ndarray, int
         raise ImageError.of(path, f"cannot be made RGB ({reason}); write it again as PNG") from error
 
 
-def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+def read_mask(path: str | os.PathLike[str]) -> NDArray[Any]:
     """The ids in a mask file: gray of 1 to 32 bits, a palette's indices, or three equal channels.
 
     Returns:
@@ -71,7 +73,7 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     return mask_and_orientation(path)[0]
 
 
-def mask_and_orientation(path: str | os.PathLike[str], labels: Labels | None = None) -> tuple[np.ndarray, int]:
+def mask_and_orientation(path: str | os.PathLike[str], labels: Labels | None = None) -> tuple[NDArray[Any], int]:
     """As ``read_mask``, and the value of the EXIF orientation, which is not applied (1 where there is none).
 
     Args:
@@ -111,7 +113,7 @@ def mask_and_orientation(path: str | os.PathLike[str], labels: Labels | None = N
     return values.astype(np.uint8), picture.orientation
 
 
-def _ids_of_colors(path: str | os.PathLike[str], pixels: np.ndarray, labels: Labels) -> np.ndarray:
+def _ids_of_colors(path: str | os.PathLike[str], pixels: NDArray[Any], labels: Labels) -> NDArray[Any]:
     """Ids (H, W) uint8 of a file of three channels (H, W, 3): by its colors, or as ids where no color is one."""
     packed = (pixels.astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(axis=-1, dtype=np.int32)
     found, counts = np.unique(packed, return_counts=True)
@@ -138,7 +140,10 @@ def _ids_of_colors(path: str | os.PathLike[str], pixels: np.ndarray, labels: Lab
             "write one channel of class ids",
         )
     say_once(f"masks in colors are read by those that the class table {labels.name} has")
-    return np.array([known[value] for value in found.tolist()], np.uint8)[np.searchsorted(found, packed)]
+    ids: NDArray[np.uint8] = np.array([known[value] for value in found.tolist()], np.uint8)[
+        np.searchsorted(found, packed)
+    ]
+    return ids
 
 
 _said: set[str] = set()
@@ -182,7 +187,7 @@ class Labels:
     guarded: int | None = None
 
     @cached_property
-    def table(self) -> np.ndarray:
+    def table(self) -> NDArray[Any]:
         """(256,) int16: class id of a file's id; -1 where it has none."""
         if self.of_id is not None:
             return np.array(self.of_id, dtype=np.int16)
@@ -202,7 +207,7 @@ class Labels:
         colors = tuple((*color, id_ + by) for (*color, id_), by in zip(self.colors, shift, strict=False))
         return replace(self, reduce_zero=True, colors=colors)  # type: ignore[arg-type]
 
-    def read(self, path: str | os.PathLike[str]) -> np.ndarray:
+    def read(self, path: str | os.PathLike[str]) -> NDArray[Any]:
         """Class ids of a mask file, (H, W) uint8: 0..N-1 or 255.
 
         Raises:
@@ -210,14 +215,14 @@ class Labels:
         """
         return self.read_with_orientation(path)[0]
 
-    def read_with_orientation(self, path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+    def read_with_orientation(self, path: str | os.PathLike[str]) -> tuple[NDArray[Any], int]:
         """As ``read``, and the value of the EXIF orientation, which is not applied."""
         mask, orientation = self.file_ids_and_orientation(path)
         if wrong := self.wrong(mask):
             raise ImageError.of(path, wrong)
         return self.table[mask].astype(np.uint8), orientation
 
-    def file_ids(self, path: str | os.PathLike[str]) -> np.ndarray:
+    def file_ids(self, path: str | os.PathLike[str]) -> NDArray[Any]:
         """The ids in a mask file (H, W) uint8, not yet class ids: ``table`` has those; colors as ids of files.
 
         Raises:
@@ -225,17 +230,17 @@ class Labels:
         """
         return self.file_ids_and_orientation(path)[0]
 
-    def file_ids_and_orientation(self, path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+    def file_ids_and_orientation(self, path: str | os.PathLike[str]) -> tuple[NDArray[Any], int]:
         """As ``file_ids``, and the value of the EXIF orientation, which is not applied."""
         if self.about:
             say_once(self.about)
         return mask_and_orientation(path, self)
 
-    def wrong(self, mask: np.ndarray) -> str:
+    def wrong(self, mask: NDArray[Any]) -> str:
         """What is wrong with a file's ids (H, W) uint8, in words; empty where all are fine."""
         return self.wrong_ids(pixels_of_ids(mask))
 
-    def wrong_ids(self, pixels: np.ndarray) -> str:
+    def wrong_ids(self, pixels: NDArray[Any]) -> str:
         """The same of the pixels that each id has (256,)."""
         wrong = np.flatnonzero((pixels > 0) & (self.table < 0))
         if not len(wrong):
@@ -245,39 +250,40 @@ class Labels:
         hint = f"; if they are 1..{self.num_classes} with 0 for no data, write {self.name}:from1" if from_one else ""
         return f"class ids {_some(wrong)} are not in {_ranges(classes)} or {_ranges(ignored)} (ignore){hint}"
 
-    def pixels_of_classes(self, pixels: np.ndarray) -> np.ndarray:
+    def pixels_of_classes(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Pixels of each class, int64 (N,), of the pixels that each of a file's ids has (256,)."""
         counts = (self.table >= 0) & (self.table < self.num_classes)
         return np.bincount(self.table[counts], pixels[counts], self.num_classes).astype(np.int64)
 
-    def to_file(self, ids: np.ndarray) -> np.ndarray:
+    def to_file(self, ids: NDArray[Any]) -> NDArray[Any]:
         """The ids to write for class ids (H, W) uint8; ``read`` gives these back."""
         known = np.flatnonzero(self.table >= 0)[::-1]  # from the last down: of several ids the first is written
         table = np.zeros(256, dtype=np.uint8)
         table[self.table[known]] = known
         if self.table[self.ignore_index] == IGNORE:
             table[IGNORE] = self.ignore_index
-        return table[ids]
+        written: NDArray[np.uint8] = table[ids]
+        return written
 
 
-def pixels_of_ids(mask: np.ndarray) -> np.ndarray:
+def pixels_of_ids(mask: NDArray[Any]) -> NDArray[Any]:
     """Pixels of each id in a mask (H, W) uint8, int64 (256,); ten times as fast as numpy's way."""
     return np.array(Image.fromarray(mask).histogram(), dtype=np.int64)
 
 
-def _opaque(path: str | os.PathLike[str], values: np.ndarray) -> np.ndarray:
+def _opaque(path: str | os.PathLike[str], values: NDArray[Any]) -> NDArray[Any]:
     """Pixels whose last channel is alpha, refused where it is not 255 everywhere."""
     if (values[..., -1] != 255).any():
         raise ImageError.of(path, "has transparent pixels; a mask needs one channel of class ids")
     return values
 
 
-def _some(values: np.ndarray) -> str:
+def _some(values: NDArray[Any]) -> str:
     """The first ten numbers."""
     return ", ".join(map(str, values[:10].tolist())) + (", ..." if len(values) > 10 else "")
 
 
-def _ranges(chosen: np.ndarray) -> str:
+def _ranges(chosen: NDArray[Any]) -> str:
     """Indices of what is true, ``0..3, 7``."""
     ids = np.flatnonzero(chosen)
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1) if len(ids) else []

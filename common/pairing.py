@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common.command import note
@@ -188,7 +189,7 @@ class Checked:
     """
 
     fault: str | None
-    pixels: np.ndarray
+    pixels: NDArray[Any]
     turned: bool = False
     size: tuple[int, int] = (0, 0)
     image_size: tuple[int, int] = (0, 0)
@@ -202,7 +203,7 @@ def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked
         labels: which ids the mask may hold.
         same_size: image and mask must have as many pixels; synthesized images need not.
     """
-    pixels: np.ndarray = np.zeros(labels.num_classes, dtype=np.int64)
+    pixels: NDArray[Any] = np.zeros(labels.num_classes, dtype=np.int64)
     try:
         mask, mask_turn = labels.file_ids_and_orientation(pair.mask)
         ids = pixels_of_ids(mask)
@@ -213,14 +214,15 @@ def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked
     except InputError as error:
         return Checked(str(error), pixels)
     turned = (mask_turn, image_turn) != (1, 1)
-    if same_size and image.shape[:2] != mask.shape:
-        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+    height, width = image.shape[:2]
+    mask_height, mask_width = mask.shape
+    if same_size and (height, width) != (mask_height, mask_width):
         fault = (
             f"{one_line(pair.image, 1000)} is {width} x {height} px, its mask {one_line(pair.mask, 1000)} "
             f"{mask_width} x {mask_height} (width x height); they must agree"
         )
         return Checked(fault, pixels, turned)
-    return Checked(None, pixels, turned, mask.shape, image.shape[:2])
+    return Checked(None, pixels, turned, (mask_height, mask_width), (height, width))
 
 
 def refuse_doubt(labels: Labels, masks: Iterable[Path], where: str) -> None:

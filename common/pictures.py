@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def to_uint8(image: Tensor) -> np.ndarray:
+def to_uint8(image: Tensor) -> NDArray[Any]:
     """Image (..., 3, H, W), about [-1, 1] -> (..., H, W, 3) uint8."""
     scaled = image.detach().float().add(1).mul(127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
 
-def contact_sheet(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
+def contact_sheet(rows: list[list[NDArray[Any]]], gap: int = 4) -> NDArray[Any]:
     """Pictures (H, W, 3) uint8 of one size in rows, with white gaps."""
     height, width = rows[0][0].shape[:2]
     sheet = np.full(

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def confusion(prediction: np.ndarray, labels: np.ndarray, num_classes: int, ignore_index: int = 255) -> np.ndarray:
+def confusion(
+    prediction: NDArray[Any], labels: NDArray[Any], num_classes: int, ignore_index: int = 255
+) -> NDArray[Any]:
     """Pixels by label (rows) and predicted class, int64 (C + 1, C).
 
     The last row is for labels that are neither a class nor to ignore: no true pixels, but predicted ones.
@@ -25,7 +28,7 @@ def confusion(prediction: np.ndarray, labels: np.ndarray, num_classes: int, igno
     return np.bincount(index, minlength=(num_classes + 1) * num_classes).reshape(num_classes + 1, num_classes)
 
 
-def scores(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def scores(matrix: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
     """Overall accuracy, mean IoU, mean accuracy, and both by class, in 0..1.
 
     A class that neither masks nor predictions show has no IoU (None) and does not count in the mean.
@@ -39,7 +42,7 @@ def scores(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     with np.errstate(invalid="ignore"):
         iou, accuracy = hit / union, hit / true
 
-    def mean(values: np.ndarray) -> float | None:
+    def mean(values: NDArray[Any]) -> float | None:
         return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
     def number(value: float) -> float | None:

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -306,8 +306,7 @@ def _read_older(
 
 
 def _whole(path: Path, size: int) -> torch.UntypedStorage:
-    storage: Any = torch.UntypedStorage.from_file(os.fspath(path), False, size)
-    return storage
+    return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(os.fspath(path), False, size))
 
 
 def _piece(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from common.errors import InputError
@@ -30,7 +31,7 @@ def paired_difference(baseline: Sequence[float | None], joint: Sequence[float | 
         return None
     before, after = np.array(pairs, dtype=np.float64).T
 
-    def summary(values: np.ndarray) -> dict[str, float | None]:
+    def summary(values: NDArray[Any]) -> dict[str, float | None]:
         return {"mean": float(values.mean()), "sd": float(values.std(ddof=1)) if len(values) > 1 else None}
 
     difference = summary(after - before)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from common.classes import ClassTable
@@ -55,7 +56,7 @@ def gallery_of(
         InputError: no images, or a damaged one.
     """
 
-    def ids(path: Path) -> np.ndarray:
+    def ids(path: Path) -> NDArray[Any]:
         found = table.labels.table[table.labels.file_ids(path)]
         return np.where(found < 0, IGNORE, found).astype(np.uint8)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from common.images import read_image
@@ -13,19 +15,21 @@ SIDE = 32
 CHUNK = 2048  # images at once: bounds the memory
 
 
-def thumbnail(path: Path) -> np.ndarray:
+def thumbnail(path: Path) -> NDArray[Any]:
     """An image as (SIDE, SIDE, 3) float32 in 0..1, each pixel the mean of what it covers."""
     small = Image.fromarray(read_image(path)).resize((SIDE, SIDE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32) / 255
 
 
-def symmetries(images: np.ndarray) -> np.ndarray:
+def symmetries(images: NDArray[Any]) -> NDArray[Any]:
     """The 8 rotations and reflections of square images (N, S, S, 3), as (8, N, S, S, 3)."""
     turned = [np.rot90(images, turn, axes=(1, 2)) for turn in range(4)]
     return np.stack([*turned, *(image[:, :, ::-1] for image in turned)])
 
 
-def nearest(images: np.ndarray, pool: np.ndarray, leave_out_self: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    images: NDArray[Any], pool: NDArray[Any], leave_out_self: bool = False
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """The nearest image of a pool, whatever the rotation or reflection.
 
     Args:

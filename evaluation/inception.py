@@ -43,14 +43,15 @@ def inception_features(path: Path) -> nn.Module:
         raise InputError(f"--inception-weights {error}") from error
     try:
         weights = {key: value for key, value in weights.items() if not key.startswith(("AuxLogits.", "fc."))}
-        model = inception_v3(weights=None, aux_logits=False, init_weights=False)
+        model: nn.Module = inception_v3(weights=None, aux_logits=False, init_weights=False)
         model.fc = nn.Identity()
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = one_line(error)
         raise InputError(f"--inception-weights {path}: not weights of torchvision's inception_v3 ({reason})") from error
-    model.num_features = 2048
-    return model.eval()
+    model.num_features = 2048  # type: ignore[assignment]
+    model.eval()
+    return model
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.comparison import SCORES, no_spread, verdict
@@ -81,7 +82,7 @@ def sentence(split: str, result: Mapping[str, Any]) -> str:
     return f"{text}: it {'helps' if result['verdict'] == 'better' else 'harms'}{few}."
 
 
-def colored(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
+def colored(mask: NDArray[Any], palette: NDArray[Any]) -> Image.Image:
     """A mask in its class colors; 255 is black.
 
     Args:
@@ -102,7 +103,7 @@ def data_uri(image: Image.Image, side: int = 256, lossless: bool = False) -> str
     return f"data:image/{'png' if lossless else 'jpeg'};base64,{b64encode(buffer.getvalue()).decode()}"
 
 
-def gallery(items: Sequence[Mapping[str, Any]], classes: Sequence[str], palette: np.ndarray) -> str:
+def gallery(items: Sequence[Mapping[str, Any]], classes: Sequence[str], palette: NDArray[Any]) -> str:
     """Rows of mask, reference, synthesized image and filtered mask.
 
     Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common.errors import InputError
@@ -33,12 +34,12 @@ class Judge:
     """
 
     classes: Sequence[str]
-    table: np.ndarray
+    table: NDArray[Any]
     unscored: int
-    find: Callable[[Sequence[tuple[Path, Path]]], Iterable[tuple[np.ndarray, np.ndarray]]]
+    find: Callable[[Sequence[tuple[Path, Path]]], Iterable[tuple[NDArray[Any], NDArray[Any]]]]
 
 
-def segmentor_scores(judge: Judge, pairs: Sequence[Pair], kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def segmentor_scores(judge: Judge, pairs: Sequence[Pair], kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Scores of all pairs together, and each image's class pixels: ``mask`` and ``found``, int64 (N, C)."""
     count = len(judge.classes)
     total = np.zeros((count + 1, count), dtype=np.int64)
@@ -54,12 +55,13 @@ def segmentor_scores(judge: Judge, pairs: Sequence[Pair], kind: str) -> tuple[di
 
 
 def class_coverage(
-    classes: Sequence[str], real: np.ndarray, synthesized: np.ndarray, found: np.ndarray
+    classes: Sequence[str], real: NDArray[Any], synthesized: NDArray[Any], found: NDArray[Any]
 ) -> dict[str, dict[str, float]]:
     """By class: share of pixels in real and synthesized masks and of what the segmentor found; images that show it."""
 
-    def shares(pixels: np.ndarray) -> np.ndarray:
-        return pixels.sum(axis=0) / max(pixels.sum(), 1)
+    def shares(pixels: NDArray[Any]) -> NDArray[Any]:
+        found: NDArray[np.float64] = pixels.sum(axis=0) / max(pixels.sum(), 1)
+        return found
 
     return {
         name: {
@@ -75,7 +77,7 @@ def class_coverage(
 
 def training_images(
     folders: Sequence[Path], option: str, skip_invalid: bool
-) -> tuple[list[Path], np.ndarray, list[str]]:
+) -> tuple[list[Path], NDArray[Any], list[str]]:
     """Image files, their thumbnails (N, S, S, 3), and a line for each file left out; all are opened here.
 
     Raises:
@@ -89,7 +91,7 @@ def training_images(
             return str(error)
         return None
 
-    small: dict[Path, np.ndarray] = {}
+    small: dict[Path, NDArray[Any]] = {}
     files = [file for folder in folders for file in list_files(folder, IMAGE_SUFFIXES, option).values()]
     left, wrong = without_faults(files, faults_of(files, look, "training images"), option, skip_invalid)
     return left, np.stack([small[path] for path in left]), wrong
@@ -113,7 +115,7 @@ def evaluate(
     judge: Judge,
     pairs: dict[str, list[Pair]],
     training: Sequence[Path],
-    pool: np.ndarray,
+    pool: NDArray[Any],
     limit: float,
     out: Path,
     distances: Callable[[Sequence[Path], Sequence[Path]], dict[str, float]] | None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from common.images import read_image
@@ -15,7 +16,9 @@ from common.plots import plt
 REAL, SYNTHESIZED, LIMIT = "#3b6fb6", "#d9822b", "#c0392b"
 
 
-def samples_figure(path: Path, report: Mapping[str, Any], distances: np.ndarray, real_distances: np.ndarray) -> None:
+def samples_figure(
+    path: Path, report: Mapping[str, Any], distances: NDArray[Any], real_distances: NDArray[Any]
+) -> None:
     """IoU by class, coverage by class, and distances to the nearest training image.
 
     Args:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import InputError
@@ -25,7 +25,7 @@ _FROM_CODES = ("encoder.blocks.output.", "decoder.blocks.input.")  # layers that
 _FREE = ("device", "save_every", "test_masks", "masks", "palette", "out")  # options that may differ
 
 
-def settings(options: DvaeTrainingOptions, palette: np.ndarray, masks: list[Path]) -> dict[str, str]:
+def settings(options: DvaeTrainingOptions, palette: NDArray[Any], masks: list[Path]) -> dict[str, str]:
     """What must be the same when a run goes on: options, colors (N + 1, 3), and the contents of masks."""
     same = {key: str(value) for key, value in asdict(options).items() if key not in _FREE}
     return {**same, "palette": digest(palette.tolist()), "masks": digest([path.name for path in masks], *masks)}

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,7 +34,7 @@ from gss.maskige import Maskige, load_palette, palette_labels
 from gss.quantizer import Quantizer
 from gss.roundtrip import class_iou, confusion, round_trip
 
-ReadMask = Callable[[Path], np.ndarray]  # class ids (H, W) of a mask file
+ReadMask = Callable[[Path], NDArray[Any]]  # class ids (H, W) of a mask file
 
 
 @dataclass(frozen=True, kw_only=True)

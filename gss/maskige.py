@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.classes import MAX_BYTES, built_in_tables, labels_of, load_class_table, split_variant
@@ -24,7 +25,7 @@ PALETTE_FOLDER = Path(__file__).parent / "palettes"
 _CHUNK = 1 << 13  # pixels matched at a time: 8,192 x N distances, 5 MB for 150 classes
 
 
-def check_colors(colors: Any, name: str) -> np.ndarray:
+def check_colors(colors: Any, name: str) -> NDArray[Any]:
     """Checks class colors and returns them.
 
     Args:
@@ -59,7 +60,7 @@ def check_colors(colors: Any, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def farthest_color(colors: np.ndarray) -> np.ndarray:
+def farthest_color(colors: NDArray[Any]) -> NDArray[Any]:
     """The color of a 17-step grid of the RGB cube that is farthest from all given ones, as an int64 triple."""
     steps = np.linspace(0, 255, 18).round().astype(np.int64)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
@@ -120,7 +121,7 @@ def _palette_path(source: str) -> Path:
     return PALETTE_FOLDER / f"{name.lower()}.json" if "/" not in name and "." not in name else Path(name)
 
 
-def load_palette(source: str | Sequence[Sequence[int]], num_classes: int | None = None) -> np.ndarray:
+def load_palette(source: str | Sequence[Sequence[int]], num_classes: int | None = None) -> NDArray[Any]:
     """The N class colors and the ignore color.
 
     Args:
@@ -151,7 +152,7 @@ def load_palette(source: str | Sequence[Sequence[int]], num_classes: int | None 
     return palette
 
 
-def min_distance(palette: np.ndarray) -> float:
+def min_distance(palette: NDArray[Any]) -> float:
     """Smallest Euclidean distance between two colors of (M, 3), in steps of 1/255."""
     squared = ((palette[:, None].astype(np.int64) - palette[None]) ** 2).sum(-1)
     return float(np.sqrt(squared[np.triu_indices(len(palette), 1)].min()))
@@ -168,7 +169,7 @@ class Maskige:
         num_classes: N.
     """
 
-    def __init__(self, palette: np.ndarray, ignore_index: int = IGNORE) -> None:
+    def __init__(self, palette: NDArray[Any], ignore_index: int = IGNORE) -> None:
         self.palette = torch.as_tensor(palette)  # (N + 1, 3) int64
         self.num_classes, self.ignore_index = len(palette) - 1, ignore_index
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.files import atomic_path
 from gss.maskige import Maskige, min_distance
@@ -14,7 +16,7 @@ from gss.palette_search import RoundTrip
 PICTURES = (".png", ".jpg", ".svg", ".pdf")
 
 
-def draw_palette(path: Path, palette: np.ndarray, names: Sequence[str], trip: RoundTrip) -> None:
+def draw_palette(path: Path, palette: NDArray[Any], names: Sequence[str], trip: RoundTrip) -> None:
     """Writes the picture.
 
     Args:

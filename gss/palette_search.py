@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common.rng import Stream, seed_from
@@ -21,7 +23,7 @@ GRIDS: dict[str, tuple[tuple[tuple[int, int, int], ...], tuple[int, int], int]] 
 }
 
 
-def grid_palette(num_classes: int, seed: int, dataset: str | None = None) -> np.ndarray:
+def grid_palette(num_classes: int, seed: int, dataset: str | None = None) -> NDArray[Any]:
     """The published method: cells of a regular RGB grid, in order, each with a uniform jitter.
 
     Args:
@@ -54,7 +56,7 @@ _BITS = 20  # of the share of the nearest pair's force that a pair has
 _STAGES = ((3, 10, 150), (5, 4, 150), (7, 1, 150))  # squarings of the power, widest move in levels, rounds
 
 
-def spread_palette(count: int, seed: int, restarts: int = 16) -> np.ndarray:
+def spread_palette(count: int, seed: int, restarts: int = 16) -> NDArray[Any]:
     """Colors whose smallest distance is as large as can be found: points that repel each other in the RGB cube.
 
     The force between two points is a growing power of 1 / (squared distance), so that in the end the nearest ones alone
@@ -69,7 +71,7 @@ def spread_palette(count: int, seed: int, restarts: int = 16) -> np.ndarray:
     Returns:
         (M, 3) int64, 0..255, in random order.
     """
-    best: np.ndarray | None = None
+    best: NDArray[Any] | None = None
     for start in range(restarts):
         draw = random.Random(seed_from(seed, Stream.PALETTE_START, start))
         points = _random_points(count, draw) if start % 2 else _lattice(count, draw)
@@ -90,11 +92,11 @@ def _order(count: int, draw: random.Random) -> list[int]:
     return sorted(range(count), key=keys.__getitem__)
 
 
-def _random_points(count: int, draw: random.Random) -> np.ndarray:
+def _random_points(count: int, draw: random.Random) -> NDArray[Any]:
     return np.array([[_below(_TOP + 1, draw) for _ in range(3)] for _ in range(count)], dtype=np.int64)
 
 
-def _repel(points: np.ndarray) -> np.ndarray:
+def _repel(points: NDArray[Any]) -> NDArray[Any]:
     """Moves points (M, 3), 0.._TOP, away from each other; ever less, and with ever more weight on the nearest."""
     for squarings, widest, rounds in _STAGES:
         for turn in range(rounds):
@@ -115,7 +117,7 @@ def _repel(points: np.ndarray) -> np.ndarray:
 _MOVES = np.array([move for move in product(range(-2, 3), repeat=3) if any(move)], dtype=np.int64)
 
 
-def _polish(colors: np.ndarray) -> np.ndarray:
+def _polish(colors: NDArray[Any]) -> NDArray[Any]:
     """Moves one of the nearest colors (M, 3), 0..255, by up to 2 levels while that takes it away from all others."""
     colors = colors.copy()
     squared = ((colors[:, None] - colors[None]) ** 2).sum(-1)
@@ -136,7 +138,7 @@ def _polish(colors: np.ndarray) -> np.ndarray:
             return colors
 
 
-def _lattice(count: int, draw: random.Random) -> np.ndarray:
+def _lattice(count: int, draw: random.Random) -> NDArray[Any]:
     """``count`` points in 0.._TOP of the widest face-centered cubic lattice, at the first of some offsets that fits."""
     half = _TOP
     while True:
@@ -171,7 +173,7 @@ class RoundTrip:
     def __init__(self, masks: list[torch.Tensor], dvae: DVAE | None, scale: int, device: str) -> None:
         self.masks, self.dvae, self.scale, self.device = [m.to(device) for m in masks], dvae, scale, device
 
-    def __call__(self, palette: np.ndarray, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, palette: NDArray[Any], mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Labels (H, W) and colors (3, H', W'), 0..255, after the trip."""
         maskige = Maskige(palette)
         if self.dvae is not None:
@@ -183,16 +185,16 @@ class RoundTrip:
             labels = maskige.decode(colors)
         return labels[0], colors[0]
 
-    def confusion(self, palette: np.ndarray) -> torch.Tensor:
+    def confusion(self, palette: NDArray[Any]) -> torch.Tensor:
         """Confusion matrix over all masks."""
         return confusion(((mask, self(palette, mask)[0]) for mask in self.masks), len(palette) - 1)
 
-    def mean_iou(self, palette: np.ndarray) -> float:
+    def mean_iou(self, palette: NDArray[Any]) -> float:
         """mIoU over all masks."""
         return float(class_iou(self.confusion(palette)).nanmean())
 
 
-def refine(palette: np.ndarray, trip: RoundTrip, seed: int, rounds: int, tries: int, keep: float) -> np.ndarray:
+def refine(palette: NDArray[Any], trip: RoundTrip, seed: int, rounds: int, tries: int, keep: float) -> NDArray[Any]:
     """Gives confused classes other colors while the round trip's mIoU rises.
 
     In each round the classes are visited from the lowest IoU on; a class tries to swap its color with the class it is

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common import house
@@ -79,7 +80,7 @@ class LearnedPalette:
     """
 
     names: tuple[str, ...]
-    palette: np.ndarray
+    palette: NDArray[Any]
     report: dict[str, dict[str, float]]
     class_iou: Tensor | None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.plots import plt
 from post_processing.filter_rule import HISTOGRAM_EDGES
@@ -17,7 +18,7 @@ REAL, SYNTHESIZED, DROPPED = "#3b6fb6", "#d9822b", "#d9d9d9"
 
 def filter_statistics(
     real: RealLoss,
-    limits: np.ndarray,
+    limits: NDArray[Any],
     records: Mapping[str, FilteredRecord],
 ) -> dict[str, Any]:
     """Kept and dropped pixels, a class and an image.
@@ -57,8 +58,8 @@ def filter_statistics(
 def filter_figure(
     path: Path,
     per_class: Mapping[str, Mapping[str, Any]],
-    real_histogram: np.ndarray,
-    synthesized_histogram: np.ndarray,
+    real_histogram: NDArray[Any],
+    synthesized_histogram: NDArray[Any],
     margin: float,
 ) -> None:
     """Kept share a class, and how the losses of real and synthesized pixels are distributed.

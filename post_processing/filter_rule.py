@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 IGNORE = 255
 # Losses are counted in these bins for the figure: a sixth of a decade each; what lies beyond joins the outer bins.
 HISTOGRAM_EDGES = 10.0 ** np.arange(-6, 2 + 1e-9, 1 / 6)
 
 
-def class_counts(mask: np.ndarray, num_classes: int) -> np.ndarray:
+def class_counts(mask: NDArray[Any], num_classes: int) -> NDArray[Any]:
     """Pixels of each class, int64 (C,); mask: uint8 (H, W)."""
     return np.bincount(mask.ravel(), minlength=256)[:num_classes]
 
 
-def class_sums(loss: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
+def class_sums(loss: NDArray[Any], mask: NDArray[Any], num_classes: int) -> NDArray[Any]:
     """Summed loss of each class, float64 (C,); ids beyond C, 255 among them, are left out.
 
     Args:
@@ -32,7 +34,7 @@ def class_sums(loss: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarr
     return np.bincount(mask.ravel(), weights=loss.ravel(), minlength=256)[:num_classes]
 
 
-def mean_loss(sums: Sequence[Sequence[float]], counts: np.ndarray) -> np.ndarray:
+def mean_loss(sums: Sequence[Sequence[float]], counts: NDArray[Any]) -> NDArray[Any]:
     """Mean loss of each class over all real pixels: sum_i S_ic / sum_i N_ic.
 
     The sum over images is exactly rounded, so neither their order nor the number of devices changes it.
@@ -46,10 +48,12 @@ def mean_loss(sums: Sequence[Sequence[float]], counts: np.ndarray) -> np.ndarray
     """
     total = np.array([math.fsum(column) for column in zip(*sums, strict=True)])
     pixels = counts.sum(axis=0)
-    return np.divide(total, pixels, out=np.full(total.shape, np.nan), where=pixels > 0)
+    means = np.full(total.shape, np.nan)
+    np.divide(total, pixels, out=means, where=pixels > 0)
+    return means
 
 
-def thresholds(mean: np.ndarray, margin: float = 1.25, unseen: str = "ignore") -> np.ndarray:
+def thresholds(mean: NDArray[Any], margin: float = 1.25, unseen: str = "ignore") -> NDArray[Any]:
     """The largest loss that each class's pixels may have: margin * mean.
 
     Args:
@@ -63,7 +67,7 @@ def thresholds(mean: np.ndarray, margin: float = 1.25, unseen: str = "ignore") -
     return np.where(np.isnan(mean), -np.inf if unseen == "ignore" else np.inf, margin * mean)
 
 
-def filter_mask(loss: np.ndarray, mask: np.ndarray, limits: np.ndarray) -> np.ndarray:
+def filter_mask(loss: NDArray[Any], mask: NDArray[Any], limits: NDArray[Any]) -> NDArray[Any]:
     """The mask with 255 where the loss exceeds the class's limit.
 
     Args:
@@ -79,7 +83,7 @@ def filter_mask(loss: np.ndarray, mask: np.ndarray, limits: np.ndarray) -> np.nd
     return np.where(loss <= table[mask], mask, np.uint8(IGNORE))
 
 
-def loss_histogram(loss: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
+def loss_histogram(loss: NDArray[Any], mask: NDArray[Any], num_classes: int) -> NDArray[Any]:
     """Pixels of each class in each bin of ``HISTOGRAM_EDGES``, int64 (C, bins)."""
     bins = len(HISTOGRAM_EDGES) - 1
     index = np.searchsorted(HISTOGRAM_EDGES[1:-1], loss.ravel(), side="right")  # (H*W,) in 0..bins-1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -38,7 +39,7 @@ HISTOGRAM_IMAGES = 500  # images of each kind whose losses enter the figure
 _LARGEST = float(np.finfo(np.float16).max)
 
 # pairs, batches of their indices -> index, loss float32 (H, W), the mask's ids uint8 (H, W); batch by batch
-Losses = Callable[[Sequence[Pair], Sequence[Sequence[int]]], Iterable[tuple[int, np.ndarray, np.ndarray]]]
+Losses = Callable[[Sequence[Pair], Sequence[Sequence[int]]], Iterable[tuple[int, NDArray[Any], NDArray[Any]]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +168,7 @@ def _are_there(record: FilteredRecord, rule: Rule) -> bool:
 
 def _new(
     source: Source, pairs: Sequence[Pair], done: set[str], label: str, ranks: Ranks
-) -> Iterator[tuple[Pair, np.ndarray, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[Pair, NDArray[Any], NDArray[Any], NDArray[Any]]]:
     """Pairs that are not done, with losses, ids and labels; in the batches that they have in an unbroken run."""
     size = source.batch_size
     batches = [range(start, min(start + size, len(pairs))) for start in range(0, len(pairs), size)]
@@ -180,12 +181,12 @@ def _new(
             yield pairs[index], loss, ids, source.labels.table[ids].astype(np.uint8)
 
 
-def _write_mask(ids: np.ndarray, path: Path) -> None:
+def _write_mask(ids: NDArray[Any], path: Path) -> None:
     with atomic_path(path) as temporary:
         Image.fromarray(ids.astype(np.uint8)).save(temporary)
 
 
-def _means(real: RealLoss) -> np.ndarray:
+def _means(real: RealLoss) -> NDArray[Any]:
     return np.array([np.nan if value is None else value for value in real.mean_loss], dtype=np.float64)
 
 
@@ -194,7 +195,7 @@ def _in_figure(pairs: Sequence[Pair]) -> set[str]:
     return {pair.name for pair in pairs[:: -(-len(pairs) // HISTOGRAM_IMAGES)]}
 
 
-def _histogram(records: Iterable[RealRecord | FilteredRecord], count: int) -> np.ndarray:
+def _histogram(records: Iterable[RealRecord | FilteredRecord], count: int) -> NDArray[Any]:
     """Sum of the records' histograms (C, bins)."""
     found = [np.array(record.histogram) for record in records if record.histogram]
     return np.sum(found, axis=0) if found else np.zeros((count, BINS), dtype=np.int64)
@@ -224,7 +225,9 @@ def saved_source(folder: Path) -> tuple[Source, RealLoss]:
         name="of the losses",
     )
 
-    def losses(pairs: Sequence[Pair], batches: Sequence[Sequence[int]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def losses(
+        pairs: Sequence[Pair], batches: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
         for index in (index for batch in batches for index in batch):
             mask = labels.file_ids(pairs[index].mask)
             yield index, read_losses(pairs[index], mask, real), mask
@@ -232,7 +235,7 @@ def saved_source(folder: Path) -> tuple[Source, RealLoss]:
     return Source(real.classes, labels, losses), real
 
 
-def read_losses(pair: Pair, mask: np.ndarray, real: RealLoss) -> np.ndarray:
+def read_losses(pair: Pair, mask: NDArray[Any], real: RealLoss) -> NDArray[Any]:
     """Losses of a mask's pixels, float32 (H, W); ``Pair.image`` is their file.
 
     Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.command import note
 from common.pairing import Checked, Pair
@@ -47,7 +48,7 @@ def by_class(checked: Sequence[Checked], poor: Sequence[int], min_valid: float, 
 
 
 def by_hardness(
-    pairs: Sequence[Pair], classes: Sequence[str], mean_loss: np.ndarray, masks: MaskPixels, seed: int
+    pairs: Sequence[Pair], classes: Sequence[str], mean_loss: NDArray[Any], masks: MaskPixels, seed: int
 ) -> Choice:
     """More images of a mask the harder it is; see ``resample_rule.images_to_keep``.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from common.classes import plain_name
@@ -76,7 +77,7 @@ class _Stats(OpenSchema):
     images: dict[str, _Pixels] = Field(default_factory=dict)
 
 
-def read_class_loss(path: Path, classes: Sequence[str]) -> np.ndarray:
+def read_class_loss(path: Path, classes: Sequence[str]) -> NDArray[Any]:
     """Mean loss of each class on real images (C,), NaN where none showed it, from ``filter_stats.json`` or
     ``real_loss.json``.
 
@@ -114,7 +115,7 @@ class MaskPixels:
         of_image: the mask's name, by the image's.
     """
 
-    pixels: dict[str, np.ndarray]
+    pixels: dict[str, NDArray[Any]]
     of_image: dict[str, str]
 
 
@@ -153,7 +154,7 @@ def pixels_of_masks(folder: Path, pairs: Sequence[Pair], labels: Labels, workers
     if missing := [f"‹syn_mask_path› {folder}: no mask {name}.png" for name in names if name not in files]:
         raise InputError(listed(missing))
 
-    def pixels(name: str) -> np.ndarray | InputError:
+    def pixels(name: str) -> NDArray[Any] | InputError:
         try:
             ids = pixels_of_ids(labels.file_ids(files[name]))
             if wrong := labels.wrong_ids(ids):

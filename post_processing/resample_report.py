@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.plots import plt
 
@@ -15,8 +16,8 @@ BEFORE, AFTER, INACCURATE = "#b0b0b0", "#3b6fb6", "#c0392b"
 
 def resample_statistics(
     classes: Sequence[str],
-    pixels: np.ndarray,
-    sizes: np.ndarray,
+    pixels: NDArray[Any],
+    sizes: NDArray[Any],
     reasons: Sequence[str | None],
     poor: Sequence[int],
     counted: Sequence[str],
@@ -33,9 +34,9 @@ def resample_statistics(
     """
     kept = np.array([reason is not None for reason in reasons])
 
-    def shares(rows: np.ndarray) -> list[float]:
+    def shares(rows: NDArray[Any]) -> list[float]:
         total = rows.sum(axis=0)
-        return (total / max(total.sum(), 1)).tolist()
+        return [float(share) for share in total / max(total.sum(), 1)]
 
     before, after = shares(pixels), shares(pixels[kept])
     return {

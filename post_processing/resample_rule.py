@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 POOR_CLASS, VALID_PIXELS, HARDNESS = "inaccurate class", "valid pixels", "hardness"  # why an image is kept, in reports
 
 
 def keep_reason(
-    pixels: np.ndarray, size: int, poor: Sequence[int], min_valid: float = 0.8, min_pixels: int = 1
+    pixels: NDArray[Any], size: int, poor: Sequence[int], min_valid: float = 0.8, min_pixels: int = 1
 ) -> str | None:
     """Why an image is kept, or None where it is not.
 
@@ -34,7 +36,7 @@ def keep_reason(
     return VALID_PIXELS if pixels.sum() > min_valid * size else None
 
 
-def mask_hardness(pixels: np.ndarray, mean_loss: np.ndarray) -> np.ndarray:
+def mask_hardness(pixels: NDArray[Any], mean_loss: NDArray[Any]) -> NDArray[Any]:
     """Mean over a mask's pixels of their classes' mean loss on real images.
 
     Sums are exact, so that no machine orders two masks otherwise.
@@ -55,7 +57,7 @@ def mask_hardness(pixels: np.ndarray, mean_loss: np.ndarray) -> np.ndarray:
     return np.array(found, dtype=np.float64)
 
 
-def ranks_of(hardness: np.ndarray) -> np.ndarray:
+def ranks_of(hardness: NDArray[Any]) -> NDArray[Any]:
     """Ranks 1 (easiest) to M (hardest) of masks in the order of their names; equally hard ones follow that order."""
     ranks = np.empty(len(hardness), dtype=np.int64)
     ranks[np.argsort(hardness, kind="stable")] = np.arange(1, len(hardness) + 1)

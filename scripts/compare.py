@@ -108,7 +108,7 @@ def segmentor_options(args: argparse.Namespace, kind: str) -> list[str]:
 
 def config_path(args: argparse.Namespace, kind: str) -> str:
     """The config of a kind of training."""
-    return args.joint_config if kind == "joint" and args.joint_config else args.config
+    return str(args.joint_config if kind == "joint" and args.joint_config else args.config)
 
 
 def shared_options(args: argparse.Namespace, kind: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from common import command as cli
 from common.config_options import ConfigOptions
@@ -79,7 +79,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def judge(segmentor: Segmentor, batch_size: int, num_workers: int) -> Judge:
     """The segmentor as ``post_processing`` needs it."""
 
-    def find(files: Sequence[tuple[Path, Path]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def find(files: Sequence[tuple[Path, Path]]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         batches = [range(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)]
         for found in segment(segmentor, files, batches, num_workers):
             yield found.found, found.ids

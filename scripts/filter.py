@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from common import command as cli
 from common.config_options import ConfigOptions
@@ -130,7 +130,9 @@ def refuse_folders(args: argparse.Namespace) -> None:
 def segmentor_source(segmentor: Segmentor, args: argparse.Namespace) -> Source:
     """Losses of a segmentor."""
 
-    def losses(pairs: Sequence[Pair], batches: Sequence[Sequence[int]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def losses(
+        pairs: Sequence[Pair], batches: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
         files = [(pair.image, pair.mask) for pair in pairs]
         for found in segment(segmentor, files, batches, args.num_workers):
             yield found.index, pixel_losses(found.logits, targets[found.ids]), found.ids

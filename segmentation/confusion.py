@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from common.files import atomic_path, write_json
 
 
-def write_confusion(matrix: np.ndarray, names: list[str], stem: Path) -> tuple[Path, Path]:
+def write_confusion(matrix: NDArray[Any], names: list[str], stem: Path) -> tuple[Path, Path]:
     """Writes ``<stem>.json`` with pixels, and ``<stem>.svg`` with the share of each true class in percent.
 
     Args:
@@ -34,7 +36,7 @@ def write_confusion(matrix: np.ndarray, names: list[str], stem: Path) -> tuple[P
     return table, figure
 
 
-def _figure(matrix: np.ndarray, names: list[str]) -> Figure:
+def _figure(matrix: NDArray[Any], names: list[str]) -> Figure:
     count = len(names)
     total = matrix.sum(axis=1, keepdims=True)
     share = np.divide(100 * matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)

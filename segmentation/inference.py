@@ -18,6 +18,7 @@ from mmengine.model import BaseModel
 from mmengine.runner.amp import autocast
 from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS, TRANSFORMS
+from numpy.typing import NDArray
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -91,8 +92,8 @@ class Prediction:
     """
 
     index: int
-    ids: np.ndarray
-    found: np.ndarray
+    ids: NDArray[Any]
+    found: NDArray[Any]
     logits: torch.Tensor
 
 
@@ -197,14 +198,14 @@ def test_pipeline(config: Config, views: Sequence[dict[str, Any]] = ()) -> Compo
         raise InputError(f"{config.filename}: the test pipeline cannot be built: {one_line(error)}") from error
 
 
-class _Images(Dataset):
+class _Images(Dataset[Any]):
     def __init__(self, items: Sequence[tuple[Path, Path | None]], prepare: Compose, labels: Labels) -> None:
         self.items, self.prepare, self.labels = items, prepare, labels
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[int, dict[str, Any], np.ndarray] | str:
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any], NDArray[Any]] | str:
         image, mask_file = self.items[index]
         try:
             if mask_file is None:
@@ -276,7 +277,7 @@ def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _prediction(index: int, ids: np.ndarray, sample: Any, image: Path, segmentor: Segmentor) -> Prediction:
+def _prediction(index: int, ids: NDArray[Any], sample: Any, image: Path, segmentor: Segmentor) -> Prediction:
     if "seg_logits" not in sample:
         raise InputError(
             f"{segmentor.config.filename}: {segmentor.config.model.type} predicts no logits; name another segmentor"
@@ -296,7 +297,7 @@ def _two_or_more(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.zeros_like(logit), logit])
 
 
-def pixel_losses(logits: torch.Tensor, labels: np.ndarray) -> np.ndarray:
+def pixel_losses(logits: torch.Tensor, labels: NDArray[Any]) -> NDArray[Any]:
     """Cross-entropy of each pixel in nats, float32 (H, W); 0 where the label is 255.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmseg.registry import DATASETS, TRANSFORMS
+from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
@@ -37,19 +38,19 @@ class LabelRule:
         files: how its class table reads mask files, if it has one.
     """
 
-    table: np.ndarray
+    table: NDArray[Any]
     num_classes: int
     ignored: int = IGNORED
     unscored: int = IGNORED
     class_names: tuple[str, ...] = ()
     files: Labels | None = None
 
-    def targets(self) -> np.ndarray:
+    def targets(self) -> NDArray[Any]:
         """(256,) uint8: the label of each id where losses count it, else 255."""
         counts = (self.table >= 0) & (self.table < self.num_classes) & (self.table != self.ignored)
         return np.where(counts, self.table, IGNORED).astype(np.uint8)
 
-    def ids(self) -> np.ndarray:
+    def ids(self) -> NDArray[Any]:
         """(256,) uint8: the id in mask files of each label, the smallest of several; other labels stay as they are."""
         ids = np.arange(256, dtype=np.uint8)
         for label in range(self.num_classes):
@@ -168,7 +169,7 @@ def _default(kind: type, name: str) -> Any:
 
 def _label_of_each_id(
     steps: list[dict[str, Any]], reduce_zero_label: bool, label_map: dict[int, int] | None
-) -> np.ndarray:
+) -> NDArray[Any]:
     """(256,) int16: what the config's own step makes of a mask that shows each id once."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "ids.png")

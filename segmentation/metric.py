@@ -8,6 +8,7 @@ import numpy as np
 from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
+from numpy.typing import NDArray
 
 
 @METRICS.register_module()
@@ -27,7 +28,7 @@ class ClassIoUMetric(IoUMetric):
     def __init__(self, confusion: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.confusion = confusion
-        self.matrix: np.ndarray | None = None
+        self.matrix: NDArray[Any] | None = None
 
     def process(self, data_batch: Any, data_samples: Any) -> None:
         """Adds the images' areas, and their confusion."""

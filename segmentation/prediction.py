@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -85,7 +86,7 @@ def open_folder(folder: Path, made_from: dict[str, str]) -> None:
         )
 
 
-def palette(segmentor: Segmentor) -> np.ndarray:
+def palette(segmentor: Segmentor) -> NDArray[Any]:
     """Colors of the classes, (C, 3) uint8 RGB: the test set's, else far-apart ones."""
     dataset = test_dataset(segmentor.config)
     colors = class_table(dataset["classes"])["palette"] if dataset and "classes" in dataset else []
@@ -217,7 +218,7 @@ def _state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _write(paths: dict[str, Path], found: Prediction, image: Path, ids: np.ndarray, colors: np.ndarray) -> None:
+def _write(paths: dict[str, Path], found: Prediction, image: Path, ids: NDArray[Any], colors: NDArray[Any]) -> None:
     writers: dict[str, Callable[[Path], Any]] = {
         "masks": lambda path: Image.fromarray(ids[found.found]).save(path),
         "overlays": lambda path: Image.fromarray(painted(read_image(image), found.found, colors)).save(path),
@@ -228,11 +229,11 @@ def _write(paths: dict[str, Path], found: Prediction, image: Path, ids: np.ndarr
             writers[kind](temporary)
 
 
-def _probabilities(logits: torch.Tensor) -> np.ndarray:
+def _probabilities(logits: torch.Tensor) -> NDArray[Any]:
     return logits.float().softmax(0).cpu().numpy().astype(np.float16)
 
 
-def painted(image: np.ndarray, found: np.ndarray, colors: np.ndarray) -> np.ndarray:
+def painted(image: NDArray[Any], found: NDArray[Any], colors: NDArray[Any]) -> NDArray[Any]:
     """An image (H, W, 3) under its classes' colors, half and half, and the borders of classes in full.
 
     Args:

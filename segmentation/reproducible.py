@@ -66,7 +66,7 @@ class NumberedBatches:
         return drawn
 
 
-class SeededItems(Dataset):
+class SeededItems(Dataset[Any]):
     """A data set whose items are augmented as the draw's seed says; all else is the data set's own."""
 
     def __init__(self, dataset: Any) -> None:
@@ -145,7 +145,7 @@ class _WorkerStart:
 class EndlessBatches:
     """An iteration-based loop's batches; workers start with the first one."""
 
-    def __init__(self, loader: DataLoader, batches: NumberedBatches) -> None:
+    def __init__(self, loader: DataLoader[Any], batches: NumberedBatches) -> None:
         self.loader, self.batches = loader, batches
         self.iterator: Iterator[Any] | None = None
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from common.classes import ClassTable, far_apart_colors
 from common.errors import InputError
@@ -53,7 +56,7 @@ class HintEncoder:
         self._table = table.T.copy()  # (C, 256): id -> values; those of IGNORE are 0, except for index
         self._valid = None if classes is None else (np.arange(256) < len(classes)) | (np.arange(256) == IGNORE)
 
-    def __call__(self, mask: np.ndarray) -> torch.Tensor:
+    def __call__(self, mask: NDArray[Any]) -> torch.Tensor:
         """Encodes a mask.
 
         Args:
@@ -69,7 +72,7 @@ class HintEncoder:
             raise InputError(f"mask: class ids {np.unique(mask[~self._valid[mask]])[:10].tolist()} are no classes")
         return torch.from_numpy(np.take(self._table, mask, axis=1))  # (C, H, W)
 
-    def decode(self, hint: torch.Tensor) -> np.ndarray:
+    def decode(self, hint: torch.Tensor) -> NDArray[Any]:
         """The class ids that a hint encodes, for pictures.
 
         Args:
@@ -85,7 +88,7 @@ class HintEncoder:
         return (IGNORE - first[nearest]).astype(np.uint8).reshape(hint.shape[1:])
 
 
-def colorize(mask: np.ndarray, classes: ClassTable) -> np.ndarray:
+def colorize(mask: NDArray[Any], classes: ClassTable) -> NDArray[Any]:
     """A mask in the colors of its class table; pixels without a class are black.
 
     Args:
@@ -98,7 +101,7 @@ def colorize(mask: np.ndarray, classes: ClassTable) -> np.ndarray:
     return _lookup(classes.palette)[mask]
 
 
-def _lookup(rows: np.ndarray) -> np.ndarray:
+def _lookup(rows: NDArray[Any]) -> NDArray[Any]:
     """(256, C): the given rows (N, C), then zeros."""
     table = np.zeros((256, rows.shape[1]), dtype=rows.dtype)
     table[: len(rows)] = rows

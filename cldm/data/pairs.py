@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -182,7 +183,7 @@ def _height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | Non
     return sides[0], sides[1]
 
 
-def _load(read: Any, item: Item, kind: str) -> np.ndarray:
+def _load(read: Any, item: Item, kind: str) -> NDArray[Any]:
     path = getattr(item, kind)
     try:
         return read(path)
@@ -206,14 +207,14 @@ def middle(shape: tuple[int, ...], aspect: tuple[int, ...]) -> Box | None:
 
 
 def _resize(
-    pixels: np.ndarray, size: tuple[int, ...] | None, resample: Image.Resampling, box: Box | None = None
-) -> np.ndarray:
+    pixels: NDArray[Any], size: tuple[int, ...] | None, resample: Image.Resampling, box: Box | None = None
+) -> NDArray[Any]:
     """(H, W) or (H, W, 3) uint8, or a part of it, to (height, width) = ``size``, antialiased where the filter is."""
     if size is None or (box is None and pixels.shape[:2] == tuple(size)):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resample, box))
 
 
-def _to_tensor(image: np.ndarray) -> torch.Tensor:
+def _to_tensor(image: NDArray[Any]) -> torch.Tensor:
     """(H, W, 3) uint8 -> (3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).div_(127.5).sub_(1).contiguous()

@@ -9,6 +9,7 @@ import albumentations as A
 import cv2
 import numpy as np
 from albumentations.augmentations.geometric import functional as geometric
+from numpy.typing import NDArray
 
 from common.errors import InputError
 
@@ -81,7 +82,7 @@ class ReferenceAugmentation:
         self.color = color
         self._jitter = A.ColorJitter()  # only its ``apply``: its own random state is shared by threads
 
-    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+    def __call__(self, image: NDArray[Any], seed: int) -> NDArray[Any]:
         """The reference for an image; image and seed alone decide.
 
         Args:
@@ -112,7 +113,7 @@ class ReferenceAugmentation:
             offset=(float(offset[0]), float(offset[1])),
         )
 
-    def _recolor(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _recolor(self, image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
         def factor() -> float:
             return 1 + 0.3 * self.color * rng.uniform(-1, 1)
 
@@ -128,7 +129,7 @@ class ReferenceAugmentation:
         return np.clip(np.rint(image * gain), 0, 255).astype(np.uint8)
 
 
-def _translate(image: np.ndarray, dx: int, dy: int) -> np.ndarray:
+def _translate(image: NDArray[Any], dx: int, dy: int) -> NDArray[Any]:
     """Moves the content right and down by whole pixels; no pixel is interpolated."""
     if dx == dy == 0:
         return image
@@ -136,14 +137,14 @@ def _translate(image: np.ndarray, dx: int, dy: int) -> np.ndarray:
     return image[rows[:, None], columns]
 
 
-def _reflect(index: np.ndarray, n: int) -> np.ndarray:
+def _reflect(index: NDArray[Any], n: int) -> NDArray[Any]:
     """Folds any index into 0..n-1 by reflection about the first and the last pixel, which are not doubled."""
     if n == 1:
         return np.zeros_like(index)
     return n - 1 - np.abs(n - 1 - index % (2 * n - 2))
 
 
-def _warp(image: np.ndarray, change: _Change) -> np.ndarray:
+def _warp(image: NDArray[Any], change: _Change) -> NDArray[Any]:
     """Scales, then rotates, then translates about the center, by one bicubic look-up."""
     if change.scale == 1 and change.angle == 0 and change.offset == (0.0, 0.0):
         return image

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cldm.data.hints import colorize
@@ -62,7 +64,7 @@ def real_images(items: Path, data_root: Path) -> dict[str, Path]:
     return real
 
 
-def rows(options: ContactSheetOptions) -> list[list[np.ndarray]]:
+def rows(options: ContactSheetOptions) -> list[list[NDArray[Any]]]:
     """Pictures (size, size, 3) uint8 of ``count`` samples spread over the folder's records, see ``COLUMNS``.
 
     Raises:
@@ -79,7 +81,7 @@ def rows(options: ContactSheetOptions) -> list[list[np.ndarray]]:
     table = load_class_table(options.classes)
     chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, options.count).round().astype(int))]
 
-    def fit(picture: np.ndarray, resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+    def fit(picture: NDArray[Any], resample: Image.Resampling = Image.Resampling.BICUBIC) -> NDArray[Any]:
         return np.array(Image.fromarray(picture).resize((size, size), resample))
 
     sheet = []

@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -148,7 +148,7 @@ def paint(model: ControlLDM, batch: Mapping[str, Any], options: SynthesisOptions
 
 def named_images(
     model: ControlLDM, batch: Mapping[str, Any], options: SynthesisOptions
-) -> Iterator[tuple[str, np.ndarray]]:
+) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yields name and image (H, W, 3) uint8 of each job of a batch.
 
     Raises:
@@ -168,7 +168,7 @@ def synthesize(
     seeds: Sequence[int] = (42,),
     batch_size: int = 8,
     num_workers: int = 0,
-) -> Iterator[tuple[str, np.ndarray]]:
+) -> Iterator[tuple[str, NDArray[Any]]]:
     """Makes images in this process, on the model's device, and writes nothing: for notebooks and other programs.
 
     Args:
@@ -226,7 +226,7 @@ class Synthesizer(pl.LightningModule):
         while len(self.writing) > 4 * len(batch["job_name"]):
             self.writing.pop(0).result()
 
-    def _write_whole(self, image: np.ndarray, record: Sample) -> None:
+    def _write_whole(self, image: NDArray[Any], record: Sample) -> None:
         try:
             self._write(image, record)
         except OSError as error:
@@ -236,7 +236,7 @@ class Synthesizer(pl.LightningModule):
                 "whole: make room, and start again"
             ) from error
 
-    def _write(self, image: np.ndarray, record: Sample) -> None:
+    def _write(self, image: NDArray[Any], record: Sample) -> None:
         options = self.options
         kind: dict[str, Any] = {"format": "PNG"}
         if options.image_format == "jpg":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
@@ -127,7 +128,7 @@ class ImageLogger(pl.Callback):
                 "mask, reference, real, synthesized", sheet, trainer.global_step, dataformats="HWC"
             )
 
-    def _row(self, model: ControlLDM, item: dict[str, Any], dataset: Any) -> list[np.ndarray]:
+    def _row(self, model: ControlLDM, item: dict[str, Any], dataset: Any) -> list[NDArray[Any]]:
         """An item's mask in colors, its reference, its image, and the image that the model makes of the first two."""
         one = {k: v[None].to(model.device) if isinstance(v, Tensor) else [v] for k, v in item.items()}
         with torch.no_grad(), model.ema_scope():  # by the running averages, if there are any, as synthesis may

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
@@ -27,7 +28,7 @@ SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 MOST_VALIDATED = 256  # images; more take time and tell nothing new
 
 
-def read_bands(path: Path) -> np.ndarray:
+def read_bands(path: Path) -> NDArray[Any]:
     """Pixels of an image file (H, W, 3) uint8, or of a numpy file of any number of bands (H, W, bands).
 
     Raises:
@@ -45,7 +46,7 @@ def read_bands(path: Path) -> np.ndarray:
     return array
 
 
-def to_tensor(pixels: np.ndarray, value_range: Sequence[float]) -> Tensor:
+def to_tensor(pixels: NDArray[Any], value_range: Sequence[float]) -> Tensor:
     """Pixels (H, W, bands) -> float32 (bands, H, W): -1 and 1 for the ends of the range."""
     low, high = value_range
     scaled = (pixels.astype(np.float32) - low) * (2 / (high - low)) - 1

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -48,7 +48,7 @@ def image_scores(name: str, real: Tensor, made: Tensor) -> ImageScores:
 
 def round_trips(
     first_stage: Any, files: Sequence[Path], value_range: Sequence[float], device: str
-) -> Iterator[tuple[ImageScores, np.ndarray]]:
+) -> Iterator[tuple[ImageScores, NDArray[Any]]]:
     """Each file's scores, and its reconstruction (H, W, bands) in numbers of the file's own type.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import InputError
@@ -16,12 +17,12 @@ SAMPLERS = ("ddim", "dpmsolver++", "unipc", "euler")
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
-def make_betas(timesteps: int, linear_start: float, linear_end: float) -> np.ndarray:
+def make_betas(timesteps: int, linear_start: float, linear_end: float) -> NDArray[Any]:
     """Variances beta_t of Stable Diffusion's schedule (linear in the square root), float64 (timesteps,)."""
     return np.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=np.float64) ** 2
 
 
-def schedule_buffers(betas: np.ndarray) -> dict[str, Tensor]:
+def schedule_buffers(betas: NDArray[Any]) -> dict[str, Tensor]:
     """The tables that published checkpoints carry beside the weights (Ho et al. 2020, equations 4 to 7).
 
     Only ``alphas_cumprod`` is used here; the others are kept so that a saved checkpoint has the published key set.
