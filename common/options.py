@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -167,7 +167,7 @@ def recorded(options: Options) -> dict[str, Any]:
     """The options by field, as reports keep them: paths as texts."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
+        if isinstance(value, tuple | list):
             return [plain(one) for one in value]
         return str(value) if isinstance(value, Path) else value
 
@@ -185,12 +185,14 @@ def words(options: Options) -> list[str]:
         if value == field.default:
             continue
         flag = how.names[0] if how.names else _long(field.name)
-        several = [_word(one) for one in (value if isinstance(value, tuple) else (value,))]
+        if isinstance(value, Mapping):
+            value = tuple(f"{key}={one}" for key, one in value.items())
+        several = [_word(one) for one in (value if isinstance(value, tuple | list) else (value,))]
         if how.positional:
             positional += several
         elif kind is bool and how.nargs is None and how.convert is None:
             given.append(flag)
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple | list):
             given += [flag, *several]
         else:
             given.append(f"{flag}={several[0]}")

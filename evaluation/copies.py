@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.images import read_image
+from common.images import ImageError, read_image
+from common.pairing import IMAGE_SUFFIXES, faults_of, list_files, without_faults
 
 SIDE = 32
 CHUNK = 2048  # images at once: bounds the memory
@@ -19,6 +21,33 @@ def thumbnail(path: Path) -> NDArray[Any]:
     """An image as (SIDE, SIDE, 3) float32 in 0..1, each pixel the mean of what it covers."""
     small = Image.fromarray(read_image(path)).resize((SIDE, SIDE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32) / 255
+
+
+def read_thumbnails(
+    folders: Sequence[Path], named: str, skip_invalid: bool
+) -> tuple[list[Path], NDArray[Any], list[str]]:
+    """Image files of folders, their thumbnails (N, S, S, 3), and a line for each file left out.
+
+    Args:
+        folders: of images.
+        named: the option that named them, for messages.
+        skip_invalid: leave damaged files out.
+
+    Raises:
+        InputError: a file is damaged and ``skip_invalid`` is not set, or none is left.
+    """
+
+    def fault(path: Path) -> str | None:
+        try:
+            small[path] = thumbnail(path)
+        except ImageError as error:
+            return str(error)
+        return None
+
+    small: dict[Path, NDArray[Any]] = {}
+    files = [file for folder in folders for file in list_files(folder, IMAGE_SUFFIXES, named).values()]
+    left, wrong = without_faults(files, faults_of(files, fault, "training images"), named, skip_invalid)
+    return left, np.stack([small[path] for path in left]), wrong
 
 
 def symmetries(images: NDArray[Any]) -> NDArray[Any]:

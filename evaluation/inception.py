@@ -40,7 +40,7 @@ def inception_features(path: Path) -> nn.Module:
         weights = read_tensors(path)
         refuse_not_finite(weights, path, "take another file")
     except InputError as error:
-        raise InputError(f"--inception-weights {error}") from error
+        raise InputError(f"‹inception_weights› {error}") from error
     try:
         weights = {key: value for key, value in weights.items() if not key.startswith(("AuxLogits.", "fc."))}
         model: nn.Module = inception_v3(weights=None, aux_logits=False, init_weights=False)
@@ -48,7 +48,7 @@ def inception_features(path: Path) -> nn.Module:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = one_line(error)
-        raise InputError(f"--inception-weights {path}: not weights of torchvision's inception_v3 ({reason})") from error
+        raise InputError(f"‹inception_weights› {path}: not weights of torchvision's inception_v3 ({reason})") from error
     model.num_features = 2048  # type: ignore[assignment]
     model.eval()
     return model

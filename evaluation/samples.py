@@ -1,9 +1,10 @@
-"""Judging synthesized images without training: what a segmentor finds in them, copies, coverage, FID and KID."""
+"""How good synthesized images are, without training: agreement with their masks, copies, coverage, FID and KID."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,162 +12,155 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from common.errors import InputError
-from common.files import atomic_path, write_json
-from common.images import ImageError
-from common.pairing import IMAGE_SUFFIXES, Pair, faults_of, list_files, without_faults
-from common.scores import confusion, scores
-from evaluation.copies import nearest, thumbnail
+from common.config_options import ConfigOptions
+from common.converters import batch_size, number, workers
+from common.errors import InputError, spelled
+from common.files import atomic_path, check_writable, inside, only_writer, room_for, write_json
+from common.options import option, recorded
+from common.pairing import Pair, sound_pairs
+from evaluation.agreement import agreement, class_coverage
+from evaluation.copies import nearest, read_thumbnails, thumbnail
 from evaluation.samples_report import nearest_sheet, samples_figure
 
 SHOWN = 8  # nearest pairs in the picture
 
 
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """A segmentor, for those who need not know what it is.
+@dataclass(frozen=True, kw_only=True)
+class SamplesOptions(ConfigOptions):
+    """The images, the segmentor that judges them, and where to write what it found."""
 
-    Attributes:
-        classes: C names.
-        table: (256,), the label of each id in mask files.
-        unscored: the label that scores leave out.
-        find: of image and mask files, class ids found (H, W) and the mask's ids (H, W), in the files' order.
+    config: str = option(positional=True, help="mmseg config of the segmentor trained on real images")
+    checkpoint: str = option(positional=True, help="its weights")
+    real_img_path: Path = option(help="real images that it was not trained on")
+    real_label_path: Path = option(names=("--real-label-path", "--real-mask-path"), help="their masks")
+    syn_img_path: Path = option(help="synthesized images")
+    syn_mask_path: Path = option(help="masks that they were synthesized from")
+    train_img_path: tuple[Path, ...] = option(
+        help="images that the synthesis model has seen, in training or as references"
+    )
+    out_dir: Path = option(help="folder for evaluation.json and pictures")
+    classes: str | None = option(None, help="class table, by name or path to a classes.json (default: the config's)")
+    copy_distance: float = option(
+        0.02,
+        convert=number(0),
+        help="an image nearer to a training image is flagged as copy (RMS of 32 x 32 thumbnails, 0..1)",
+    )
+    inception_weights: Path | None = option(
+        None, help="torchvision's inception_v3 weights (.pth), for FID and KID to the training images"
+    )
+    skip_invalid: bool = option(False, help="leave out files that are unpaired or damaged")
+    batch_size: int | None = option(
+        None, convert=batch_size, help="images a batch, of one size (default: as in the config's own test)"
+    )
+    num_workers: int = option(2, convert=workers, help="processes that read images")
+    device: str = option("auto", help="auto, cpu, cuda or cuda:N")
+
+
+def evaluate_samples(options: SamplesOptions) -> dict[str, Any]:
+    """Checks all that can be known, judges, and writes evaluation.json, evaluation.svg and nearest.jpg.
+
+    Returns:
+        What evaluation.json holds.
+
+    Raises:
+        InputError: a file, the segmentor or the Inception weights cannot be used.
     """
-
-    classes: Sequence[str]
-    table: NDArray[Any]
-    unscored: int
-    find: Callable[[Sequence[tuple[Path, Path]]], Iterable[tuple[NDArray[Any], NDArray[Any]]]]
-
-
-def segmentor_scores(judge: Judge, pairs: Sequence[Pair], kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Scores of all pairs together, and each image's class pixels: ``mask`` and ``found``, int64 (N, C)."""
-    count = len(judge.classes)
-    total = np.zeros((count + 1, count), dtype=np.int64)
-    shown, found = [], []
-    results = judge.find([(pair.image, pair.mask) for pair in pairs])
-    for prediction, ids in tqdm(results, kind, len(pairs), unit="image"):
-        matrix = confusion(prediction, judge.table[ids], count, judge.unscored)
-        total += matrix
-        shown.append(matrix[:-1].sum(axis=1))
-        found.append(matrix.sum(axis=0))
-    report = {"images": len(pairs), **scores(total, judge.classes)}
-    return report, {"mask": np.array(shown), "found": np.array(found)}
+    out = options.out_dir
+    inputs = (options.real_img_path, options.real_label_path, options.syn_img_path, options.syn_mask_path)
+    if folder := next((folder for folder in (*inputs, *options.train_img_path) if inside(out, folder)), None):
+        raise InputError(f"‹out_dir› {out}: lies inside {folder}; name another folder")
+    with room_for("‹out_dir›", out):
+        check_writable(out, "‹out_dir›")
+        with only_writer(out, "‹out_dir›"):
+            return _evaluate(options)
 
 
-def class_coverage(
-    classes: Sequence[str], real: NDArray[Any], synthesized: NDArray[Any], found: NDArray[Any]
-) -> dict[str, dict[str, float]]:
-    """By class: share of pixels in real and synthesized masks and of what the segmentor found; images that show it."""
+def _evaluate(options: SamplesOptions) -> dict[str, Any]:
+    from segmentation.inference import open_segmentor  # mmseg takes seconds to load
 
-    def shares(pixels: NDArray[Any]) -> NDArray[Any]:
-        found: NDArray[np.float64] = pixels.sum(axis=0) / max(pixels.sum(), 1)
-        return found
-
-    return {
-        name: {
-            "share_real": float(shares(real)[c]),
-            "share_synthesized": float(shares(synthesized)[c]),
-            "share_found": float(shares(found)[c]),
-            "images_real": int((real[:, c] > 0).sum()),
-            "images_synthesized": int((synthesized[:, c] > 0).sum()),
-        }
-        for c, name in enumerate(classes)
+    judge = open_segmentor(options.config, options.checkpoint, options, options.classes, options.device)
+    distances = _distances(options)
+    labels, skip = judge.labels(), options.skip_invalid
+    named = ("‹real_img_path›", "‹real_label_path›"), ("‹syn_img_path›", "‹syn_mask_path›")
+    real = sound_pairs(
+        options.real_img_path, options.real_label_path, named[0], labels, same_size=True, skip_invalid=skip
+    )
+    synthesized = sound_pairs(options.syn_img_path, options.syn_mask_path, named[1], labels, skip_invalid=skip)
+    training, pool, damaged = read_thumbnails(options.train_img_path, "‹train_img_path›", skip)
+    left_out = [*real.left_out, *synthesized.left_out, *damaged]
+    if distances:
+        _check_distances(len(training), len(synthesized.pairs))
+    before, after = (
+        agreement(judge, pairs, title, options.batch_size, options.num_workers)
+        for pairs, title in ((real.pairs, "real"), (synthesized.pairs, "synthesized"))
+    )
+    report: dict[str, Any] = {
+        "options": recorded(options),
+        "skipped": [spelled(line) for line in left_out],
+        "real": before.report,
+        "synthesized": after.report,
+        "coverage": class_coverage(judge.class_names, before.mask_pixels, after.mask_pixels, after.found_pixels),
     }
+    report |= _write_copies(options, report, synthesized.pairs, training, pool)
+    if distances:
+        report |= distances(training, [pair.image for pair in synthesized.pairs])
+    write_json(report, options.out_dir / "evaluation.json")
+    return report
 
 
-def training_images(
-    folders: Sequence[Path], option: str, skip_invalid: bool
-) -> tuple[list[Path], NDArray[Any], list[str]]:
-    """Image files, their thumbnails (N, S, S, 3), and a line for each file left out; all are opened here.
-
-    Raises:
-        InputError: a file is damaged and ``skip_invalid`` is not set, or none is left.
-    """
-
-    def look(path: Path) -> str | None:
-        try:
-            small[path] = thumbnail(path)
-        except ImageError as error:
-            return str(error)
+def _distances(options: SamplesOptions) -> Callable[[Sequence[Path], Sequence[Path]], dict[str, float]] | None:
+    """FID and KID of two lists of image files; None where no Inception weights are given."""
+    if options.inception_weights is None:
         return None
+    from common.devices import pick_device
+    from evaluation import inception  # needs torchvision's models: seconds
 
-    small: dict[Path, NDArray[Any]] = {}
-    files = [file for folder in folders for file in list_files(folder, IMAGE_SUFFIXES, option).values()]
-    left, wrong = without_faults(files, faults_of(files, look, "training images"), option, skip_invalid)
-    return left, np.stack([small[path] for path in left]), wrong
+    features = inception.inception_features(options.inception_weights)
+    device = pick_device(options.device)
+    return partial(inception.distances, features, device=device, batch_size=options.batch_size or 8)
 
 
-def check_distances(training: int, synthesized: int) -> None:
-    """Refuses what FID and KID cannot be computed of.
-
-    Raises:
-        InputError: fewer than two images on a side.
-    """
-    for count, option in ((training, "--train-img-path"), (synthesized, "--syn-img-path")):
+def _check_distances(training: int, synthesized: int) -> None:
+    """Refuses what FID and KID cannot be computed of: fewer than two images on a side."""
+    for count, name in ((training, "‹train_img_path›"), (synthesized, "‹syn_img_path›")):
         if count < 2:
             raise InputError(
-                f"--inception-weights: FID and KID need at least two images, {option} has {count}; name "
+                f"‹inception_weights›: FID and KID need at least two images, {name} has {count}; name "
                 "more, or leave the option out"
             )
 
 
-def evaluate(
-    judge: Judge,
-    pairs: dict[str, list[Pair]],
-    training: Sequence[Path],
-    pool: NDArray[Any],
-    limit: float,
-    out: Path,
-    distances: Callable[[Sequence[Path], Sequence[Path]], dict[str, float]] | None,
-    options: dict[str, Any],
-    skipped: Sequence[str],
+def _write_copies(
+    options: SamplesOptions, report: dict[str, Any], pairs: Sequence[Pair], training: Sequence[Path], pool: NDArray[Any]
 ) -> dict[str, Any]:
-    """Writes evaluation.json, evaluation.svg and nearest.jpg.
+    """Writes the pictures; returns which images are near to one of training, and how far each is from its nearest.
 
     Args:
-        judge: the segmentor.
-        pairs: ``real`` and ``syn``.
+        options: of the evaluation.
+        report: what is known so far, for the figure.
+        pairs: synthesized.
         training: image files that the synthesis model has seen.
-        pool: their thumbnails, see ``training_images``.
-        limit: an image nearer to a training image counts as its copy.
-        out: folder.
-        distances: FID and KID of training and synthesized images, if asked for.
-        options: for the report.
-        skipped: files left out.
-
-    Returns:
-        What evaluation.json holds.
+        pool: their thumbnails, see ``read_thumbnails``.
     """
-    real, real_pixels = segmentor_scores(judge, pairs["real"], "real")
-    synthesized, pixels = segmentor_scores(judge, pairs["syn"], "synthesized")
-    images = np.stack([thumbnail(pair.image) for pair in tqdm(pairs["syn"], "synthesized images", unit="image")])
+    images = np.stack([thumbnail(pair.image) for pair in tqdm(pairs, "synthesized images", unit="image")])
     distance, index = nearest(images, pool)
-    real_distance = nearest(pool, pool, leave_out_self=True)[0] if len(pool) > 1 else np.zeros(1)
-    rounded = [round(float(value), 5) for value in distance]
-    by_image = {
-        pair.name: {"distance": rounded[i], "nearest": str(training[index[i]])} for i, pair in enumerate(pairs["syn"])
-    }
-    report: dict[str, Any] = {
-        "options": options,
-        "skipped": list(skipped),
-        "real": real,
-        "synthesized": synthesized,
-        "coverage": class_coverage(judge.classes, real_pixels["mask"], pixels["mask"], pixels["found"]),
+    of_training = nearest(pool, pool, leave_out_self=True)[0] if len(pool) > 1 else np.zeros(1)
+    rounded = {pair.name: round(float(value), 5) for pair, value in zip(pairs, distance, strict=True)}
+    found = {
         "copies": {
-            "limit": limit,
-            "images": [pair.name for pair, value in zip(pairs["syn"], rounded, strict=True) if value < limit],
+            "limit": options.copy_distance,
+            "images": [name for name, value in rounded.items() if value < options.copy_distance],
             "median_distance": float(np.median(distance)),
-            "median_distance_of_training_images": float(np.median(real_distance)),
+            "median_distance_of_training_images": float(np.median(of_training)),
         },
-        "nearest": by_image,
+        "nearest": {
+            pair.name: {"distance": rounded[pair.name], "nearest": str(training[index[i]])}
+            for i, pair in enumerate(pairs)
+        },
     }
-    if distances:
-        report |= distances(training, [pair.image for pair in pairs["syn"]])
-    with atomic_path(out / "evaluation.svg") as path:
-        samples_figure(path, report, distance, real_distance)
+    with atomic_path(options.out_dir / "evaluation.svg") as path:
+        samples_figure(path, report | found, distance, of_training)
     closest = np.argsort(distance)[:SHOWN]
-    with atomic_path(out / "nearest.jpg") as path:
-        nearest_sheet(path, [(pairs["syn"][i].image, training[index[i]], float(distance[i])) for i in closest])
-    write_json(report, out / "evaluation.json")
-    return report
+    with atomic_path(options.out_dir / "nearest.jpg") as path:
+        nearest_sheet(path, [(pairs[i].image, training[index[i]], float(distance[i])) for i in closest])
+    return found

@@ -23,7 +23,7 @@ def samples_figure(
 
     Args:
         path: .svg or .png file.
-        report: scripts/evaluate_samples.py's report.
+        report: see ``evaluation.samples.evaluate_samples``.
         distances: of synthesized images to their nearest training image (N,).
         real_distances: of training images to their nearest other one (M,).
     """

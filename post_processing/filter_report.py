@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import spelled
+from common.files import atomic_path, write_json
+from common.journal import sealed
+from common.options import recorded
 from common.plots import plt
-from post_processing.filter_rule import HISTOGRAM_EDGES
-from post_processing.filter_state import FilteredRecord, RealLoss
+from post_processing.filter_options import FilterOptions
+from post_processing.filter_rule import HISTOGRAM_EDGES, thresholds
+from post_processing.filter_state import REAL_LOSS, STATS, FilteredRecord, RealLoss, sum_of_histograms
 
 REAL, SYNTHESIZED, DROPPED = "#3b6fb6", "#d9822b", "#d9d9d9"
 
@@ -112,3 +117,33 @@ def filter_figure(
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def write_report(
+    options: FilterOptions, real: RealLoss, records: Mapping[str, FilteredRecord], left_out: Sequence[str]
+) -> dict[str, Any]:
+    """Writes filter_stats.json and filter_stats.svg, and real_loss.json beside saved losses.
+
+    Args:
+        options: of the run.
+        real: what the real images showed.
+        records: by image name.
+        left_out: a line for each file that was.
+
+    Returns:
+        What filter_stats.json holds.
+    """
+    out = options.filtered_mask_path
+    limits = thresholds(real.means(), options.tolerance_margin, options.unseen_class)
+    statistics = filter_statistics(real, limits, records)
+    if options.save_loss:
+        checksums = {name: record.losses for name, record in records.items()}
+        content = {**real.model_dump(), "checksums": checksums}
+        write_json(sealed(content), options.save_loss / REAL_LOSS, indent=None)
+    labels = {"labels": sealed({"of_id": real.label_of_id})} if real.label_of_id else {}
+    report = {"options": recorded(options), "skipped": [spelled(line) for line in left_out], **labels, **statistics}
+    write_json(report, out / STATS, indent=None)
+    histograms = np.asarray(real.histogram), sum_of_histograms(records.values(), len(limits))
+    with atomic_path(out / "filter_stats.svg") as path:
+        filter_figure(path, statistics["per_class"], *histograms, options.tolerance_margin)
+    return report

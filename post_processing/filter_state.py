@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from common.errors import InputError
@@ -14,7 +17,7 @@ from common.pairing import Pair
 from common.schema import OpenSchema, Schema, load_json, parse, read_json
 from post_processing.filter_rule import HISTOGRAM_EDGES
 
-STATE = ".filter"  # below --filtered-mask-path: the settings, and what is done
+STATE = ".filter"  # below the filtered masks: the settings, and what is done
 STATS, REAL_LOSS = "filter_stats.json", "real_loss.json"
 BINS = len(HISTOGRAM_EDGES) - 1
 
@@ -64,7 +67,7 @@ class FilteredRecord(Record):
 
 
 class RealLoss(Schema):
-    """``real_loss.json`` in the folder of ``--save-loss``: what the real images showed.
+    """``real_loss.json`` in the folder of ``save_loss``: what the real images showed.
 
     ``label_of_id``: see ``LabelTable``; none where ids are class ids.
     ``mask_colors``: red, green, blue and id, where mask files may be in colors.
@@ -90,6 +93,16 @@ class RealLoss(Schema):
             raise ValueError("a class has a mean loss if and only if it has pixels")
         return self
 
+    def means(self) -> NDArray[Any]:
+        """Mean loss of each class, float64 (C,); NaN for a class without real pixels."""
+        return np.array([np.nan if value is None else value for value in self.mean_loss], dtype=np.float64)
+
+
+def sum_of_histograms(records: Iterable[RealRecord | FilteredRecord], num_classes: int) -> NDArray[Any]:
+    """Of those records that have one (C, bins)."""
+    found = [np.array(record.histogram) for record in records if record.histogram]
+    return np.sum(found, axis=0) if found else np.zeros((num_classes, BINS), dtype=np.int64)
+
 
 class LabelTable(Schema):
     """Which class each id in masks is (255: to ignore, -1: may not be)."""
@@ -112,8 +125,8 @@ def read_real_loss(folder: Path) -> RealLoss:
     """
     path = folder / REAL_LOSS
     if not path.is_file():
-        raise InputError(f"--from-loss {folder}: no {REAL_LOSS}; name a folder that --save-loss finished")
-    remedy = f"remove {path}, and make it again with --save-loss"
+        raise InputError(f"‹from_loss› {folder}: no {REAL_LOSS}; name a folder that ‹save_loss› finished")
+    remedy = f"remove {path}, and make it again with ‹save_loss›"
     return parse(unsealed(load_json(path, remedy), str(path), remedy), RealLoss, str(path), remedy)
 
 
@@ -150,6 +163,11 @@ def _stats(folder: Path) -> FilterStats | None:
     return read_json(path, FilterStats, _REMEDY) if path.is_file() else None
 
 
+def _as_field(key: str) -> str:
+    """A setting's name for messages: options are in these files as they were typed first, ``--tolerance-margin``."""
+    return f"‹{key[2:].replace('-', '_')}›" if key.startswith("--") else key
+
+
 class State:
     """What is done in an output folder, and with which settings."""
 
@@ -169,9 +187,9 @@ class State:
             left_over.unlink()
         if path.is_file():
             found = read_json(path, Settings, f"remove {path}, it will be made again").settings
-            if changed := [key for key in self.settings if found.get(key) != self.settings[key]]:
+            if changed := [_as_field(key) for key in self.settings if found.get(key) != self.settings[key]]:
                 raise InputError(
-                    f"--filtered-mask-path {out}: holds masks filtered with another {', '.join(changed)}; "
+                    f"‹filtered_mask_path› {out}: holds masks filtered with another {', '.join(changed)}; "
                     "name another folder or remove this one"
                 )
         self.real.read(), self.filtered.read()

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from common import command as cli
-from common.devices import pick_device
-from common.pairing import Pair
+from common.config_options import ConfigOptions
+from common.pairing import Pair, sound_pairs
+from evaluation.agreement import agreement
 from ldm.first_stage.evaluation import FirstStageScoresOptions, evaluate
 
 
@@ -26,23 +27,20 @@ def recognizer(options: FirstStageScoresOptions) -> Callable[[Path], dict[str, A
     Raises:
         InputError: a segmentor that cannot be used, or images without masks.
     """
-    from common.pairing import sound_pairs  # what reads segmentors takes seconds to import
-    from evaluation.samples import segmentor_scores
-    from scripts.evaluate_samples import judge
-    from segmentation.config import load_config, set_data
-    from segmentation.inference import load_segmentor
+    from segmentation.inference import open_segmentor  # takes seconds to import
 
     assert options.segmentor is not None and options.masks is not None
-    config = load_config(options.segmentor[0], (), options.trust_config)
-    set_data(config, classes=options.classes)
-    segmentor = load_segmentor(config, options.segmentor[1], pick_device(options.device))
-    labels = segmentor.rule.labels()
-    pairs = sound_pairs(options.images, options.masks, ("‹images›", "‹masks›"), labels, same_size=True).pairs
-    by = judge(segmentor, segmentor.batch_size(), options.num_workers)
+    settings = ConfigOptions(trust_config=options.trust_config)
+    config, weights = options.segmentor
+    judge = open_segmentor(config, weights, settings, options.classes, options.device)
+    found = sound_pairs(options.images, options.masks, ("‹images›", "‹masks›"), judge.labels(), same_size=True)
 
     def recognized(folder: Path) -> dict[str, Any]:
-        made = [Pair(pair.name, folder / f"{pair.name}.png", pair.mask) for pair in pairs]
-        real, after = (segmentor_scores(by, files, kind)[0] for kind, files in (("real", pairs), ("made", made)))
+        made = [Pair(pair.name, folder / f"{pair.name}.png", pair.mask) for pair in found.pairs]
+        real, after = (
+            agreement(judge, files, title, num_workers=options.num_workers).report
+            for title, files in (("real", found.pairs), ("made", made))
+        )
         return {"real": real, "reconstructed": after, "lost_mIoU": real["mIoU"] - after["mIoU"]}
 
     return recognized

@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from common.config_options import ConfigOptions
+from common.devices import pick_device
 from common.errors import InputError
 from common.files import digest
 from common.images import Labels
 from common.processes import bounded, end_with_parent
 from common.schema import one_line
 from segmentation.checkpoint import allow_fetch, load_weights, with_its_dvae
+from segmentation.config import load_config, set_data
 from segmentation.labels import IGNORED, LabelRule, label_rule, loads_masks, pipeline
 from segmentation.views import MeanOfViews, view_steps, without_masks
 
@@ -66,6 +69,33 @@ class Segmentor:
             self.class_names,
         )
 
+    def labels(self) -> Labels:
+        """The class of each id in mask files."""
+        return self.rule.labels()
+
+    def pixel_losses(
+        self, files: Sequence[tuple[Path, Path]], batches: Sequence[Sequence[int]], num_workers: int = 4
+    ) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
+        """Index, cross-entropy of each pixel in nats float32 (H, W), and mask ids (H, W); see ``segment``."""
+        targets = self.rule.targets()
+        for found in segment(self, files, batches, num_workers):
+            yield found.index, pixel_losses(found.logits, targets[found.ids]), found.ids
+
+    def predictions(
+        self, files: Sequence[tuple[Path, Path]], batch_size: int | None = None, num_workers: int = 4
+    ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Classes found and true labels (H, W) of images and masks; ``rule.unscored`` is the label of no class.
+
+        Args:
+            files: images and masks.
+            batch_size: images a batch; as in the config's own test by default.
+            num_workers: processes that read images.
+        """
+        size = batch_size or self.batch_size()
+        batches = [range(start, min(start + size, len(files))) for start in range(0, len(files), size)]
+        for found in segment(self, files, batches, num_workers):
+            yield found.found, self.rule.table[found.ids]
+
     def batch_size(self) -> int:
         """Images a batch in the config's own test."""
         return int((self.config.get("test_dataloader") or {}).get("batch_size", 1))
@@ -95,6 +125,31 @@ class Prediction:
     ids: NDArray[Any]
     found: NDArray[Any]
     logits: torch.Tensor
+
+
+def open_segmentor(
+    config: str | Path | Config,
+    checkpoint: str | Path,
+    settings: ConfigOptions | None = None,
+    classes: str | Path | None = None,
+    device: str = "auto",
+) -> Segmentor:
+    """The segmentor of a config and its weights.
+
+    Args:
+        config: mmseg config.
+        checkpoint: weights.
+        settings: what replaces settings of the config.
+        classes: class table; the config's by default.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        InputError: see ``load_config`` and ``load_segmentor``.
+    """
+    settings = settings or ConfigOptions()
+    read = load_config(config, settings.cfg_options, settings.trust_config)
+    set_data(read, classes=None if classes is None else str(classes))
+    return load_segmentor(read, str(checkpoint), pick_device(device))
 
 
 def load_segmentor(config: Config, checkpoint: str, device: str) -> Segmentor:

@@ -20,7 +20,7 @@ ALLOWED = {
     "cldm/data": {"common", "cldm.data", "ldm.training.loaders", "ldm.targets"},
     "gss": {"common", "gss"},
     "post_processing": {"common", "post_processing"},
-    "evaluation": {"common", "evaluation"},
+    "evaluation": {"common", "evaluation", "segmentation"},  # what it says of images, segmentors say
     "segmentation": {"common", "segmentation"},
     "scripts": {"common", "scripts", "cldm", "ldm", "gss", "post_processing", "evaluation", "segmentation"},
 }

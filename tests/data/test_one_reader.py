@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from common.sound_pairs import sound_pairs
 from PIL import Image
 
 from cldm.data.pairs import PairedImages
 from common.classes import load_class_table
 from common.errors import InputError
 from common.images import IGNORE, read_image
+from common.pairing import sound_pairs
 from evaluation.copies import thumbnail
 from gss.maskige import palette_labels
 from tests.conftest import SHARED
@@ -101,11 +101,11 @@ def by_list(world, picture, **options):
 def by_folders(world, labels, same_size):
     """What filter, re-sampling and evaluation make of the folders, and how many pixels of each class they count."""
     where = (world.root / "img", world.root / "label")
-    pairs, checked, left_out = sound_pairs(*where, ("a", "b"), labels, same_size=same_size, skip_invalid=True)
-    for pair, found in zip(pairs, checked, strict=True):
+    sound = sound_pairs(*where, ("a", "b"), labels, same_size=same_size, skip_invalid=True)
+    for pair, found in zip(sound.pairs, sound.checked, strict=True):
         assert (found.pixels == np.bincount(world.kinds[pair.name].ids.ravel(), minlength=256)[:4]).all(), pair
-    refused = {re.findall(r"/(k\d\d\d)\.", line)[0]: line for line in left_out}
-    return refused, {pair.name: (labels.read(pair.mask), read_image(pair.image)) for pair in pairs}
+    refused = {re.findall(r"/(k\d\d\d)\.", line)[0]: line for line in sound.left_out}
+    return refused, {pair.name: (labels.read(pair.mask), read_image(pair.image)) for pair in sound.pairs}
 
 
 def by_segmentor(world):

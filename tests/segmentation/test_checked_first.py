@@ -11,7 +11,7 @@ from torch import nn
 
 from common.files import only_writer
 from evaluation import inception
-from post_processing import filter_run
+from post_processing import filter_passes
 from scripts import filter as filter_script
 from segmentation import inference
 from tests.segmentation.chain import in_child
@@ -196,7 +196,7 @@ def test_losses_do_not_depend_on_where_a_run_stopped(cli, make_chain, monkeypatc
     cli(*filter_options(chain, "--save-loss", chain.root / "whole", "--batch-size", 4))
     for path in (chain.root / "out").glob("*.png"):
         path.rename(chain.root / "unused" / path.name)
-    write = filter_run.write_array
+    write = filter_passes.write_array
 
     def write_and_die(values, path):
         if len(list((chain.root / "loss").glob("*.npy"))) == 3:
@@ -205,7 +205,7 @@ def test_losses_do_not_depend_on_where_a_run_stopped(cli, make_chain, monkeypatc
 
     options = [*filter_options(chain, "--save-loss", chain.root / "loss", "--batch-size", 4)[1:]]
     with monkeypatch.context() as patch:
-        patch.setattr(filter_run, "write_array", write_and_die)
+        patch.setattr(filter_passes, "write_array", write_and_die)
         assert in_child(lambda: filter_script.main(list(map(str, options)))) == 9
     cli("filter", *options)
     for path in (chain.root / "whole").glob("*.npy"):

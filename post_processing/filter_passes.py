@@ -1,0 +1,154 @@
+"""The filter's two passes: real images say what loss is normal, synthesized ones are filtered by it.
+
+Both stop at any moment and go on: what is done is in records, and batches are the same ones whenever a run starts.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from common.arrays import write_array
+from common.errors import InputError
+from common.files import atomic_path
+from common.pairing import Pair
+from common.ranks import Ranks
+from post_processing import filter_rule as rule
+from post_processing.filter_losses import PixelLosses, id_to_ignore, table_of_ids
+from post_processing.filter_options import FilterOptions
+from post_processing.filter_state import FilteredRecord, RealLoss, RealRecord, State, file_stamp, sum_of_histograms
+
+HISTOGRAM_IMAGES = 500  # images of each kind whose losses enter the figure
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """Both passes over the images of this process and of the others that one launcher started.
+
+    Attributes:
+        options: the rule, and where results go.
+        losses: of images.
+        state: what is done.
+        ranks: the processes.
+        batch_size: images that share a batch.
+    """
+
+    options: FilterOptions
+    losses: PixelLosses
+    state: State
+    ranks: Ranks
+    batch_size: int = 1
+
+    def measure_real(self, pairs: Sequence[Pair]) -> RealLoss:
+        """Mean loss of each class over all real pixels, pixels of each class, and the losses' distribution."""
+        stamps, shown = {pair.name: self.state.stamp(pair) for pair in pairs}, _in_figure(pairs)
+        done = {name for name, record in self.state.real.read().items() if record.stamp == stamps.get(name)}
+        self.ranks.wait()  # everybody has read before anybody writes
+        labels = self.losses.labels()
+        count = labels.num_classes
+        for pair, loss, _, ids in self._not_done(pairs, done, "real"):
+            if not np.isfinite(loss).all():
+                raise InputError(f"{pair.image}: the segmentor's loss is not finite here; are its weights sound?")
+            self.state.real.append(
+                RealRecord(
+                    name=pair.name,
+                    stamp=stamps[pair.name],
+                    sums=rule.class_sums(loss, ids, count).tolist(),
+                    pixels=rule.class_counts(ids, count).tolist(),
+                    histogram=rule.loss_histogram(loss, ids, count).tolist() if pair.name in shown else None,
+                ),
+                str(self.ranks.rank),
+            )
+        self.ranks.wait()
+        found = self.state.real.read()
+        records = [found[pair.name] for pair in pairs]
+        pixels = np.array([record.pixels for record in records])  # (images, C)
+        means = rule.mean_loss([record.sums for record in records], pixels)
+        return RealLoss(
+            classes=list(self.losses.class_names),
+            mean_loss=[None if np.isnan(m) else m for m in means.tolist()],
+            pixels=pixels.sum(axis=0).tolist(),
+            histogram=sum_of_histograms(records, count).tolist(),
+            label_of_id=table_of_ids(labels),
+            mask_colors=[list(color) for color in labels.colors] or None,
+        )
+
+    def filter_synthesized(self, pairs: Sequence[Pair], real: RealLoss) -> dict[str, FilteredRecord]:
+        """Writes the filtered masks, in their files' own ids; returns what was kept, by image name."""
+        options = self.options
+        limits = rule.thresholds(real.means(), options.tolerance_margin, options.unseen_class)  # (C,)
+        stamps, shown = {pair.name: self.state.stamp(pair, limits.tolist()) for pair in pairs}, _in_figure(pairs)
+        if options.save_loss and self.ranks.rank == 0:
+            for left_over in options.save_loss.glob(".*.tmp.*"):
+                left_over.unlink()
+        done = {
+            name
+            for name, record in self.state.filtered.read().items()
+            if record.stamp == stamps.get(name) and self._are_there(record)
+        }
+        self.ranks.wait()
+        count, ignored = len(limits), id_to_ignore(self.losses.labels())
+        for pair, loss, file_ids, ids in self._not_done(pairs, done, "synthesized"):
+            kept = rule.filter_mask(loss, ids, limits)
+            checksum = None
+            for path in reversed(options.files_of(pair.name)):  # the mask last: it says that all is there
+                if path.suffix == ".npy":
+                    stored = np.nan_to_num(loss, nan=_LARGEST).clip(max=_LARGEST).astype(np.float16)
+                    write_array(stored, path)
+                    checksum = zlib.crc32(stored.tobytes())
+                else:
+                    dropped = (kept == rule.IGNORE) & (ids != rule.IGNORE)
+                    _write_mask(np.where(dropped, ignored, file_ids), path)
+            self.state.filtered.append(
+                FilteredRecord(
+                    name=pair.name,
+                    stamp=stamps[pair.name],
+                    files=file_stamp(*options.files_of(pair.name)),
+                    losses=checksum,
+                    total=rule.class_counts(ids, count).tolist(),
+                    kept=rule.class_counts(kept, count).tolist(),
+                    histogram=rule.loss_histogram(loss, ids, count).tolist() if pair.name in shown else None,
+                ),
+                str(self.ranks.rank),
+            )
+        self.ranks.wait()
+        found = self.state.filtered.read()
+        return {pair.name: found[pair.name] for pair in pairs}
+
+    def _are_there(self, record: FilteredRecord) -> bool:
+        """Whether a record's files are those written for it; a run without losses may follow one with them."""
+        there = file_stamp(*self.options.files_of(record.name))
+        return bool(there) and there == record.files[: len(there)]
+
+    def _not_done(
+        self, pairs: Sequence[Pair], done: set[str], title: str
+    ) -> Iterator[tuple[Pair, NDArray[Any], NDArray[Any], NDArray[Any]]]:
+        """Pairs with loss, file ids and class ids (H, W); in the batches that they have in an unbroken run."""
+        size, rank = self.batch_size, self.ranks.rank
+        batches = [range(start, min(start + size, len(pairs))) for start in range(0, len(pairs), size)]
+        todo = [batch for batch in self.ranks.share(batches) if any(pairs[i].name not in done for i in batch)]
+        files = [(pair.image, pair.mask) for pair in pairs]
+        found = self.losses.pixel_losses(files, todo, self.options.num_workers)
+        table = self.losses.labels().table
+        for index, loss, ids in tqdm(found, title, sum(map(len, todo)), unit="image", disable=rank > 0 or not todo):
+            if pairs[index].name not in done:
+                yield pairs[index], loss, ids, table[ids].astype(np.uint8)
+
+
+def _write_mask(ids: NDArray[Any], path: Path) -> None:
+    with atomic_path(path) as temporary:
+        Image.fromarray(ids.astype(np.uint8)).save(temporary)
+
+
+def _in_figure(pairs: Sequence[Pair]) -> set[str]:
+    """Names of evenly spread images, whose losses enter the figure."""
+    return {pair.name for pair in pairs[:: -(-len(pairs) // HISTOGRAM_IMAGES)]}
