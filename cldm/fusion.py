@@ -81,7 +81,12 @@ class ControlledUnetModel(UNetModel):
     ) -> None:
         self.joint_fusion = joint_fusion  # before the blocks are made, which it decides about
         super().__init__(**unet)
-        self.adds_to_skips = add_mask_features and not only_mid_control
+        self.add_mask_features, self.only_mid_control = add_mask_features, only_mid_control
+
+    @property
+    def adds_to_skips(self) -> bool:
+        """Whether the mask branch's features are added to the skip connections."""
+        return self.add_mask_features and not self.only_mid_control
 
     def _reading_transformer(self, channels: int, skip_channels: int) -> SpatialTransformer:
         if not self.joint_fusion:
