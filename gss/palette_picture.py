@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from common.files import atomic_path
 from gss.maskige import Maskige, min_distance
-from gss.palette_search import RoundTrip
+from gss.roundtrip import RoundTrip
 
 PICTURES = (".png", ".jpg", ".svg", ".pdf")
 

@@ -1,4 +1,4 @@
-"""The search for a palette: far-apart colors, then colors that survive the round trip (GSS, CVPR 2023, 3.2)."""
+"""The search for the colors of X: far apart, then such that survive the round trip (GSS, CVPR 2023, section 3.2)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common.rng import Stream, seed_from
-from gss.dvae import DVAE
-from gss.maskige import Maskige, min_distance
-from gss.roundtrip import class_iou, confusion, round_trip
+from gss.maskige import min_distance
+from gss.roundtrip import RoundTrip, class_iou
 
 # Published grids: levels (first, step, count) of red, green and blue, jitter, and how many cells are left out at first.
 GRIDS: dict[str, tuple[tuple[tuple[int, int, int], ...], tuple[int, int], int]] = {
@@ -167,33 +166,6 @@ def voronoi_masks(num_classes: int, count: int, size: int, seed: int) -> list[to
     return masks
 
 
-class RoundTrip:
-    """The round trip's quality on fixed masks: through a dVAE, or, without one, through Gaussian noise (std 20)."""
-
-    def __init__(self, masks: list[torch.Tensor], dvae: DVAE | None, scale: int, device: str) -> None:
-        self.masks, self.dvae, self.scale, self.device = [m.to(device) for m in masks], dvae, scale, device
-
-    def __call__(self, palette: NDArray[Any], mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Labels (H, W) and colors (3, H', W'), 0..255, after the trip."""
-        maskige = Maskige(palette)
-        if self.dvae is not None:
-            labels, colors = round_trip(mask[None], maskige, self.dvae, self.scale)
-        else:
-            clean = maskige.encode(mask[None]).float()
-            noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
-            colors = (clean + 20 * noise).clamp(0, 255)
-            labels = maskige.decode(colors)
-        return labels[0], colors[0]
-
-    def confusion(self, palette: NDArray[Any]) -> torch.Tensor:
-        """Confusion matrix over all masks."""
-        return confusion(((mask, self(palette, mask)[0]) for mask in self.masks), len(palette) - 1)
-
-    def mean_iou(self, palette: NDArray[Any]) -> float:
-        """mIoU over all masks."""
-        return float(class_iou(self.confusion(palette)).nanmean())
-
-
 def refine(palette: NDArray[Any], trip: RoundTrip, seed: int, rounds: int, tries: int, keep: float) -> NDArray[Any]:
     """Gives confused classes other colors while the round trip's mIoU rises.
 
@@ -206,7 +178,7 @@ def refine(palette: NDArray[Any], trip: RoundTrip, seed: int, rounds: int, tries
         seed: of the tries.
         rounds: rounds at most.
         tries: colors tried a class and round.
-        keep: share of the start's smallest distance that has to remain.
+        keep: share of the smallest distance at the start that has to remain.
 
     Returns:
         (N + 1, 3).

@@ -29,8 +29,8 @@ from common.pairing import MASK_SUFFIXES, list_files
 from gss.dvae import DVAE
 from gss.maskige import PALETTE_FOLDER, farthest_color, load_palette, min_distance, read_palette_file
 from gss.palette_picture import PICTURES, draw_palette
-from gss.palette_search import RoundTrip, grid_palette, refine, spread_palette, voronoi_masks
-from gss.roundtrip import class_iou
+from gss.palette_search import grid_palette, refine, spread_palette, voronoi_masks
+from gss.roundtrip import RoundTrip, class_iou
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common import scores
 from gss.dvae import DVAE, SCALE
 from gss.maskige import Maskige
 
@@ -40,9 +42,7 @@ def confusion(pairs: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Tenso
     """Confusion matrix (N, N), int64, [true, found], of (true, found) label maps; other true ids do not count."""
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.long)
     for true, found in pairs:
-        valid = true < num_classes
-        index = true[valid].long() * num_classes + found[valid]
-        matrix += torch.bincount(index, minlength=num_classes**2).view(num_classes, num_classes).cpu()
+        matrix += torch.from_numpy(scores.confusion(found.cpu().numpy(), true.cpu().numpy(), num_classes)[:-1])
     return matrix
 
 
@@ -50,3 +50,30 @@ def class_iou(matrix: Tensor) -> Tensor:
     """IoU (N,) of each class, float64; nan for classes that are neither true nor found anywhere."""
     hits = matrix.diag().double()
     return hits / (matrix.sum(0) + matrix.sum(1) - hits)
+
+
+class RoundTrip:
+    """The round trip's quality on fixed masks: through a dVAE, or, without one, through Gaussian noise (std 20)."""
+
+    def __init__(self, masks: list[Tensor], dvae: DVAE | None, scale: int, device: str) -> None:
+        self.masks, self.dvae, self.scale, self.device = [m.to(device) for m in masks], dvae, scale, device
+
+    def __call__(self, palette: np.ndarray, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (H, W) and colors (3, H', W'), 0..255, after the trip."""
+        maskige = Maskige(palette)
+        if self.dvae is not None:
+            labels, colors = round_trip(mask[None], maskige, self.dvae, self.scale)
+        else:
+            clean = maskige.encode(mask[None]).float()
+            noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
+            colors = (clean + 20 * noise).clamp(0, 255)
+            labels = maskige.decode(colors)
+        return labels[0], colors[0]
+
+    def confusion(self, palette: np.ndarray) -> Tensor:
+        """Confusion matrix over all masks."""
+        return confusion(((mask, self(palette, mask)[0]) for mask in self.masks), len(palette) - 1)
+
+    def mean_iou(self, palette: np.ndarray) -> float:
+        """mIoU over all masks."""
+        return float(class_iou(self.confusion(palette)).nanmean())

@@ -20,9 +20,9 @@ from gss.dvae import DVAE
 from gss.dvae_training import DvaeTrainingOptions, Trainer
 from gss.dvae_training import train_dvae as train
 from gss.maskige import PALETTE_FOLDER, Maskige, load_palette, min_distance
-from gss.palette_search import RoundTrip, grid_palette, refine, spread_palette, voronoi_masks
+from gss.palette_search import grid_palette, refine, spread_palette, voronoi_masks
 from gss.posterior_learning import PaletteSearchOptions, learn_palette, read_masks
-from gss.roundtrip import class_iou, confusion, round_trip
+from gss.roundtrip import RoundTrip, class_iou, confusion, round_trip
 from scripts import posterior_learning, train_dvae
 
 
