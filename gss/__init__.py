@@ -2,7 +2,7 @@
 
 Latent posterior learning (section 3.2, stage I):
 
-* ``maskige``: X and X^-1, a mask as a picture and back.
+* ``maskige``: X and X^-1, a mask as a picture and back, with a ``palette``.
 * ``posterior_learning``: the colors of X, by ``palette_search`` and the round trip of masks (``roundtrip``).
 * ``dvae``: q_phi and p_theta, DALL-E's discrete VAE; ``dvae_training``: one of your own, by codes (``quantizer``).
 

@@ -30,7 +30,8 @@ from common.pairing import MASK_SUFFIXES, list_files
 from common.processes import signals_held
 from gss.dvae import DVAE, SCALE, map_pixels, save_dvae, unmap_pixels
 from gss.dvae_state import check_finite, restore, save_state, settings
-from gss.maskige import Maskige, load_palette, palette_labels
+from gss.maskige import Maskige
+from gss.palette import load_palette, palette_labels
 from gss.quantizer import Quantizer
 from gss.roundtrip import class_iou, confusion, round_trip
 

@@ -2,9 +2,9 @@
 
     image --backbone--> features --I_psi--> tokens --dVAE decoder--> maskige --X^-1--> mask        (section 3)
 
-Stage I, latent posterior learning (section 3.2), is over before: ``gss.maskige`` has X and X^-1, ``gss.palette_search``
-their colors, ``gss.dvae`` encoder and decoder. Stage II, latent prior learning (section 3.3), is what a head trains:
-I_psi, which predicts from the image the tokens that the dVAE's encoder makes of the true maskige.
+Stage I, latent posterior learning (section 3.2), is over before: ``gss.maskige`` has X and X^-1,
+``gss.posterior_learning`` their colors, ``gss.dvae`` encoder and decoder. Stage II, latent prior learning (section 3.3),
+is what a head trains: I_psi, which predicts from the image the tokens that the dVAE makes of the true maskige.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from gss.dvae import DVAE, SCALE
-from gss.maskige import Maskige, load_palette, resize_labels
+from gss.maskige import Maskige, resize_labels
+from gss.palette import load_palette
 from gss.published import Predicted, read_losses
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.files import atomic_path
-from gss.maskige import Maskige, min_distance
+from gss.maskige import Maskige
+from gss.palette import min_distance
 from gss.roundtrip import RoundTrip
 
 PICTURES = (".png", ".jpg", ".svg", ".pdf")

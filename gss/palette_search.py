@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common.rng import Stream, seed_from
-from gss.maskige import min_distance
+from gss.palette import min_distance
 from gss.roundtrip import RoundTrip, class_iou
 
 # Published grids: levels (first, step, count) of red, green and blue, jitter, and how many cells are left out at first.

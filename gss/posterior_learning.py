@@ -27,7 +27,7 @@ from common.images import IGNORE, Labels
 from common.options import Options, option
 from common.pairing import MASK_SUFFIXES, list_files
 from gss.dvae import DVAE
-from gss.maskige import PALETTE_FOLDER, farthest_color, load_palette, min_distance, read_palette_file
+from gss.palette import PALETTE_FOLDER, farthest_color, load_palette, min_distance, read_palette_file
 from gss.palette_picture import PICTURES, draw_palette
 from gss.palette_search import grid_palette, refine, spread_palette, voronoi_masks
 from gss.roundtrip import RoundTrip, class_iou

@@ -15,8 +15,9 @@ from torch import Tensor
 from common.errors import InputError
 from common.images import IGNORE
 from gss.dvae import DVAE
-from gss.maskige import Maskige, load_palette
+from gss.maskige import Maskige
 from gss.mseg import class_map, domain_classes, read_taxonomy
+from gss.palette import load_palette
 from gss.roundtrip import round_trip
 
 

@@ -14,7 +14,7 @@ from common.errors import InputError
 from common.images import IGNORE, read_image
 from common.pairing import sound_pairs
 from evaluation.copies import thumbnail
-from gss.maskige import palette_labels
+from gss.palette import palette_labels
 from tests.conftest import SHARED
 from tests.odd_files import FILES, IDS, PIXELS, encoded
 from tests.segmentation import pixel_backbone

@@ -87,7 +87,7 @@ def test_values_and_keys(records, name):
 
 
 def load_palette_of(model):
-    from gss.maskige import load_palette
+    from gss.palette import load_palette
 
     return load_palette(model.decode_head.palette, model.decode_head.num_classes)
 

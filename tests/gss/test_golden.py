@@ -12,7 +12,8 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from gss.dvae import DVAE
-from gss.maskige import Maskige, load_palette, min_distance
+from gss.maskige import Maskige
+from gss.palette import load_palette, min_distance
 from tests.golden.records import Record
 
 LOGITS = {"rtol": 1e-4, "atol": 1e-5}

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gss import InputError
-from gss.maskige import PALETTE_FOLDER, Maskige, load_palette, min_distance, resize_labels, squared_distances
+from gss.maskige import Maskige, resize_labels, squared_distances
+from gss.palette import PALETTE_FOLDER, load_palette, min_distance
 
 RGB = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
 

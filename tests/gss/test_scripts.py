@@ -19,7 +19,8 @@ from common.images import Labels
 from gss.dvae import DVAE
 from gss.dvae_training import DvaeTrainingOptions, Trainer
 from gss.dvae_training import train_dvae as train
-from gss.maskige import PALETTE_FOLDER, Maskige, load_palette, min_distance
+from gss.maskige import Maskige
+from gss.palette import PALETTE_FOLDER, load_palette, min_distance
 from gss.palette_search import grid_palette, refine, spread_palette, voronoi_masks
 from gss.posterior_learning import PaletteSearchOptions, learn_palette, read_masks
 from gss.roundtrip import RoundTrip, class_iou, confusion, round_trip

@@ -9,8 +9,9 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from gss import InputError
-from gss.maskige import Maskige, load_palette
+from gss.maskige import Maskige
 from gss.mseg import read_taxonomy
+from gss.palette import load_palette
 from gss.roundtrip import class_iou, confusion, round_trip
 
 TAXONOMY = (

@@ -11,7 +11,7 @@ from cldm.build import create_model
 from common.classes import load_class_table
 from common.images import ImageError
 from common.pairing import refuse_doubt
-from gss.maskige import palette_labels
+from gss.palette import palette_labels
 from ldm.checkpoint import save_state_dict
 from tests.conftest import SMALL
 
