@@ -3,7 +3,7 @@
     image --backbone--> features --I_psi--> tokens --dVAE decoder--> maskige --X^-1--> mask        (section 3)
 
 Stage I, latent posterior learning (section 3.2), is over before: ``gss.maskige`` has X and X^-1,
-``gss.posterior_learning`` their colors, ``gss.dvae`` encoder and decoder. Stage II, latent prior learning (section 3.3),
+``gss.posterior_learning`` their colors, ``gss.dvae`` encoder and decoder. Stage II, latent prior learning (3.3),
 is what a head trains: I_psi, which predicts from the image the tokens that the dVAE makes of the true maskige.
 """
 
