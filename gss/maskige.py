@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import InputError
@@ -28,7 +30,7 @@ class Maskige:
         num_classes: N.
     """
 
-    def __init__(self, palette: np.ndarray, ignore_index: int = IGNORE) -> None:
+    def __init__(self, palette: NDArray[Any], ignore_index: int = IGNORE) -> None:
         self.palette = torch.as_tensor(palette)  # (N + 1, 3) int64
         self.num_classes, self.ignore_index = len(palette) - 1, ignore_index
 

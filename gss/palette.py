@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.classes import MAX_BYTES, built_in_tables, labels_of, load_class_table, split_variant
 from common.errors import InputError
@@ -16,7 +17,7 @@ from common.schema import load_json, one_line
 PALETTE_FOLDER = Path(__file__).parent / "palettes"
 
 
-def check_colors(colors: Any, name: str) -> np.ndarray:
+def check_colors(colors: Any, name: str) -> NDArray[Any]:
     """Checks class colors and returns them.
 
     Args:
@@ -51,7 +52,7 @@ def check_colors(colors: Any, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def farthest_color(colors: np.ndarray) -> np.ndarray:
+def farthest_color(colors: NDArray[Any]) -> NDArray[Any]:
     """The color of a 17-step grid of the RGB cube that is farthest from all given ones, as an int64 triple."""
     steps = np.linspace(0, 255, 18).round().astype(np.int64)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
@@ -112,7 +113,7 @@ def _palette_path(source: str) -> Path:
     return PALETTE_FOLDER / f"{name.lower()}.json" if "/" not in name and "." not in name else Path(name)
 
 
-def load_palette(source: str | Sequence[Sequence[int]], num_classes: int | None = None) -> np.ndarray:
+def load_palette(source: str | Sequence[Sequence[int]], num_classes: int | None = None) -> NDArray[Any]:
     """The N class colors and the ignore color.
 
     Args:
@@ -143,7 +144,7 @@ def load_palette(source: str | Sequence[Sequence[int]], num_classes: int | None 
     return palette
 
 
-def min_distance(palette: np.ndarray) -> float:
+def min_distance(palette: NDArray[Any]) -> float:
     """Smallest Euclidean distance between two colors of (M, 3), in steps of 1/255."""
     squared = ((palette[:, None].astype(np.int64) - palette[None]) ** 2).sum(-1)
     return float(np.sqrt(squared[np.triu_indices(len(palette), 1)].min()))

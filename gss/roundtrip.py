@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common import scores
@@ -58,7 +59,7 @@ class RoundTrip:
     def __init__(self, masks: list[Tensor], dvae: DVAE | None, scale: int, device: str) -> None:
         self.masks, self.dvae, self.scale, self.device = [m.to(device) for m in masks], dvae, scale, device
 
-    def __call__(self, palette: np.ndarray, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, palette: NDArray[Any], mask: Tensor) -> tuple[Tensor, Tensor]:
         """Labels (H, W) and colors (3, H', W'), 0..255, after the trip."""
         maskige = Maskige(palette)
         if self.dvae is not None:
@@ -70,10 +71,10 @@ class RoundTrip:
             labels = maskige.decode(colors)
         return labels[0], colors[0]
 
-    def confusion(self, palette: np.ndarray) -> Tensor:
+    def confusion(self, palette: NDArray[Any]) -> Tensor:
         """Confusion matrix over all masks."""
         return confusion(((mask, self(palette, mask)[0]) for mask in self.masks), len(palette) - 1)
 
-    def mean_iou(self, palette: np.ndarray) -> float:
+    def mean_iou(self, palette: NDArray[Any]) -> float:
         """mIoU over all masks."""
         return float(class_iou(self.confusion(palette)).nanmean())
