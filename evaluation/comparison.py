@@ -72,7 +72,7 @@ def check_runs(split: str, baseline: Sequence[Mapping[str, Any]], joint: Sequenc
     """
     for run in (*baseline, *joint):
         if list(run["classes"]) != list(baseline[0]["classes"]):
-            raise InputError(f"metrics on {split}: runs have other classes; name another --out-dir")
+            raise InputError(f"metrics on {split}: runs have other classes; name another ‹out_dir›")
         if missing := [name for name in SCORES if run[name] is None]:
             raise InputError(f"metrics on {split}: {', '.join(missing)} not defined: does any mask show a class?")
 

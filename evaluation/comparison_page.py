@@ -60,14 +60,14 @@ def gallery_of(
         found = table.labels.table[table.labels.file_ids(path)]
         return np.where(found < 0, IGNORE, found).astype(np.uint8)
 
-    found = list_files(images, IMAGE_SUFFIXES, "--syn-img-path")
-    known = list_files(masks, MASK_SUFFIXES, "--mask-path")
+    found = list_files(images, IMAGE_SUFFIXES, "‹syn_img_path›")
+    known = list_files(masks, MASK_SUFFIXES, "‹mask_path›")
     items = []
     for name in list(found)[:: max(1, -(-len(found) // count))]:
         record = records.get(name, {})
         mask = known.get(name) or known.get(mask_name(name))
         cleaned = filtered / f"{name}.png" if filtered else None
-        reference = _find(record.get("reference"), data_root)
+        reference = _recorded_file(record.get("reference"), data_root)
         items.append(
             {
                 "name": name,
@@ -81,7 +81,7 @@ def gallery_of(
     return gallery(items, table.names, table.palette)
 
 
-def _find(name: object, root: str | None) -> Path | None:
+def _recorded_file(name: object, root: str | None) -> Path | None:
     """A recorded file, as it is or below the data set's folder; None where it is not there."""
     if not isinstance(name, str) or not name or "\0" in name:
         return None

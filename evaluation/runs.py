@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from common import house
 from common.errors import InputError
 from common.files import write_json
 from common.metrics_file import Metrics, read_metrics
+from common.options import words
 from common.processes import Children
 from common.schema import Schema, one_line, read_json
 from common.stamps import changed
+from common.weights import read_tensors, refuse_not_finite
 from evaluation.comparison import SCORES
+from segmentation.options import SegmentorOptions, TestOptions, TrainOptions
 
 KINDS = ("baseline", "joint")
 Stamp = Mapping[str, str | int]
@@ -62,20 +65,16 @@ class Comparison:
     Attributes:
         out_dir: holds ``runs/<kind>_seed_<seed>``.
         seeds: their number.
-        configs: the segmentor's config by kind.
-        options: further options of scripts/segmentor.py by kind.
+        trainings: by kind, for every seed.
         made_from: what trainings are made from, by kind.
         test_sets: hashes of the test sets by split.
-        read_weights: reads a checkpoint's tensors by name.
     """
 
     out_dir: Path
     seeds: int
-    configs: Mapping[str, str]
-    options: Mapping[str, Sequence[str]]
+    trainings: Mapping[str, TrainOptions]
     made_from: Mapping[str, Stamp]
     test_sets: Mapping[str, str]
-    read_weights: Callable[[Path], Mapping[str, Tensor]]
 
     def jobs(self) -> list[tuple[str, int]]:
         """Kinds and seeds in the order of training."""
@@ -113,7 +112,7 @@ class Comparison:
                     )
             if other:
                 raise InputError(
-                    f"--out-dir {self.out_dir}: {folder.name} holds runs with other {', '.join(other)}; "
+                    f"‹out_dir› {self.out_dir}: {folder.name} holds runs with other {', '.join(other)}; "
                     "name another folder, or remove this one to make all again"
                 )
 
@@ -139,33 +138,31 @@ class Comparison:
     def _run(self, children: Children, kind: str, seed: int) -> Outcome:
         """Trains and tests one seed, where that is not done yet."""
         folder = self.folder(kind, seed)
-        common = [self.configs[kind], f"--work-dir={folder}", f"--seed={seed}", "--unchecked", *self.options[kind]]
+        training = replace(self.trainings[kind], work_dir=folder, seed=seed, unchecked=True, resume=True)
         trained = _trained(folder)
         if trained is None:
             write_json({"made_from": dict(self.made_from[kind])}, folder / "stamp.json")
-            segmentor(children, ["train", *common, "--resume"], folder / "log.txt")
+            segmentor(children, ["train", *words(training)], folder / "log.txt")
             weights = _last_weights(folder)
-            trained = _Trained(weights=weights.name, values=hash_of_values(self.read_weights(weights)))
+            trained = _Trained(weights=weights.name, values=hash_of_values(_read_weights(weights)))
             write_json(trained.model_dump(), folder / "trained")
         metrics = {}
         for split, test_set in self.test_sets.items():
             tested = _tested(folder, split)
             if tested is None:
-                tested = self._test(children, folder, trained, common, split, test_set)
+                tested = self._test(children, training, trained, split, test_set)
             metrics[split] = tested.model_dump()
         return Outcome(trained.values, metrics)
 
     def _test(
-        self, children: Children, folder: Path, trained: _Trained, common: Sequence[str], split: str, test_set: str
+        self, children: Children, training: TrainOptions, trained: _Trained, split: str, test_set: str
     ) -> _Tested:
+        folder = Path(training.work_dir or self.out_dir)
         weights, said = folder / trained.weights, folder / f".metrics_{split}.json"
-        if not weights.is_file() or hash_of_values(self.read_weights(weights)) != trained.values:
+        if not weights.is_file() or hash_of_values(_read_weights(weights)) != trained.values:
             raise InputError(f"{weights}: is not what was trained there; remove {folder}, it will be made again")
-        segmentor(
-            children,
-            ["test", *common, f"--load-from={weights}", f"--split={split}", f"--out={said}"],
-            folder / "log.txt",
-        )
+        test = replace(test_options(training, split), load_from=weights, out=said)
+        segmentor(children, ["test", *words(test)], folder / "log.txt")
         tested = _Tested(**read_metrics(said).model_dump(), test_set=test_set, weights=trained.values)
         write_json(tested.model_dump(), _metrics(folder, split))
         said.unlink()
@@ -184,7 +181,7 @@ class Comparison:
                 raise InputError(
                     f"{self.folder(*job)} and {self.folder(*other)}: their {' and '.join(same)} are identical, so they "
                     "are one run, not two, and say nothing about chance or data; look for what fixes the random state "
-                    "or the data in the config, then name another --out-dir"
+                    "or the data in the config, then name another ‹out_dir›"
                 )
 
 
@@ -217,6 +214,18 @@ def _last_weights(folder: Path) -> Path:
     return weights
 
 
+def test_options(training: TrainOptions, split: str) -> TestOptions:
+    """Those of a test set's test that are the training's, too."""
+    shared = {field.name: getattr(training, field.name) for field in fields(SegmentorOptions)}
+    return TestOptions(split=split, **shared)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    state = read_tensors(path)
+    refuse_not_finite(state, path, "take another checkpoint")
+    return state
+
+
 def hash_of_values(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors and their names: files of equal weights differ in time stamps and the like."""
     total = hashlib.sha256()
@@ -226,7 +235,7 @@ def hash_of_values(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def segmentor(children: Children, args: Sequence[str], log: Path) -> None:
+def segmentor(children: Children, line: Sequence[str], log: Path) -> None:
     """Runs scripts/segmentor.py in a process of its own; what it prints goes to ``log``.
 
     Raises:
@@ -235,14 +244,14 @@ def segmentor(children: Children, args: Sequence[str], log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         code = children.run(
-            [*house.command_of("scripts.segmentor"), *args],
+            [*house.command_of("scripts.segmentor"), *line],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             env=house.environment(),
         )
     if code < 0:
-        raise InputError(f"{log}: scripts.segmentor was ended by signal {-code} (9: is memory short? fewer --jobs)")
+        raise InputError(f"{log}: scripts.segmentor was ended by signal {-code} (9: is memory short? fewer ‹jobs›)")
     if code:
         last = next(_lines_from_the_end(log), "no output")
         raise InputError(f"{log}: scripts.segmentor ended with code {code}: {one_line(last, 1000)}")

@@ -12,7 +12,10 @@ import torch
 from PIL import Image
 
 from common import command as cli
+from common.errors import InputError
+from post_processing.filter import FilterOptions, filter_images
 from scripts import filter as filter_script
+from segmentation.inference import open_segmentor
 from tests.segmentation.chain import in_child, numpy_rule
 
 
@@ -92,6 +95,34 @@ def test_a_larger_margin_keeps_more_and_needs_no_segmentor(make_chain):
         assert kept is None or margin == 100 or any((now[name] > kept[name]).any() for name in now)
         kept = now
     assert all((kept[name] == (mask != 255)).all() for name, mask in numpy_rule(chain, 100.0)[0].items())
+
+
+def test_it_is_called_from_python(make_chain):
+    chain = make_chain()
+    root = chain.root
+    folders = {"syn_mask_path": root / "label_train", "save_loss": root / "loss", "syn_img_path": root / "syn"}
+    done = filter_images(
+        FilterOptions(
+            config=str(chain.config),
+            checkpoint=str(chain.weights),
+            real_img_path=root / "img_train",
+            real_label_path=root / "label_train",
+            filtered_mask_path=root / "out",
+            num_workers=0,
+            **folders,
+        ),
+        lambda: open_segmentor(chain.config, chain.weights, device="cpu"),
+    )
+    expected = numpy_rule(chain, 1.25)[0]
+    assert done.names == sorted(expected) and "6 masks in" in done.summary
+    assert_same(masks(root / "out"), expected)
+    options = {"from_loss": root / "loss", "syn_mask_path": root / "label_train"}
+    again = filter_images(FilterOptions(**options, filtered_mask_path=root / "again", tolerance_margin=2))
+    assert again.kept_share > done.kept_share
+    with pytest.raises(InputError, match=r"^filtered_mask_path .*: holds masks filtered with another tolerance_margin"):
+        filter_images(FilterOptions(**options, filtered_mask_path=root / "again"))
+    with pytest.raises(InputError, match=r"^missing: config, checkpoint, real_img_path"):
+        FilterOptions(syn_mask_path=root, filtered_mask_path=root)
 
 
 def test_a_killed_run_goes_on_where_it_stopped(make_chain, monkeypatch):

@@ -5,8 +5,11 @@ import pytest
 from PIL import Image
 
 from common import command as cli
+from common.options import words as option_words
 from common.processes import Children
 from evaluation import runs as comparison_runs
+from evaluation import trainings
+from evaluation.compare import CompareOptions
 from evaluation.runs import KINDS
 from scripts import compare, evaluate_samples, segmentor
 from segmentation import testing, training
@@ -68,12 +71,14 @@ def test_comparison_page_and_resume(chain, in_process, capsys):
 
 def test_both_trainings_get_the_same_but_for_the_data(chain):
     words = ["a.b=None", "c.d=(1,2)", "e.f=007", "g.h='x,y'"]
-    args = compare.parse_args([str(part) for part in compare_options(chain, "--cfg-options", *words)])
-    options = {kind: compare.segmentor_options(args, kind) for kind in KINDS}
+    line = [str(part) for part in compare_options(chain, "--cfg-options", *words)]
+    options = trainings.training_options(cli.read_options(CompareOptions, "", line))
+    lines = {kind: option_words(options[kind]) for kind in KINDS}
     more = [f"--synthesized={chain.root / 'synth'}", "--repeat=10"]
-    assert [word for word in options["joint"] if word not in more] == options["baseline"]
-    assert options["baseline"][-4:] == words  # as they were written
-    read = parse_settings(segmentor.read_options(["train", "x.py", *options["joint"]]).cfg_options)
+    assert [word for word in lines["joint"] if word not in more] == lines["baseline"]
+    joint = segmentor.read_options(["train", *lines["joint"]])
+    assert joint == options["joint"] and joint.cfg_options == tuple(words)  # as they were written
+    read = parse_settings(joint.cfg_options)
     assert read["a.b"] is None and read["c.d"] == (1, 2)
 
 
@@ -97,8 +102,8 @@ def test_unfair_or_bad_comparisons_are_refused(chain, capsys, monkeypatch, in_pr
 
 def test_files_are_opened_once_before_all_trainings(chain, in_process, capsys, monkeypatch):
     opened = []
-    check = compare.check_files
-    monkeypatch.setattr(compare, "check_files", lambda cfg, loaders: opened.append(loaders) or check(cfg, loaders))
+    check = trainings.check_files
+    monkeypatch.setattr(trainings, "check_files", lambda cfg, loaders: opened.append(loaders) or check(cfg, loaders))
     for module in (training, testing):
         monkeypatch.setattr(module, "check_files", lambda *_: pytest.fail("a training opened all files again"))
     assert run(compare, *compare_options(chain)) == 0
