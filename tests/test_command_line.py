@@ -25,7 +25,7 @@ WITHOUT_TORCH = (
     "evaluate_samples",
     "filter",
     "resample",
-)  # to read their help, or for the whole of their work
+)  # to read their help
 BEYOND = ("9" * 400, "-" + "9" * 400, "1e999", "nan", "1_0", "٣", "")
 ODD = ("a\0b", "a\nb", "a\rb", "\x1b[31m", "a\ud800", "a\u2028b")
 
