@@ -117,13 +117,13 @@ class Prediction:
     Attributes:
         index: of the item.
         ids: the mask as its file has it, uint8 (H, W); 255 everywhere for an image without one.
-        found: class ids that the segmentor decided for, uint8 (H, W).
+        classes: ids that the segmentor decided for, uint8 (H, W).
         logits: of each class, float (C, H, W) on the segmentor's device, C at least 2.
     """
 
     index: int
     ids: NDArray[Any]
-    found: NDArray[Any]
+    classes: NDArray[Any]
     logits: torch.Tensor
 
 
@@ -340,8 +340,8 @@ def _prediction(index: int, ids: NDArray[Any], sample: Any, image: Path, segment
     logits = sample.seg_logits.data
     if logits.isnan().any():
         raise InputError(f"{image}: the segmentor's output is not finite here; are its weights sound?")
-    found = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
-    return Prediction(index, ids, found, _two_or_more(logits))
+    classes = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
+    return Prediction(index, ids, classes, _two_or_more(logits))
 
 
 def _two_or_more(logits: torch.Tensor) -> torch.Tensor:

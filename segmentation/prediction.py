@@ -24,7 +24,8 @@ from common.pairing import IMAGE_SUFFIXES, list_files, listed
 from common.ranks import Ranks
 from common.schema import Schema, read_json
 from segmentation.classes import class_table
-from segmentation.config import load_config, set_data
+from segmentation.config import load_config
+from segmentation.config_changes import set_data
 from segmentation.inference import Prediction, Segmentor, from_views, load_segmentor, segment
 from segmentation.labels import test_dataset
 from segmentation.options import PredictOptions
@@ -178,10 +179,10 @@ def predict_images(
     items: list[tuple[Path, Path | None]] = [(path, None) for _, path in todo]
     batches = [range(start, min(start + batch_size, len(todo))) for start in range(0, len(todo), batch_size)]
     ids, colors = segmentor.rule.ids(), palette(segmentor)
-    found = segment(segmentor, items, batches, num_workers)
-    for one in tqdm(found, "predict", len(todo), unit="image", disable=ranks.rank > 0):
-        name, path = todo[one.index]
-        _write(outputs.paths(name), one, path, ids, colors)
+    predictions = segment(segmentor, items, batches, num_workers)
+    for prediction in tqdm(predictions, "predict", len(todo), unit="image", disable=ranks.rank > 0):
+        name, path = todo[prediction.index]
+        _write(outputs.paths(name), prediction, path, ids, colors)
         journal.append(Predicted(name=name, state=_state(path)), str(ranks.rank) if ranks.size > 1 else "")
     ranks.wait()
     if ranks.rank == 0:
@@ -218,11 +219,11 @@ def _state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _write(paths: dict[str, Path], found: Prediction, image: Path, ids: NDArray[Any], colors: NDArray[Any]) -> None:
+def _write(paths: dict[str, Path], prediction: Prediction, image: Path, ids: NDArray[Any], colors: NDArray[Any]) -> None:
     writers: dict[str, Callable[[Path], Any]] = {
-        "masks": lambda path: Image.fromarray(ids[found.found]).save(path),
-        "overlays": lambda path: Image.fromarray(painted(read_image(image), found.found, colors)).save(path),
-        "probabilities": lambda path: np.save(path, _probabilities(found.logits)),
+        "masks": lambda path: Image.fromarray(ids[prediction.classes]).save(path),
+        "overlays": lambda path: Image.fromarray(painted(read_image(image), prediction.classes, colors)).save(path),
+        "probabilities": lambda path: np.save(path, _probabilities(prediction.logits)),
     }
     for kind, path in paths.items():
         with atomic_path(path) as temporary:
@@ -233,20 +234,20 @@ def _probabilities(logits: torch.Tensor) -> NDArray[Any]:
     return logits.float().softmax(0).cpu().numpy().astype(np.float16)
 
 
-def painted(image: NDArray[Any], found: NDArray[Any], colors: NDArray[Any]) -> NDArray[Any]:
+def painted(image: NDArray[Any], classes: NDArray[Any], colors: NDArray[Any]) -> NDArray[Any]:
     """An image (H, W, 3) under its classes' colors, half and half, and the borders of classes in full.
 
     Args:
         image: uint8 RGB.
-        found: class ids, uint8 (H, W); 255 is left as it is.
+        classes: ids, uint8 (H, W); 255 is left as it is.
         colors: (C, 3) uint8.
     """
-    known = found < len(colors)
-    paint = colors[np.where(known, found, 0)].astype(np.uint16)
+    known = classes < len(colors)
+    paint = colors[np.where(known, classes, 0)].astype(np.uint16)
     mixed = ((image.astype(np.uint16) + paint) // 2).astype(np.uint8)
-    border = np.zeros(found.shape, bool)
-    border[:, 1:] |= found[:, 1:] != found[:, :-1]
-    border[1:] |= found[1:] != found[:-1]
+    border = np.zeros(classes.shape, bool)
+    border[:, 1:] |= classes[:, 1:] != classes[:, :-1]
+    border[1:] |= classes[1:] != classes[:-1]
     mixed[border] = paint[border].astype(np.uint8)
     return np.where(known[..., None], mixed, image)
 

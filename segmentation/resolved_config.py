@@ -8,16 +8,8 @@ from pathlib import Path
 from mmengine.config import Config
 
 from segmentation import checkpoint
-from segmentation.config import (
-    check_classes,
-    entries,
-    load_config,
-    set_crop_size,
-    set_data,
-    set_max_iters,
-    set_pretrained,
-    set_seed,
-)
+from segmentation.config import entries, load_config
+from segmentation.config_changes import check_classes, set_crop_size, set_data, set_max_iters, set_pretrained, set_seed
 from segmentation.options import SegmentorOptions, TestOptions
 from segmentation.validation import log_to_tensorboard
 

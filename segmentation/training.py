@@ -14,7 +14,8 @@ from mmengine.runner import CheckpointLoader
 from common.command import note
 from common.errors import InputError
 from common.files import check_writable, only_writer, room_for
-from segmentation.config import errors_in_one_line, save_between_updates, set_seed
+from segmentation.config import errors_in_one_line
+from segmentation.config_changes import save_between_updates, set_seed
 from segmentation.data_check import LOADERS, check_files
 from segmentation.options import TrainOptions
 from segmentation.rehearsal import rehearse

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from segmentation.config import load_config, set_max_iters
+from segmentation.config import load_config
+from segmentation.config_changes import set_max_iters
 from tests.conftest import ROOT
 
 
