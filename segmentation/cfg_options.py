@@ -110,7 +110,7 @@ def _check(config: Config, key: str, value: Any) -> None:
     node, name = config._cfg_dict, first
     for deeper in rest:
         parent, node = node, _child(node, name, where)
-        if node is None:  # a new group; the class that it is for says whether it takes one
+        if node is None:  # a new group of settings: the class that gets it will refuse what it does not know
             if similar := _similar(name, parent, 0.75):
                 raise InputError(f"{where}: the config has no {name} there{similar}")
             return

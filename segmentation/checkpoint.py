@@ -27,16 +27,17 @@ from common.files import flock
 from common.rebuild import History
 from common.schema import one_line
 from common.weights import read_checkpoint, refuse_not_finite, tensors_of
+from segmentation.trees import dictionaries
 
 _ADDRESS = re.compile(r"[\w.+:-]+://")
 _DVAE = re.compile(r"d_vae\.encoder\.")
-_given: set[str] = set()
+_allowed: set[str] = set()
 
 
 def allow_fetch(*values: Any) -> None:
     """Notes the addresses among what the user gave on the command line, options' values included: these are fetched."""
     for value in values:
-        _given.update(_addresses(value))
+        _allowed.update(_addresses(value))
 
 
 def _addresses(tree: Any) -> Iterator[str]:
@@ -58,7 +59,7 @@ def check_sources(config: Config, training: bool) -> None:
     Raises:
         InputError: names the address and how to ask for it, or the file.
     """
-    for part in _parts(config.model):
+    for part in dictionaries(config.model):
         named = str(part.get("type")).rpartition(".")[2]
         if named == "TIMMBackbone" and (part.get("pretrained") or part.get("checkpoint_path")):
             raise InputError(
@@ -68,7 +69,7 @@ def check_sources(config: Config, training: bool) -> None:
         source = part.get("checkpoint") if named == "Pretrained" else part.get("pretrained")
         if not training or not isinstance(source, str):
             continue
-        if _ADDRESS.match(source) and source not in _given:
+        if _ADDRESS.match(source) and source not in _allowed:
             source = one_line(source, 200)
             raise InputError(
                 f"{config.filename}: starts from weights at {source}, which are fetched only where you "
@@ -78,15 +79,6 @@ def check_sources(config: Config, training: bool) -> None:
             load_from_file(source)
         except InputError as error:
             raise InputError(f"{config.filename}: weights to start from: {error}") from error
-
-
-def _parts(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, Mapping):
-        yield tree
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from _parts(value)
 
 
 def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
@@ -124,7 +116,9 @@ def _check(content: Any, path: Path) -> None:
                 f"{path}: field meta{'.dataset_meta' * isinstance(meta, dict)} is no table of names and "
                 "values; damaged? take another checkpoint"
             )
-        content["meta"] = {key: value for key, value in (meta or {}).items() if key != "config"}  # Python, to be run
+        content["meta"] = {
+            key: value for key, value in (meta or {}).items() if key != "config"
+        }  # its text is Python that mmengine runs
     hub = content.get("message_hub")
     logs = hub.get("log_scalars") if isinstance(hub, dict) else None
     if not isinstance(logs, dict):
@@ -140,7 +134,7 @@ for _scheme in {"": None, **CheckpointLoader._schemes}:
     CheckpointLoader.register_scheme(_scheme, load_from_file, force=True)
 
 
-# ---- fetching
+# --- fetching -----------------------------------------------------------------------------------------------------
 
 
 def _fetch(address: str) -> Path:
@@ -150,7 +144,7 @@ def _fetch(address: str) -> Path:
         InputError: the address was not given by the user, names nothing known, or cannot be fetched from.
     """
     shown = one_line(address, 200)
-    if address not in _given:
+    if address not in _allowed:
         raise InputError(
             f"{shown}: weights are fetched only from addresses on the command line; name it there, or "
             "fetch the file yourself and name that"
@@ -161,9 +155,11 @@ def _fetch(address: str) -> Path:
     target = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name or "weights")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with flock(target.with_name(f".{target.name}.lock"), fcntl.LOCK_EX):  # one process fetches for all
+        with flock(
+            target.with_name(f".{target.name}.lock"), fcntl.LOCK_EX
+        ):  # the first process fetches, the others find the file
             if not target.is_file():
-                torch.hub.download_url_to_file(url, str(target), progress=False)  # whole, or not there
+                torch.hub.download_url_to_file(url, str(target), progress=False)  # renames a finished file
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{shown}: cannot be fetched to {target.parent} ({one_line(error)}); name a file of weights"
@@ -190,7 +186,7 @@ def _resolve(address: str) -> str:
     return str(found)
 
 
-# ---- loading
+# --- loading ------------------------------------------------------------------------------------------------------
 
 
 def _with_dvae(part: Mapping[str, Any]) -> bool:
@@ -209,14 +205,14 @@ def with_its_dvae(model: Any, path: str | None) -> Any:
     Raises:
         InputError: neither the checkpoint nor the config has a dVAE.
     """
-    if not any(_with_dvae(part) for part in _parts(model)):
+    if not any(_with_dvae(part) for part in dictionaries(model)):
         return model
     held = False
     if path is not None:
         path = str(_fetch(path) if _ADDRESS.match(path) else path)
         held = any(_DVAE.search(str(key)) for key in tensors_of(read_checkpoint(path), path))
     model = copy.deepcopy(model)
-    for part in filter(_with_dvae, _parts(model)):
+    for part in filter(_with_dvae, dictionaries(model)):
         d_vae = part.get("d_vae") or {}
         if held:
             part["d_vae"] = {**d_vae, "weights": path}

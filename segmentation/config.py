@@ -48,14 +48,18 @@ def load_config(
         raise InputError(f"{config.filename}: not an mmseg config: no model with a field 'type'")
     apply_settings(config, values)
     checkpoint.allow_fetch(values)
-    check_schema(config, entries)
+    check_schema(config)
     for part in PARTS:
         loader = config.get(f"{part}_dataloader") or {}
-        if loader.get("persistent_workers") and not loader.get("num_workers"):  # torch refuses to keep none
+        if loader.get("persistent_workers") and not loader.get(
+            "num_workers"
+        ):  # torch refuses to keep workers where there are none
             loader["persistent_workers"] = False
     if use_own_readers(config._cfg_dict):
         imports = config.get("custom_imports") or {}
-        if "segmentation" not in (imports.get("imports") or []):  # for whoever reads the config that a run saves
+        if "segmentation" not in (
+            imports.get("imports") or []
+        ):  # the saved config is read without this function; mmseg must find our readers
             config.custom_imports = {**imports, "imports": [*(imports.get("imports") or []), "segmentation"]}
     init_default_scope(config.get("default_scope") or "mmseg")
     return config
@@ -108,7 +112,7 @@ def in_one_line(error: BaseException) -> str:
         return text.removeprefix(f"{InputError.__module__}.InputError: ")
     if not text and (frames := traceback.extract_tb(error.__traceback__)):
         text = f"{frames[-1].line} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
-    if text == "None is not a callable object":  # mmengine, of a name that it does not know
+    if text == "None is not a callable object":  # so mmengine says that it does not know a name
         text = "a type that it names is not registered"
     return f"{type(error).__name__}: {text}"
 
@@ -125,23 +129,11 @@ def errors_in_one_line(config: Config, part: str) -> Iterator[None]:
     except InputError as error:
         if "\n" not in str(error):
             raise
-        raise InputError(in_one_line(error)) from error  # it comes from a data worker, with the worker's traceback
+        raise InputError(in_one_line(error)) from error  # of a data worker: the message holds its whole traceback
     except (Exception, SystemExit) as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
             raise InputError(f"{config.filename}, {part}: too little memory; lower batch_size or crop_size") from error
         raise InputError(f"{config.filename}, {part}: {in_one_line(error)}") from error
-
-
-def entries(tree: Any, kind: str) -> Iterator[Any]:
-    """All dictionaries in a part of a config whose ``type`` is ``kind``."""
-    if isinstance(tree, dict):
-        if tree.get("type") == kind:
-            yield tree
-        for value in tree.values():
-            yield from entries(value, kind)
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from entries(value, kind)
 
 
 def heads(config: Config) -> Iterator[Any]:

@@ -12,7 +12,8 @@ from common.errors import InputError
 from common.ranks import is_first
 from segmentation import checkpoint
 from segmentation.classes import class_table
-from segmentation.config import PARTS, entries, heads
+from segmentation.config import PARTS, heads
+from segmentation.trees import entries
 
 
 def set_data(
@@ -175,7 +176,7 @@ def set_pretrained(config: Config, weights: str | None) -> None:
         raise InputError(f"‹pretrained› {weights}: no such file; name a file, an address, or none")
     if weights:
         try:
-            checkpoint.load_from_file(weights)  # refused now, not when the trainings start
+            checkpoint.load_from_file(weights)  # read here so that a bad file is refused before the work
         except InputError as error:
             raise InputError(f"‹pretrained› {error}") from error
     if "pretrained" in config.model:

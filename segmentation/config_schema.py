@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 from mmengine.config import Config
@@ -12,6 +11,7 @@ from pydantic import Field
 from common import limits
 from common.errors import InputError
 from common.schema import OpenSchema, Schema, one_line, parse
+from segmentation.trees import entries
 
 Count = Annotated[int, Field(ge=1, le=limits.COUNT)]
 Group = dict[str, Any]
@@ -151,12 +151,8 @@ class Saving(OpenSchema):
 _ENTRIES: dict[str, type[OpenSchema]] = {"MaskDataset": MaskData, "CheckpointHook": Saving}
 
 
-def check_schema(config: Config, entries: Callable[[Any, str], Iterable[Any]]) -> None:
+def check_schema(config: Config) -> None:
     """Refuses a config whose parts are not of the right kind.
-
-    Args:
-        config: to check.
-        entries: finds the entries of a type in a config.
 
     Raises:
         InputError: names file and field.

@@ -14,9 +14,10 @@ from common.decoding import stored_size
 from common.errors import InputError
 from common.pairing import Pair, check_pairs, listed
 from common.schema import one_line
-from segmentation.config import entries, errors_in_one_line
+from segmentation.config import errors_in_one_line
+from segmentation.trees import entries
 
-CHECKED = ("MaskDataset", "MSegDataset")  # have ``labels``
+CHECKED = ("MaskDataset", "MSegDataset")  # data sets that say by ``labels`` which ids masks may hold
 LOADERS = {"train": ("train_dataloader", "val_dataloader"), "test": ("test_dataloader",)}
 
 

@@ -265,7 +265,7 @@ class _Images(Dataset[Any]):
         try:
             if mask_file is None:
                 prepared = self.prepare({"img_path": str(image)})
-                mask = np.full(_first(prepared["data_samples"]).ori_shape, IGNORED, np.uint8)
+                mask = np.full(_of_first_view(prepared["data_samples"]).ori_shape, IGNORED, np.uint8)
             else:
                 mask = self.labels.file_ids(mask_file)
                 prepared = self.prepare({"img_path": str(image), "mask_size": mask.shape})
@@ -276,7 +276,7 @@ class _Images(Dataset[Any]):
         return index, prepared, mask
 
 
-def _first(value: Any) -> Any:
+def _of_first_view(value: Any) -> Any:
     """The first view's part of a prepared image."""
     return value[0] if isinstance(value, list) else value
 
@@ -309,13 +309,14 @@ def segment(
         collate_fn=list,
         worker_init_fn=_start_worker,
     )
-    torch.backends.cudnn.benchmark = False  # which would choose by speed, differently in every run
+    torch.backends.cudnn.benchmark = False  # it chooses algorithms by measured speed: other sums in every run
     for batch in loader:
         if wrong := next((item for item in batch if isinstance(item, str)), None):
             raise InputError(wrong)
-        for group in (list(same) for _, same in groupby(batch, key=lambda item: _first(item[1]["inputs"]).shape)):
+        by_size = groupby(batch, key=lambda item: _of_first_view(item[1]["inputs"]).shape)
+        for group in (list(items_of_one_size) for _, items_of_one_size in by_size):
             data = {key: [item[1][key] for item in group] for key in ("inputs", "data_samples")}
-            if segmentor.views:  # a list of views of a list of images
+            if segmentor.views:  # mmseg wants, for each view, that view of every image
                 data = {key: list(map(list, zip(*values, strict=True))) for key, values in data.items()}
             try:
                 samples = segmentor.test_step(data)
@@ -341,10 +342,10 @@ def _prediction(index: int, ids: NDArray[Any], sample: Any, image: Path, segment
     if logits.isnan().any():
         raise InputError(f"{image}: the segmentor's output is not finite here; are its weights sound?")
     classes = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
-    return Prediction(index, ids, classes, _two_or_more(logits))
+    return Prediction(index, ids, classes, _logits_of_all_classes(logits))
 
 
-def _two_or_more(logits: torch.Tensor) -> torch.Tensor:
+def _logits_of_all_classes(logits: torch.Tensor) -> torch.Tensor:
     """(C, H, W); a binary head's single probability p becomes the logits 0 and log(p / (1 - p))."""
     if len(logits) > 1:
         return logits

@@ -20,7 +20,7 @@ from common.classes import load_class_table
 from common.errors import InputError
 from common.images import Labels
 from common.schema import one_line
-from segmentation.config import entries
+from segmentation.trees import entries, with_pipeline
 
 IGNORED = 255
 
@@ -80,7 +80,7 @@ def label_rule(config: Config, num_classes: int, head: nn.Module | None = None) 
     try:
         names: tuple[str, ...] = ()
         files = Labels(num_classes)
-        if dataset and "classes" in dataset:  # a MaskDataset, whose class table says all
+        if dataset and "classes" in dataset:  # a MaskDataset: its class table says what each id means
             classes = load_class_table(dataset["classes"])
             reads = classes.labels.reducing_zero(bool(dataset.get("reduce_zero_label")))
             steps = _annotation_steps(config)
@@ -91,11 +91,11 @@ def label_rule(config: Config, num_classes: int, head: nn.Module | None = None) 
                 )
             names, table, files = classes.names, reads.table, reads
         else:
-            reduce_zero_label, label_map, names = _facts(dataset) if dataset else (False, None, ())
+            reduce_zero_label, label_map, names = _label_settings(dataset) if dataset else (False, None, ())
             table = _label_of_each_id(_annotation_steps(config), reduce_zero_label, label_map)
     except InputError:
         raise
-    except Exception as error:  # classes of a config, which may raise anything
+    except Exception as error:  # classes that a config names may raise anything
         raise InputError(
             f"{config.filename}: the test set's masks cannot be read as it says: "
             f"{one_line(error) or type(error).__name__}"
@@ -133,20 +133,14 @@ def loads_masks(step: dict[str, Any]) -> bool:
 
 
 def _annotation_steps(config: Config) -> list[dict[str, Any]]:
-    training = [entry["pipeline"] or [] for entry in _with_pipeline(config.get("train_dataloader"))]
+    training = [entry["pipeline"] or [] for entry in with_pipeline(config.get("train_dataloader"))]
     for steps in (pipeline(config), *training, config.get("train_pipeline") or []):
         if found := [step for step in steps if loads_masks(step)]:
             return found
     return [{"type": "LoadAnnotations"}]
 
 
-def _with_pipeline(tree: Any) -> list[Any]:
-    if isinstance(tree, dict):
-        return [tree] if "pipeline" in tree else [found for part in tree.values() for found in _with_pipeline(part)]
-    return [found for part in tree for found in _with_pipeline(part)] if isinstance(tree, (list, tuple)) else []
-
-
-def _facts(dataset: Any) -> tuple[bool, dict[int, int] | None, tuple[str, ...]]:
+def _label_settings(dataset: Any) -> tuple[bool, dict[int, int] | None, tuple[str, ...]]:
     """``reduce_zero_label``, map of labels and class names, as the data set would have them; no file is looked for."""
     kind = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
     if kind is None:

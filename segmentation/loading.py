@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
-from mmengine.registry import TRANSFORMS  # of all packages: a config may have another default scope than mmseg
+from mmengine.registry import TRANSFORMS  # mmengine's own, which is searched whatever default scope a config has
 from mmseg.datasets.transforms import LoadAnnotations
 
 from common.errors import InputError
@@ -50,7 +50,7 @@ class ReadAnnotations(LoadAnnotations):
         path, labels = results["seg_map_path"], results.get("labels")
         if labels is not None:
             ids = labels.read(path)
-        else:  # of a data set that does not say which ids there are
+        else:  # the data set does not say which ids masks may hold
             ids = Labels(254, reduce_zero=True).read(path) if reduce_zero else read_mask(path)
             if label_map := results.get("label_map"):
                 table = np.arange(256, dtype=np.uint8)
@@ -90,5 +90,7 @@ def use_own_readers(tree: Any) -> bool:
         if name in _OWN and given <= _UNDERSTOOD:
             tree["type"], changed = _OWN[name], True
     inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
-    changed_inside = [use_own_readers(value) for value in inner]  # a list: all are to be visited
+    changed_inside = [
+        use_own_readers(value) for value in inner
+    ]  # a list, since any() alone would stop at the first change
     return changed or any(changed_inside)

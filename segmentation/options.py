@@ -84,7 +84,7 @@ class TrainOptions(SegmentorOptions):
 class TestOptions(SegmentorOptions):
     """A test; see ``segmentation.testing.test``."""
 
-    __test__ = False  # is none of pytest's
+    __test__ = False  # pytest would take the class for tests by its name
 
     split: str | None = option(None, help=f"test on img_<split>, label_<split> {_of_config}")
     out: Path | None = option(None, help="test: metrics as JSON (default: <work-dir>/metrics.json)")

@@ -260,6 +260,6 @@ def write_table(segmentor: Segmentor, folder: Path) -> None:
     if values != list(range(n)):
         ignored = [id_ for id_ in np.flatnonzero(rule.table == IGNORE).tolist() if id_ != IGNORE]
         if len({*values, *ignored, IGNORE}) < n + len(ignored) + 1:
-            return  # a label that no id in masks stands for: no table can say what it is
+            return  # no id in masks stands for some class: a table cannot say so
         table |= {"mask_values": values, "mask_ignore": ignored}
     write_json(table, folder / "classes.json", indent=None)

@@ -20,11 +20,12 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 
 from common.errors import InputError
-from segmentation.config import entries, errors_in_one_line
+from segmentation.config import errors_in_one_line
 from segmentation.data_check import check_sizes
 from segmentation.runner import SegmentorRunner, TestRunner, globals_restored
+from segmentation.trees import entries
 
-_SAMPLES = 2  # a model with batch normalization of one value an image needs two
+_SAMPLES = 2  # batch normalization after global pooling has one value an image and cannot work with one image
 
 
 def rehearse(cfg: Config, task: str) -> None:
@@ -42,23 +43,23 @@ def rehearse(cfg: Config, task: str) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     with tempfile.TemporaryDirectory(prefix="segmentor.") as folder, globals_restored():
         with errors_in_one_line(cfg, "model, hooks and visualizer"):
-            runner = (TestRunner if task == "test" else SegmentorRunner).from_cfg(_quiet(cfg, folder))
-        # They may write and remove elsewhere; what they are told is checked with the config.
+            runner = (TestRunner if task == "test" else SegmentorRunner).from_cfg(_for_rehearsal(cfg, folder))
+        # Checkpoint hooks may write and remove files outside of this folder; config_schema checks their settings.
         runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, CheckpointHook)]
         if task == "train":
-            _train(cfg, runner)
+            _first_training_step(cfg, runner)
         else:
-            _test(cfg, runner)
+            _first_test_image(cfg, runner)
         del runner
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def _quiet(cfg: Config, folder: str) -> Config:
+def _for_rehearsal(cfg: Config, folder: str) -> Config:
     """A copy for one process that reads no more than it must and writes to ``folder``."""
     quiet = copy.deepcopy(cfg)
-    object.__setattr__(quiet, "_format_python_code", False)  # nobody reads its text
+    object.__setattr__(quiet, "_format_python_code", False)  # formatting takes a second, and nobody reads this config
     name = f"rehearsal_{time.time_ns()}"
     quiet.update(work_dir=folder, launcher="none", log_level="ERROR", experiment_name=name)
     if isinstance(quiet.get("visualizer"), dict):
@@ -76,7 +77,7 @@ def _quiet(cfg: Config, folder: str) -> Config:
     return quiet
 
 
-def _train(cfg: Config, runner: SegmentorRunner) -> None:
+def _first_training_step(cfg: Config, runner: SegmentorRunner) -> None:
     with errors_in_one_line(cfg, "train_dataloader and train_cfg"):
         loop: Any = runner.build_train_loop(runner._train_loop)
         runner._train_loop = loop
@@ -107,21 +108,21 @@ def _train(cfg: Config, runner: SegmentorRunner) -> None:
             scheduler.step()
     if runner._val_loop is not None:
         with errors_in_one_line(cfg, "the first validation"):
-            _evaluate(runner.val_loop, runner.model)
+            _score_one_item(runner.val_loop, runner.model)
 
 
-def _test(cfg: Config, runner: SegmentorRunner) -> None:
+def _first_test_image(cfg: Config, runner: SegmentorRunner) -> None:
     with errors_in_one_line(cfg, "test_dataloader, test_cfg and test_evaluator"):
         runner._test_loop = runner.build_test_loop(runner._test_loop)
         check_sizes(runner.test_dataloader.dataset, str(cfg.filename))
     with errors_in_one_line(cfg, f"‹load_from› {cfg.get('load_from')}"):
         runner.load_or_resume()
     with errors_in_one_line(cfg, "the first test image"):
-        _evaluate(runner.test_loop, runner.model)
+        _score_one_item(runner.test_loop, runner.model)
 
 
 @torch.no_grad()
-def _evaluate(loop: Any, model: Any) -> None:
+def _score_one_item(loop: Any, model: Any) -> None:
     """One item through the model and all scores of it."""
     model.eval()
     if not len(loop.dataloader.dataset):

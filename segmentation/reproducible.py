@@ -81,7 +81,7 @@ class SeededItems(Dataset[Any]):
         return self.dataset[int(index)]
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not there yet, while a worker unpickles it
+        if name == "dataset":  # a worker that unpickles this asks before the data set is there
             raise AttributeError(name)
         return getattr(self.dataset, name)
 

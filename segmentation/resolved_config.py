@@ -8,9 +8,10 @@ from pathlib import Path
 from mmengine.config import Config
 
 from segmentation import checkpoint
-from segmentation.config import entries, load_config
+from segmentation.config import load_config
 from segmentation.config_changes import check_classes, set_crop_size, set_data, set_max_iters, set_pretrained, set_seed
 from segmentation.options import SegmentorOptions, TestOptions
+from segmentation.trees import entries
 from segmentation.validation import log_to_tensorboard
 
 

@@ -59,7 +59,7 @@ class SegmentorRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """As mmengine's; several processes may train on CPUs, too."""
         if self.distributed and get_device() == "cpu" and not is_model_wrapper(model):
-            model = revert_sync_batchnorm(model)  # which needs GPUs
+            model = revert_sync_batchnorm(model)  # synchronized batch normalization needs GPUs
             given = {
                 "find_unused_parameters": self.cfg.get("find_unused_parameters", False),
                 "broadcast_buffers": False,
@@ -196,7 +196,9 @@ def _arguments(scheduler: Any) -> dict[str, Any]:
 def _check_same(filename: str, wanted: list[dict[str, Any]], found: list[dict[str, Any]]) -> None:
     for new, old in zip(wanted, found, strict=False):
         for key in new.keys() & old.keys():
-            if f"initial_{key}" not in new and new[key] != old[key]:  # scheduled values are compared at their start
+            if (
+                f"initial_{key}" not in new and new[key] != old[key]
+            ):  # of a scheduled value, the initial one is compared
                 name = key.removeprefix("initial_")
                 raise InputError(
                     f"{filename}: was trained with {name} {old[key]}, the config now says {new[key]}; "

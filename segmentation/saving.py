@@ -42,7 +42,7 @@ class SafeCheckpointHook(CheckpointHook):
             and progress >= loop.val_begin
             and progress % loop.val_interval == 0
         ):
-            # The file was written before the validation of its iteration, which a stop may have prevented.
+            # Weights are saved before their iteration is validated; the training may have been stopped in between.
             runner.val_loop.run()
             runner.model.train()
 
@@ -51,8 +51,8 @@ class SafeCheckpointHook(CheckpointHook):
         if self.max_keep_ckpts > 0 and (not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step):
             kept = [*self.keep_ckpt_ids, step]
             outdated = kept[: -self.max_keep_ckpts]
-            self.keep_ckpt_ids.append(step)  # a deque that holds max_keep_ckpts
-            # The file names outdated ones as well: after a kill between here and their removal, a resumed one does it.
+            self.keep_ckpt_ids.append(step)  # a deque of max_keep_ckpts, which drops the oldest
+            # The file lists outdated ones, too: if the training is killed before it removes them, a resumed one will.
             runner.message_hub.update_info("keep_ckpt_ids", kept)
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
@@ -92,7 +92,7 @@ class SafeCheckpointHook(CheckpointHook):
             self.file_backend.rmtree(path)
 
 
-class _Collected:
+class _NotedRemovals:
     """A file backend that only notes what is to be removed."""
 
     def __init__(self, backend: Any, removed: list[str]) -> None:
@@ -106,7 +106,7 @@ class _Collected:
 def _removals_later(hook: CheckpointHook) -> Iterator[list[str]]:
     backend = hook.file_backend
     removed: list[str] = []
-    hook.file_backend = _Collected(backend, removed)
+    hook.file_backend = _NotedRemovals(backend, removed)
     try:
         yield removed
     finally:
@@ -134,7 +134,7 @@ def is_whole(path: Path) -> bool:
     try:
         read_checkpoint(path)
     except CodeError:
-        return True  # and refused by name when it is loaded
+        return True  # complete, but it holds code: loading it says so
     except InputError:
         return False
     return True

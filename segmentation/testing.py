@@ -12,13 +12,14 @@ from mmengine.dist import is_main_process
 
 from common.errors import InputError
 from common.files import check_writable, room_for, write_json
-from segmentation.config import entries, errors_in_one_line
+from segmentation.config import errors_in_one_line
 from segmentation.confusion import write_confusion
 from segmentation.data_check import LOADERS, check_files
 from segmentation.options import TestOptions
 from segmentation.rehearsal import rehearse
 from segmentation.resolved_config import resolve
 from segmentation.runner import TestRunner, globals_restored, join_processes
+from segmentation.trees import entries
 from segmentation.views import test_from_views
 
 _OF_TRAINING = (
@@ -80,7 +81,7 @@ def test(options: TestOptions) -> Tested:
     config = test_config(options)
     if not options.unchecked:
         check_files(config, LOADERS["test"])
-    if not config.load_from and config.model.type != "MaskigeReconstruction":  # that one has nothing to learn
+    if not config.load_from and config.model.type != "MaskigeReconstruction":  # it has no weights
         raise InputError("‹load_from›: name the weights to test")
     if not (config.get("test_dataloader") and config.get("test_cfg") is not None and config.get("test_evaluator")):
         raise InputError(f"{config.filename}: nothing to test with: needs test_dataloader, test_cfg and test_evaluator")

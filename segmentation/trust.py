@@ -20,6 +20,7 @@ from common import house
 from common.errors import InputError
 from common.files import inside
 from common.schema import one_line, parse_json
+from segmentation.trees import dictionaries
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = (ROOT / "configs", ROOT / "demo" / "mmseg")
@@ -91,7 +92,7 @@ def check_plain(path: Path, depth: int = 0) -> None:
     for base in bases:
         file = path.parent / base
         if "::" in base or any(inside(file, folder) for folder in OWN) or not file.is_file():
-            continue  # an installed package's, this checkout's, or for mmengine to miss
+            continue  # an installed package's or this checkout's is trusted; a missing one mmengine reports
         if depth == 10:
             raise InputError(f"{path}: field _base_: more than {depth} files build on one another; write fewer")
         check_plain(file, depth + 1)
@@ -156,7 +157,7 @@ def check_types(path: str, tree: Any) -> None:
         InputError: names the type.
     """
     known = {name for registry in _registries() for name in registry.module_dict}
-    for node in _dictionaries(tree):
+    for node in dictionaries(tree):
         for key in ("type", "_scope_", "default_scope"):
             value = node.get(key)
             if value is None:
@@ -178,12 +179,3 @@ def _registries() -> Iterator[Registry]:
         registry.import_from_location()
         yield registry
         roots += registry.children.values()
-
-
-def _dictionaries(tree: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(tree, dict):
-        yield tree
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from _dictionaries(value)

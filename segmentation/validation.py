@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 
 from common.errors import InputError
-from segmentation.config import entries
+from segmentation.trees import entries
 
 METRICS = {"mIoU": "mIoU", "mAcc": "mAcc", "OA": "aAcc"}
 """Scores that weights can be chosen by, and mmseg's names of them."""

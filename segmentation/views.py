@@ -14,6 +14,7 @@ from mmseg.registry import MODELS
 
 from common.errors import InputError
 from segmentation.labels import loads_masks, pipeline
+from segmentation.trees import with_pipeline
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Of the built-in views, each as it is and mirrored; as published."""
@@ -88,15 +89,9 @@ def without_masks(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_from_views(config: Config) -> None:
     """Has a config's own test (the Runner's) predict from several views."""
     steps = view_steps(config)
-    for dataset in _with_pipeline(config.get("test_dataloader") or {}):
+    for dataset in with_pipeline(config.get("test_dataloader") or {}):
         dataset["pipeline"] = steps
     config.model = {"type": "MeanOfViews", "module": config.model}
-
-
-def _with_pipeline(tree: Any) -> list[Any]:
-    if isinstance(tree, dict):
-        return [tree] if "pipeline" in tree else [one for part in tree.values() for one in _with_pipeline(part)]
-    return [one for part in tree for one in _with_pipeline(part)] if isinstance(tree, (list, tuple)) else []
 
 
 def set_slide(config: Config, window: int, stride: int | None = None) -> None:

@@ -100,7 +100,7 @@ def _environment() -> Iterator[None]:
     os.environ.clear()
     os.environ.update(before)
     if weights := sys.modules.get("segmentation.checkpoint"):
-        weights._given.clear()  # addresses that the user named
+        weights._allowed.clear()  # addresses that the user named
 
 
 class Cli:

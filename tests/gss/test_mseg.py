@@ -17,7 +17,7 @@ from PIL import Image
 
 from common.errors import InputError
 from gss.mseg import MSegMetric, read_names, read_taxonomy, universal_ids
-from segmentation.config import entries
+from segmentation.trees import entries
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "gss"
 UNIVERSAL = ["building", "car", "road", "sky"]

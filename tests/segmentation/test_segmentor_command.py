@@ -14,8 +14,9 @@ from common import command as cli
 from common.errors import InputError
 from scripts import segmentor as script
 from segmentation.classes import class_table
-from segmentation.config import entries, heads, load_config
+from segmentation.config import heads, load_config
 from segmentation.config_changes import check_classes, set_max_iters
+from segmentation.trees import entries
 from tests.segmentation.test_filter_command import Harmful
 
 ROOT = Path(__file__).parents[2]
