@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmengine.dist import is_main_process
-
 from common.command import read_options, run
+from common.ranks import is_first
 from segmentation.options import PredictOptions
 from segmentation.prediction import predict
 
@@ -24,7 +23,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Parses, predicts, tells."""
     options = read_options(PredictOptions, __doc__ or "", words, "predict")
     images = predict(options)
-    if is_main_process():
+    if is_first():
         print(f"{images} masks in {options.out / 'masks'}")
 
 

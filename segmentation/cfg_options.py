@@ -85,14 +85,10 @@ def _finite(value: Any) -> bool:
 
 
 def apply_settings(config: Config, settings: Mapping[str, Any]) -> None:
-    """Sets values of a config.
-
-    Args:
-        config: changed in place.
-        settings: ``{"train_cfg.max_iters": 10}``.
+    """Sets values of a config in place, ``{"train_cfg.max_iters": 10}``.
 
     Raises:
-        InputError: a key that the config does not have, where nothing would read it; a text for a number, and the like.
+        InputError: a key that nothing would read; a text for a number, and the like.
     """
     for key, value in settings.items():
         _check(config, key, value)

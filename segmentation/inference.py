@@ -354,11 +354,6 @@ def _logits_of_all_classes(logits: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_losses(logits: torch.Tensor, labels: NDArray[Any]) -> NDArray[Any]:
-    """Cross-entropy of each pixel in nats, float32 (H, W); 0 where the label is 255.
-
-    Args:
-        logits: (C, H, W).
-        labels: class ids, uint8 (H, W).
-    """
+    """Cross-entropy of each pixel in nats, float32 (H, W), of logits (C, H, W) and labels uint8 (H, W); 0 at 255."""
     target = torch.from_numpy(labels).to(logits.device, torch.long)
     return F.cross_entropy(logits[None].float(), target[None], ignore_index=255, reduction="none")[0].cpu().numpy()

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.classes import far_apart_colors
+from common.command import note
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, digest, inside, only_writer, room_for, write_json
@@ -70,7 +71,7 @@ class Outputs:
         return paths
 
 
-def open_folder(folder: Path, made_from: dict[str, str]) -> None:
+def stamp_folder(folder: Path, made_from: dict[str, str]) -> None:
     """Says in a new folder what its predictions are made from.
 
     Raises:
@@ -87,7 +88,7 @@ def open_folder(folder: Path, made_from: dict[str, str]) -> None:
         )
 
 
-def palette(segmentor: Segmentor) -> NDArray[Any]:
+def class_colors(segmentor: Segmentor) -> NDArray[Any]:
     """Colors of the classes, (C, 3) uint8 RGB: the test set's, else far-apart ones."""
     dataset = test_dataset(segmentor.config)
     colors = class_table(dataset["classes"])["palette"] if dataset and "classes" in dataset else []
@@ -121,9 +122,9 @@ def predict(options: PredictOptions) -> int:
         ranks = Ranks()
         check_writable(out, "‹out›")
         with ranks.first_holds(only_writer(out, "‹out›")):
-            ranks.once(lambda: open_folder(out, made_from))
+            ranks.once(lambda: stamp_folder(out, made_from))
             if ranks.rank == 0:
-                write_table(segmentor, out)
+                write_class_table(segmentor, out)
             outputs = Outputs(out, options.overlay, options.probabilities)
             predict_images(segmentor, images, outputs, ranks, options.batch_size, options.num_workers)
     return len(images)
@@ -173,12 +174,12 @@ def predict_images(
         or not all(file.is_file() for file in outputs.paths(name).values())
     ]
     if len(todo) < len(images) and ranks.rank == 0:
-        print(f"{len(images) - len(todo)} of {len(images)} images are done", flush=True)
+        note(f"{len(images) - len(todo)} of {len(images)} images are done")
     ranks.once(lambda: check_images([path for _, path in todo]))
     todo = ranks.share(todo)
     items: list[tuple[Path, Path | None]] = [(path, None) for _, path in todo]
     batches = [range(start, min(start + batch_size, len(todo))) for start in range(0, len(todo), batch_size)]
-    ids, colors = segmentor.rule.ids(), palette(segmentor)
+    ids, colors = segmentor.rule.ids(), class_colors(segmentor)
     predictions = segment(segmentor, items, batches, num_workers)
     for prediction in tqdm(predictions, "predict", len(todo), unit="image", disable=ranks.rank > 0):
         name, path = todo[prediction.index]
@@ -252,11 +253,11 @@ def painted(image: NDArray[Any], classes: NDArray[Any], colors: NDArray[Any]) ->
     return np.where(known[..., None], mixed, image)
 
 
-def write_table(segmentor: Segmentor, folder: Path) -> None:
+def write_class_table(segmentor: Segmentor, folder: Path) -> None:
     """``classes.json``: names and colors of what the masks hold, for other commands' ``--classes``."""
     rule, n = segmentor.rule, segmentor.num_classes
     values = rule.ids()[:n].tolist()
-    table = {"classes": segmentor.class_names, "palette": palette(segmentor).tolist(), "ignore_index": IGNORE}
+    table = {"classes": segmentor.class_names, "palette": class_colors(segmentor).tolist(), "ignore_index": IGNORE}
     if values != list(range(n)):
         ignored = [id_ for id_ in np.flatnonzero(rule.table == IGNORE).tolist() if id_ != IGNORE]
         if len({*values, *ignored, IGNORE}) < n + len(ignored) + 1:
