@@ -220,7 +220,9 @@ def _state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _write(paths: dict[str, Path], prediction: Prediction, image: Path, ids: NDArray[Any], colors: NDArray[Any]) -> None:
+def _write(
+    paths: dict[str, Path], prediction: Prediction, image: Path, ids: NDArray[Any], colors: NDArray[Any]
+) -> None:
     writers: dict[str, Callable[[Path], Any]] = {
         "masks": lambda path: Image.fromarray(ids[prediction.classes]).save(path),
         "overlays": lambda path: Image.fromarray(painted(read_image(image), prediction.classes, colors)).save(path),
