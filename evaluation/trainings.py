@@ -12,12 +12,12 @@ from common.pairing import IMAGE_SUFFIXES, list_files
 from common.stamps import Contents
 from evaluation.compare import CompareOptions
 from evaluation.runs import KINDS, Comparison, test_options
-from segmentation.config import entries
 from segmentation.data_check import LOADERS, check_files
 from segmentation.options import TrainOptions
 from segmentation.provenance import TEST, TRAIN, data_files, hash_of_settings, named_files
 from segmentation.testing import test_config
 from segmentation.training import training_config
+from segmentation.trees import entries
 
 Configs = dict[str, Any]  # of mmengine, by kind
 

@@ -30,7 +30,8 @@ from common.images import Labels
 from common.processes import bounded, end_with_parent
 from common.schema import one_line
 from segmentation.checkpoint import allow_fetch, load_weights, with_its_dvae
-from segmentation.config import load_config, set_data
+from segmentation.config import load_config
+from segmentation.config_changes import set_data
 from segmentation.labels import IGNORED, LabelRule, label_rule, loads_masks, pipeline
 from segmentation.views import MeanOfViews, view_steps, without_masks
 
@@ -94,7 +95,7 @@ class Segmentor:
         size = batch_size or self.batch_size()
         batches = [range(start, min(start + size, len(files))) for start in range(0, len(files), size)]
         for found in segment(self, files, batches, num_workers):
-            yield found.found, self.rule.table[found.ids]
+            yield found.classes, self.rule.table[found.ids]
 
     def batch_size(self) -> int:
         """Images a batch in the config's own test."""
