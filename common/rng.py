@@ -32,6 +32,8 @@ class Stream:
     SAMPLER = "eta"  # sampling: the noise that each step adds, with the step's number
     PALETTE_START = "palette"  # palette search: where colors start, with the start's number
     PALETTE_ORDER = "palette order"  # palette search: which class gets which color
+    HELD_OUT = "validation"  # training of a first stage: which files validate, before the file's name
+    CROP = "crop"  # training of a first stage: which part of which image, with its number
     SEGMENTOR_ITEM = "item"  # training of a segmentor: crop, flip, colors of an item
     SEGMENTOR_STEP = "iteration"  # training of a segmentor: dropout and the like
     RESAMPLE_HARDNESS = "resample hardness"  # re-sampling: chance against an image's hardness

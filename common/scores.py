@@ -12,20 +12,21 @@ from numpy.typing import NDArray
 def confusion(
     prediction: NDArray[Any], labels: NDArray[Any], num_classes: int, ignore_index: int = 255
 ) -> NDArray[Any]:
-    """Pixels by label (rows) and predicted class, int64 (C + 1, C).
+    """Pixels by label (rows) and predicted class, int64 (C + 1, C + 1).
 
-    The last row is for labels that are neither a class nor to ignore: no true pixels, but predicted ones.
+    The last row is for labels that are neither a class nor to ignore: no true pixels, but predicted ones. The last
+    column is for predictions that are no class, of a model with more outputs: true pixels, but predicted as none.
 
     Args:
-        prediction: class ids 0..C-1 (H, W).
+        prediction: 0..255 (H, W).
         labels: 0..255 (H, W).
         num_classes: C.
         ignore_index: the label of pixels to leave out.
     """
     valid = labels != ignore_index
-    rows = np.minimum(labels[valid].astype(np.int64), num_classes)
-    index = rows * num_classes + prediction[valid]
-    return np.bincount(index, minlength=(num_classes + 1) * num_classes).reshape(num_classes + 1, num_classes)
+    rows, columns = (np.minimum(ids[valid].astype(np.int64), num_classes) for ids in (labels, prediction))
+    side = num_classes + 1
+    return np.bincount(rows * side + columns, minlength=side**2).reshape(side, side)
 
 
 def scores(matrix: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
@@ -34,10 +35,10 @@ def scores(matrix: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
     A class that neither masks nor predictions show has no IoU (None) and does not count in the mean.
 
     Args:
-        matrix: see ``confusion`` (C + 1, C).
+        matrix: see ``confusion`` (C + 1, C + 1).
         classes: C names.
     """
-    hit, true, predicted = matrix.diagonal(), matrix[:-1].sum(axis=1), matrix.sum(axis=0)
+    hit, true, predicted = matrix.diagonal()[:-1], matrix[:-1].sum(axis=1), matrix[:, :-1].sum(axis=0)
     union = true + predicted - hit
     with np.errstate(invalid="ignore"):
         iou, accuracy = hit / union, hit / true

@@ -45,14 +45,14 @@ def agreement(
         num_workers: processes that read images.
     """
     count = segmentor.num_classes
-    total = np.zeros((count + 1, count), dtype=np.int64)
+    total = np.zeros((count + 1, count + 1), dtype=np.int64)
     mask_pixels, found_pixels = [], []
     results = segmentor.predictions([(pair.image, pair.mask) for pair in pairs], batch_size, num_workers)
     for found, labels in tqdm(results, title, len(pairs), unit="image"):
         matrix = confusion(found, labels, count, segmentor.rule.unscored)
         total += matrix
         mask_pixels.append(matrix[:-1].sum(axis=1))
-        found_pixels.append(matrix.sum(axis=0))
+        found_pixels.append(matrix[:, :-1].sum(axis=0))
     report = {"images": len(pairs), **scores(total, segmentor.class_names)}
     return Agreement(report, np.array(mask_pixels), np.array(found_pixels))
 

@@ -139,11 +139,15 @@ class Comparison:
         """Trains and tests one seed, where that is not done yet."""
         folder = self.folder(kind, seed)
         training = replace(self.trainings[kind], work_dir=folder, seed=seed, unchecked=True, resume=True)
+        from segmentation.saving import named_weights  # mmengine takes seconds to load
+
         trained = _trained(folder)
         if trained is None:
             write_json({"made_from": dict(self.made_from[kind])}, folder / "stamp.json")
             segmentor(children, ["train", *words(training)], folder / "log.txt")
-            weights = _last_weights(folder)
+            weights = named_weights(folder)
+            if weights is None:
+                raise InputError(f"{folder}: its training left no whole weights; remove it, it will be made again")
             trained = _Trained(weights=weights.name, values=hash_of_values(_read_weights(weights)))
             write_json(trained.model_dump(), folder / "trained")
         metrics = {}
@@ -201,17 +205,6 @@ def _tested(folder: Path, split: str) -> _Tested | None:
 def _trained(folder: Path) -> _Trained | None:
     path = folder / "trained"
     return read_json(path, _Trained, f"remove {path}, it will be made again") if path.exists() else None
-
-
-def _last_weights(folder: Path) -> Path:
-    """What mmengine's ``last_checkpoint`` names, in the folder where that is now."""
-    try:
-        weights = folder / Path((folder / "last_checkpoint").read_text(encoding="utf-8").strip()).name
-    except (OSError, ValueError):
-        weights = folder
-    if not weights.is_file():
-        raise InputError(f"{folder / 'last_checkpoint'}: names no weights; remove {folder}, it will be made again")
-    return weights
 
 
 def test_options(training: TrainOptions, split: str) -> TestOptions:

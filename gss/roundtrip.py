@@ -43,7 +43,8 @@ def confusion(pairs: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Tenso
     """Confusion matrix (N, N), int64, [true, found], of (true, found) label maps; other true ids do not count."""
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.long)
     for true, found in pairs:
-        matrix += torch.from_numpy(scores.confusion(found.cpu().numpy(), true.cpu().numpy(), num_classes)[:-1])
+        counts = scores.confusion(found.cpu().numpy(), true.cpu().numpy(), num_classes)
+        matrix += torch.from_numpy(counts[:-1, :-1])
     return matrix
 
 

@@ -10,6 +10,8 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 from numpy.typing import NDArray
 
+from common.scores import confusion
+
 
 @METRICS.register_module()
 class ClassIoUMetric(IoUMetric):
@@ -38,12 +40,10 @@ class ClassIoUMetric(IoUMetric):
             count = len(self.dataset_meta["classes"])
             for index, sample in enumerate(data_samples, start):
                 predicted, truth = (
-                    sample[key]["data"].squeeze().cpu().numpy().astype(np.int64)
-                    for key in ("pred_sem_seg", "gt_sem_seg")
+                    sample[key]["data"].squeeze().cpu().numpy() for key in ("pred_sem_seg", "gt_sem_seg")
                 )
-                counted = (truth != self.ignore_index) & (truth < count) & (predicted < count)
-                pixels = np.bincount(truth[counted] * count + predicted[counted], minlength=count**2)
-                self.results[index] = (*self.results[index], pixels)
+                pixels = confusion(predicted, truth, count, self.ignore_index)[:-1, :-1]
+                self.results[index] = (*self.results[index], pixels.ravel())
 
     def compute_metrics(self, results: list[tuple[Any, ...]]) -> dict[str, float]:
         """Scores of all results.

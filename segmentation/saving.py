@@ -140,6 +140,21 @@ def is_whole(path: Path) -> bool:
     return True
 
 
+def _named(folder: Path) -> str:
+    pointer = folder / POINTER
+    return pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+
+
+def named_weights(folder: Path) -> Path | None:
+    """The weights that ``last_checkpoint`` in a training's folder names, wherever that is now; None if not whole."""
+    named = _named(folder)
+    if named and "\0" not in named:
+        for path in (folder / Path(named).name, Path(named)):  # the folder may have been moved, or copied
+            if path.is_file() and is_whole(path):
+                return path
+    return None
+
+
 def last_weights(folder: Path) -> Path | None:
     """The weights that a training in ``folder`` goes on from: those that ``last_checkpoint`` names, if they are whole.
 
@@ -148,12 +163,9 @@ def last_weights(folder: Path) -> Path | None:
     Args:
         folder: a training's ``--work-dir``.
     """
-    pointer = folder / POINTER
-    named = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
-    if named and "\0" not in named:
-        for path in (folder / Path(named).name, Path(named)):  # the folder may have been moved, or copied
-            if path.is_file() and is_whole(path):
-                return path
+    if found := named_weights(folder):
+        return found
+    pointer, named = folder / POINTER, _named(folder)
     others = [path for pattern in ("iter_*.pth", "epoch_*.pth") for path in folder.glob(pattern)]
     others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     found = next(filter(is_whole, others), None)

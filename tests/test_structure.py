@@ -91,6 +91,48 @@ def test_no_yaml_names_a_script():
         assert "target: scripts" not in path.read_text() and "target: main" not in path.read_text(), path
 
 
+# what is read, and what is drawn, by one piece of code: a pattern, and the files that may hold it
+ONE_PLACE = {
+    r"\bImage\.open\(|imread|imageio|tifffile": {"common/decoding.py"},
+    r"\bjson\.loads?\(": {"common/schema.py"},
+    r"""seed_from\([^)\n]*["']""": {"cldm/training/image_logger.py"},  # the text is the name of a record's field
+}
+
+
+@pytest.mark.parametrize("pattern", ONE_PLACE)
+def test_what_has_one_place_is_nowhere_else(pattern):
+    found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    places = {path.relative_to(ROOT).as_posix() for path in found if re.search(pattern, path.read_text())}
+    assert places <= ONE_PLACE[pattern]
+
+
+def bodies(path):
+    """Functions of 6 lines or more: where each is, and its body without its docstring, its names and its texts."""
+    for function in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        body = function.body[1 if ast.get_docstring(function) is not None else 0 :]
+        if not body or body[-1].end_lineno - body[0].lineno + 1 < 6:
+            continue
+        names = {}
+        for node in (node for part in body for node in ast.walk(part)):
+            if isinstance(node, ast.Name | ast.arg):
+                field = "id" if isinstance(node, ast.Name) else "arg"
+                setattr(node, field, names.setdefault(getattr(node, field), f"name {len(names)}"))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                node.value = ""
+        yield f"{path.relative_to(ROOT)}: {function.name}", "\n".join(map(ast.dump, body))
+
+
+def test_no_function_stands_twice():
+    places = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for place, body in bodies(path):
+                places.setdefault(body, []).append(place)
+    assert [found for found in places.values() if len(found) > 1] == []
+
+
 def test_files_are_of_a_size_to_read():
     files = [path for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts]
     assert [path for path in files if len(path.read_text().splitlines()) > 400] == []

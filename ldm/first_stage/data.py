@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.images import read_image
 from common.pairing import IMAGE_SUFFIXES
-from common.rng import seed_from
+from common.rng import Stream, seed_from
 from common.schema import one_line
 from ldm.first_stage.schema import DataOptions
 from ldm.training.loaders import TrainLoader, quiet_worker
@@ -101,7 +101,7 @@ def split(files: Sequence[Path], share: float) -> tuple[list[Path], list[Path]]:
     Raises:
         InputError: nothing is left to train on.
     """
-    held_out = [path for path in files if seed_from("validation", path.stem) / 2**63 < share]
+    held_out = [path for path in files if seed_from(Stream.HELD_OUT, path.stem) / 2**63 < share]
     training = [path for path in files if path not in set(held_out)]
     if not training:
         raise InputError(f"data.validation_share {share}: all {len(files)} images are held out; lower it")
@@ -122,7 +122,7 @@ class RandomCrops(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """``image`` (bands, crop, crop) in [-1, 1], ``seed`` for noise of its own, and ``name``."""
-        seed = seed_from(self.seed, "crop", number)
+        seed = seed_from(self.seed, Stream.CROP, number)
         draw = np.random.default_rng(seed)
         path = self.files[int(draw.integers(len(self.files)))]
         pixels, side = read_bands(path), self.options.crop
