@@ -67,14 +67,28 @@ def far_apart_colors(n: int) -> NDArray[Any]:
     """
     if not 0 <= n <= 255:
         raise InputError(f"number of classes: {n} is not in 0..255, the ids that a mask can hold")
-    level = np.arange(0, 256, 17)
-    grid = np.stack(np.meshgrid(level, level, level, indexing="ij"), axis=-1).reshape(-1, 3)
-    nearest = (grid**2).sum(axis=1)  # squared distance to the nearest color in use; at first that is black
-    colors = np.zeros((n, 3), dtype=np.uint8)
-    for i in range(n):
-        color = grid[nearest.argmax()]
-        colors[i] = color
+    return farthest_colors(np.zeros((1, 3), dtype=np.int64), n, np.arange(0, 256, 17)).astype(np.uint8)
+
+
+def farthest_colors(used: NDArray[Any], n: int, levels: NDArray[Any]) -> NDArray[Any]:
+    """The n colors that, one after the other, are farthest from all before them and from those in use.
+
+    Args:
+        used: (M, 3) integers, at least one.
+        n: number of colors.
+        levels: of red, green and blue, 0..255, from which colors are chosen.
+
+    Returns:
+        (n, 3) int64, RGB; of equally far ones the darkest.
+    """
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    nearest = np.full(len(grid), np.iinfo(np.int64).max)  # squared distance to the nearest color in use
+    for color in used:
         nearest = np.minimum(nearest, ((grid - color) ** 2).sum(axis=1))
+    colors = np.zeros((n, 3), dtype=np.int64)
+    for i in range(n):
+        colors[i] = grid[nearest.argmax()]
+        nearest = np.minimum(nearest, ((grid - colors[i]) ** 2).sum(axis=1))
     return colors
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.classes import MAX_BYTES, built_in_tables, labels_of, load_class_table, split_variant
+from common.classes import MAX_BYTES, built_in_tables, farthest_colors, labels_of, load_class_table, split_variant
 from common.errors import InputError
 from common.images import IGNORE, Labels
 from common.schema import load_json, one_line
@@ -54,10 +54,7 @@ def check_colors(colors: Any, name: str) -> NDArray[Any]:
 
 def farthest_color(colors: NDArray[Any]) -> NDArray[Any]:
     """The color of a 17-step grid of the RGB cube that is farthest from all given ones, as an int64 triple."""
-    steps = np.linspace(0, 255, 18).round().astype(np.int64)
-    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    distances = ((grid[:, None] - colors[None]) ** 2).sum(-1).min(1)
-    return grid[distances.argmax()]
+    return farthest_colors(colors, 1, np.linspace(0, 255, 18).round().astype(np.int64))[0]
 
 
 def read_palette_file(path: Path) -> dict[str, Any]:
