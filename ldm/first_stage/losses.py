@@ -128,12 +128,16 @@ def perceptual_loss(weights: Path, bands: int) -> nn.Module:
         raise InputError(
             f"loss.perceptual_weights {weights}: LPIPS looks at 3 bands, the images have {bands}; leave it out"
         )
-    network = _LPIPS(net="vgg", pnet_rand=True)
     state = read_tensors(weights)
+    if "features.28.weight" not in state:
+        raise InputError(
+            f"loss.perceptual_weights {weights}: no VGG-16 of torchvision or timm (lacks features.28.weight)"
+        )
+    network = _LPIPS(net="vgg", pnet_rand=True)
     own = network.net.state_dict()  # slice2.5.weight is features.5.weight
     wanted = {name: f"features.{name.partition('.')[2]}" for name in own}
     for name, given in wanted.items():
         if given not in state or state[given].shape != own[name].shape:
-            raise InputError(f"loss.perceptual_weights {weights}: no VGG-16 of torchvision or timm (lacks {given})")
+            raise InputError(f"loss.perceptual_weights {weights}: no VGG-16 of torchvision or timm ({given})")
     network.net.load_state_dict({name: state[given] for name, given in wanted.items()})
     return network.eval().requires_grad_(False)

@@ -76,7 +76,7 @@ class Progress(pl.Callback):
         """Step, and what was measured."""
         if not trainer.sanity_checking:
             values = ", ".join(f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in ("val/l1", "val/psnr"))
-            log.info("step %d: %s", trainer.global_step, values)
+            print(f"step {trainer.global_step}: {values}", flush=True)
 
 
 def read_config(options: TrainVaeOptions) -> FirstStageConfig:
