@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 BASE = Path(__file__).resolve().parents[2] / "configs" / "train" / "vae.yaml"
 CONFIG_NAME = "config.yaml"  # of a run's folder
 WEIGHTS, DESCRIPTION = "first_stage.safetensors", "first_stage.yaml"  # what others use of it
-MEASURED = 256  # crops whose latents are measured
 
 
 class Sheets(pl.Callback):
@@ -203,9 +202,7 @@ def _fit(trainer: pl.Trainer, model: FirstStageTraining, data: FirstStageData, c
 
 
 @torch.no_grad()
-def measure_latents(
-    first_stage: AutoencoderKL, data: FirstStageData, count: int = MEASURED
-) -> tuple[Tensor, Tensor, float]:
+def measure_latents(first_stage: AutoencoderKL, data: FirstStageData, count: int) -> tuple[Tensor, Tensor, float]:
     """Mean (C,) and standard deviation (C,) of the latent's channels, and of all values together, on random crops."""
     device = next(first_stage.parameters()).device
     latents = []
@@ -223,7 +220,7 @@ def write(first_stage: AutoencoderKL, config: FirstStageConfig, data: FirstStage
 
     The scale makes latents of unit variance, as Rombach et al. 2022, appendix G, do: 1 / std over all values.
     """
-    mean, std, whole = measure_latents(first_stage.eval(), data)
+    mean, std, whole = measure_latents(first_stage.eval(), data, config.training.measured)
     scale = float(f"{1 / whole:.5g}")
     state = {f"first_stage_model.{name}": value for name, value in first_stage.state_dict().items()}
     save_state_dict(state, folder / WEIGHTS)

@@ -82,6 +82,7 @@ class TrainingOptions(Schema):
         validate_every: steps between two validations.
         pictures_every: steps between two sheets of inputs and reconstructions.
         pictures: rows of a sheet.
+        measured: crops whose latents give the scale.
     """
 
     max_steps: Count = 100_000
@@ -97,6 +98,7 @@ class TrainingOptions(Schema):
     validate_every: Count = 1000
     pictures_every: Count = 1000
     pictures: Annotated[int, Field(ge=1, le=64)] = 8
+    measured: Annotated[int, Field(ge=1, le=10**6)] = 256
 
 
 class NetworkParams(Schema):

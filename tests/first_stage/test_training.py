@@ -48,7 +48,7 @@ def test_it_learns_to_reconstruct_and_its_latents_get_unit_variance(cli, images,
     assert held_out
     assert f"{len(training)} images to train on, {len(held_out)} to validate" in said and "val/psnr" in said
     data = FirstStageData(training, held_out, DataOptions(crop=16), steps=1, seed=0)
-    assert params["scale_factor"] * measure_latents(first_stage, data)[2] == pytest.approx(1, rel=1e-3)
+    assert params["scale_factor"] * measure_latents(first_stage, data, 8)[2] == pytest.approx(1, rel=1e-3)
     assert params["channels"] == 4 and {"first_stage_model"} == {
         name.split(".")[0] for name in read_state_dict(run / "first_stage.safetensors")
     }
