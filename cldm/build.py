@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 
 from cldm.config_schema import check_model
 from cldm.control_ldm import ControlLDM
-from cldm.training.schema import Sections, check_training
+from cldm.training.schema import check_training
+from cldm.training.sections import Sections
 from common.configuration import plain, read_configuration
 from common.errors import InputError
 from common.schema import one_line, parse

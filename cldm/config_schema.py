@@ -17,7 +17,7 @@ from cldm.control import HINT_WIDTHS
 from cldm.data.hints import ENCODINGS
 from common.errors import InputError
 from common.limits import COUNT
-from common.schema import Place, Schema, dotted, one_line, parse
+from common.schema import Name, Place, Schema, Share, dotted, one_line, parse
 from common.trust import is_trusted
 from ldm.first_stage.schema import AutoencoderParams, NetworkParams
 from ldm.models.schedule import PREDICTION_TYPES
@@ -25,14 +25,12 @@ from ldm.modules.encoders import MOST_WINDOWS
 from ldm.modules.tokenizer import END_ID, VOCAB_SIZE
 from ldm.targets import class_path, implied_params
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Width = Annotated[int, Field(ge=1, le=16_384)]
 Blocks = Annotated[int, Field(ge=1, le=64)]
 Levels = Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=10)]
 Factors = Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(max_length=20)]
 Windows = Annotated[int, Field(ge=1, le=MOST_WINDOWS)]
 Heads = Annotated[int, Field(ge=-1, le=4096)]
-Name = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 PUBLISHED_ENCODERS = ("openai/clip-vit-large-patch14",)  # hub names that published files hold
 MAX_TRANSFORMERS = 2000  # of a network: more is not built within minutes
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from cldm.training.schema import TrainerParams, Training
+from cldm.training.sections import TrainerParams, Training
 from common.errors import InputError
 from common.schema import one_line
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +13,30 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 
-from cldm.build import create_model, load_config, outline
+from cldm.build import create_model, outline
 from cldm.control_ldm import ControlLDM
 from cldm.data.datamodule import DataModuleFromConfig
 from cldm.start_weights import origin_table, start_weights
 from cldm.synthesis.prompts import cut_lines
 from cldm.training.image_logger import ImageLogger
-from cldm.training.options import TrainingOptions, first_process, resolve
+from cldm.training.options import TrainingOptions
 from cldm.training.report import training_report
+from cldm.training.resolve import first_process, merged_config, resolve, saved_config
+from cldm.training.run_name import run_time
 from common.devices import count_devices
 from common.errors import InputError
 from common.files import atomic_path, check_writable, full_disk, only_writer, room_for
 from common.schema import one_line
+from common.trust import trust
 from ldm.checkpoint import load_weights, read_state_dict
 from ldm.targets import instantiate_from_config
 from ldm.training.checkpoints import (
+    CONFIG_NAME,
     FOLDER,
     LAST,
     KeptCheckpoints,
     LastCheckpoint,
-    Place,
+    RunPosition,
     TrainingDiverged,
     WholeCheckpoints,
 )
@@ -42,8 +44,6 @@ from ldm.training.resume import changes, check_fits, held_step, read_training_st
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
 
 log = logging.getLogger(__name__)
-
-CONFIG_NAME = "config.yaml"  # of a run's folder
 
 
 def run_folder(options: TrainingOptions) -> Path:
@@ -56,32 +56,28 @@ def run_folder(options: TrainingOptions) -> Path:
         folder = resume_checkpoint(options.resume).parent.parent
         named = options.logdir / options.name if options.name else folder
         if named.resolve() != folder.resolve():
-            raise InputError(f"-n {one_line(options.name, 80)}: {named} is not {folder}, in which --resume goes on")
-        for option, value in (("--pretrain-path", options.pretrain_path), ("--allow-mismatch", options.allow)):
-            if value:
-                raise InputError(f"{option} with --resume: a run goes on with its own weights; leave one out")
-        check_writable(folder, "--resume")
+            raise InputError(f"‹name› {one_line(options.name, 80)}: {named} is not {folder}, in which ‹resume› goes on")
+        for field in ("pretrain_path", "allow_mismatch"):
+            if getattr(options, field):
+                raise InputError(f"‹{field}› with ‹resume›: a run goes on with its own weights; leave one out")
+        check_writable(folder, "‹resume›")
         return folder
-    if options.name is None and options.nodes > 1:
-        raise InputError("-n: give the run a name; machines that start at different times would not agree on one")
+    if options.name is None and options.num_nodes > 1:
+        raise InputError("‹name›: give the run a name; machines that start at different times would not agree on one")
     folder = options.logdir / (options.name or run_time())
     if not folder.resolve().is_relative_to(options.logdir.resolve()) or folder.resolve() == options.logdir.resolve():
-        raise InputError(f"-n {one_line(options.name, 80)}: write a name; --logdir says where")
+        raise InputError(f"‹name› {one_line(options.name, 80)}: write a name; ‹logdir› says where")
     _refuse_a_run(folder, options)
-    check_writable(next(path for path in (folder, *folder.absolute().parents) if path.exists()), "--logdir")
+    check_writable(next(path for path in (folder, *folder.absolute().parents) if path.exists()), "‹logdir›")
     return folder
-
-
-def run_time() -> str:
-    """The time at which this command started, as a name."""
-    # Lightning starts this command again for each further GPU, which must find the first one's name
-    return os.environ.setdefault("TISYNTH_RUN", datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
 
 
 def _refuse_a_run(folder: Path, options: TrainingOptions) -> None:
     """Refuses to overwrite what another training made; one that saved nothing may be started again."""
     if first_process() and (folder / CONFIG_NAME).exists() and any((folder / FOLDER).glob("[!.]*.ckpt")):
-        raise InputError(f"-n {options.name}: {folder} holds a run; go on with it by -r {folder}, or take another name")
+        raise InputError(
+            f"‹name› {options.name}: {folder} holds a run; go on with it by ‹resume› {folder}, or take another name"
+        )
 
 
 def build_data(config: DictConfig) -> DataModuleFromConfig:
@@ -107,13 +103,13 @@ def build_model(config: DictConfig, options: TrainingOptions) -> tuple[ControlLD
     read_state_dict(options.pretrain_path)  # refused before the model is built
     model = create_model(config)
     state, origins = start_weights(model, [options.pretrain_path])
-    report = load_weights(model, state, options.allow, name=str(options.pretrain_path))
+    report = load_weights(model, state, options.allow_mismatch, name=str(options.pretrain_path))
     log.info(report.summary())
     table = origin_table(origins, model.state_dict())
     return model, {part: "; ".join(f"{n} {what}" for what, n in counts.items()) for part, counts in table.items()}
 
 
-def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnSignal, Place]:
+def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnSignal, RunPosition]:
     """Lightning's trainer as ``lightning`` in the configuration says, and two of its callbacks.
 
     Raises:
@@ -151,10 +147,10 @@ def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnS
     except TypeError as error:
         raise InputError(f"configuration: lightning.callbacks.image_logger.params: {error}") from error
     every = (lightning.get("save_every"), lightning.get("save_every_n_epochs", 1))
-    place = Place()
-    last = LastCheckpoint(place, every[0], every[1] or 1)
+    position = RunPosition()
+    last = LastCheckpoint(position, every[0], every[1] or 1)
     stop = StopOnSignal(last)
-    callbacks: list[pl.Callback] = [place, LearningRateMonitor("step"), stop, image_logger]
+    callbacks: list[pl.Callback] = [position, LearningRateMonitor("step"), stop, image_logger]
     try:
         callbacks.append(KeptCheckpoints(**checkpoint))
     except (TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
@@ -178,28 +174,28 @@ def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnS
         )
     except Exception as error:  # whatever it does not take: nothing but these values is read here
         raise InputError(f"configuration: lightning.trainer: {one_line(error)}") from error
-    return trainer, stop, place
+    return trainer, stop, position
 
 
-def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -> int:
+def train(options: TrainingOptions) -> int:
     """Checks everything, says what will be done, and trains.
 
     Nothing is written, nor any folder made, before it is known that the run starts.
 
     Args:
-        config: merged configuration, before ``resolve``.
-        options: of the command line.
-        dry_run: stop before the first step; nothing is written.
+        options: configuration, data, weights and devices; with ``dry_run`` it ends before the first step.
 
     Returns:
         the signal (SIGTERM, SIGINT) that ended the run before its time, and it is saved; else 0.
 
     Raises:
         InputError: anything the run would trip over.
+        TrainingDiverged: the loss is no number any more.
     """
+    trust(options.trust)
+    config = merged_config(options)
     checkpoint = None if options.resume is None else resume_checkpoint(options.resume)
-    saved = None if checkpoint is None else checkpoint.parent.parent / CONFIG_NAME
-    before = load_config(saved) if saved is not None and saved.exists() else None
+    before = saved_config(options)
     if before is not None and "scale_lr" not in config:  # of a run older than this field
         config.scale_lr = before.model.params.get("learning_rate") != before.base_learning_rate
     config = resolve(config, options)
@@ -218,7 +214,7 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
         for dataset in data.datasets.values():
             print("".join(f"{line}\n" for line in cut_lines(shape, dataset, remedy)), end="")
     data.check_batches()
-    trainer, stop, place = build_trainer(config, folder)
+    trainer, stop, position = build_trainer(config, folder)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ImageLogger):
             callback.check(shape)
@@ -237,15 +233,15 @@ def train(config: DictConfig, options: TrainingOptions, dry_run: bool = False) -
         for key, (old, new) in changed.items():
             print(f"changed: {key}: {one_line(old)} -> {one_line(new)}")
         print(f"run folder: {folder}; learning rate {model.learning_rate:.3g}")
-    if dry_run:
+    if options.dry_run:
         print("dry run: everything is in place; nothing was trained")
         return 0
-    option = "--logdir" if options.resume is None else "--resume"
+    option = "‹logdir›" if options.resume is None else "‹resume›"
     alone = only_writer(folder, option) if trainer.is_global_zero else contextlib.nullcontext()
     with alone, room_for(option, folder):
         if options.resume is None:
             _refuse_a_run(folder, options)  # one that has come and gone since
-        _fit(trainer, model, data, checkpoint, place, config)
+        _fit(trainer, model, data, checkpoint, position, config)
     last = folder / FOLDER / LAST
     if trainer.is_global_zero and not (trainer.interrupted or stop.stopped):
         print(f"trained {trainer.global_step} steps; {last} holds step {held_step(last)}")
@@ -257,7 +253,7 @@ def _fit(
     model: ControlLDM,
     data: DataModuleFromConfig,
     checkpoint: Path | None,
-    place: Place,
+    position: RunPosition,
     config: DictConfig,
 ) -> None:
     """Trains. The configuration is written when training begins: what fails before leaves a run as it was.
@@ -271,7 +267,7 @@ def _fit(
         for left_over in (folder / FOLDER).glob(".*.tmp.ckpt"):  # a run was killed while it wrote a checkpoint
             left_over.unlink(missing_ok=True)
         text = OmegaConf.to_yaml(config)
-        place.at_start = lambda: _write_text(folder / CONFIG_NAME, text)
+        position.at_start = lambda: _write_text(folder / CONFIG_NAME, text)
     model.train()  # create_model gives it in eval mode, and Lightning does not change that
     try:
         with ctrl_c(), contextlib.suppress(StoppedInValidation):
@@ -281,14 +277,14 @@ def _fit(
         holds = f"{last} holds step {held_step(last)}" if last.exists() else "it has none yet: start again"
         raise TrainingDiverged(f"{error}; {holds}") from error
     except Exception as error:
-        if place.started or full_disk(error):
+        if position.started or full_disk(error):
             raise
         if trainer.is_global_zero:
             for path in sorted(set(folder.rglob("*")) - before, reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
         if isinstance(error, InputError):
             raise
-        source = "configuration: lightning.trainer" if checkpoint is None else f"--resume {checkpoint}"
+        source = "configuration: lightning.trainer" if checkpoint is None else f"‹resume› {checkpoint}"
         raise InputError(f"{source}: {one_line(error)}") from error
 
 

@@ -27,7 +27,7 @@ from ldm.first_stage.options import TrainVaeOptions
 from ldm.first_stage.schema import FirstStageConfig, check_config
 from ldm.first_stage.training import FirstStageTraining
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.training.checkpoints import FOLDER, LAST, LastCheckpoint, Place, TrainingDiverged, WholeCheckpoints
+from ldm.training.checkpoints import FOLDER, LAST, LastCheckpoint, RunPosition, TrainingDiverged, WholeCheckpoints
 from ldm.training.resume import check_fits, held_step, read_training_state, resume_checkpoint
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
 
@@ -107,8 +107,8 @@ def build_trainer(
 ) -> tuple[pl.Trainer, StopOnSignal]:
     """Lightning's trainer, and the callback that knows whether a signal ended it."""
     training = config.training
-    place = Place()
-    last = LastCheckpoint(place, training.save_every)
+    position = RunPosition()
+    last = LastCheckpoint(position, training.save_every)
     stop = StopOnSignal(last)
     source: Any = data.validation if len(data.validation) else data.crops
     rows = min(training.pictures, len(data.validation) or training.pictures)
@@ -125,7 +125,7 @@ def build_trainer(
         log_every_n_steps=10,
         use_distributed_sampler=False,
         enable_model_summary=False,
-        callbacks=[place, stop, Progress(), Sheets(training.pictures_every, images), last, ProgressBar()],
+        callbacks=[position, stop, Progress(), Sheets(training.pictures_every, images), last, ProgressBar()],
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         plugins=[WholeCheckpoints()],
     )

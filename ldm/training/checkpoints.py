@@ -18,7 +18,7 @@ from common.weights import read_checkpoint
 
 log = logging.getLogger(__name__)
 
-FOLDER, LAST = "checkpoints", "last.ckpt"  # in a run's folder
+FOLDER, LAST, CONFIG_NAME = "checkpoints", "last.ckpt", "config.yaml"  # in a run's folder
 
 
 class TrainingDiverged(RuntimeError):
@@ -42,23 +42,28 @@ class WholeCheckpoints(TorchCheckpointIO):
         return read_checkpoint(path, mapped=False)
 
 
-class Place(pl.Callback):
+class RunPosition(pl.Callback):
     """Where a run stands, in every checkpoint, and that a resumed run goes on from there as if it were unbroken.
 
     Lightning's own counters depend on the hook in which a checkpoint was written: they are one epoch ahead when
     ``max_steps`` or a signal ended an epoch early, and leave out a validation that was due. Batches, the epoch's
-    number (in names of checkpoints) and validations would shift. Here all follow from the data module's place.
+    number (in names of checkpoints) and validations would shift. Here all follow from the data module's state.
 
     To be named before any callback that saves.
     """
 
     def __init__(self) -> None:
         self.validation_due = False  # for the weights at hand, and not done yet
-        self.between_steps = False  # the weights at hand are those of the place: no step is half done
+        self.between_steps = False  # the weights at hand are of this position: no step is half done
         self.started = False
         self.at_start: Callable[[], None] = lambda: None
         self._data: dict[str, Any] = {}  # the data module's state after the latest step
         self._counters: dict[str, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Its name in checkpoints of before version 1.0, so that those runs go on."""
+        return "Place"
 
     def state_dict(self) -> dict[str, Any]:
         """Whether a validation is due."""
@@ -69,7 +74,7 @@ class Place(pl.Callback):
         self.validation_due = bool(state_dict.get("validation_due"))
 
     def on_save_checkpoint(self, trainer: pl.Trainer, _: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Writes the place after the latest step, even if Lightning is already at the next."""
+        """Writes the position after the latest step, even if Lightning is already at the next."""
         if self._data:
             checkpoint[type(trainer.datamodule).__qualname__] = dict(self._data)  # type: ignore[attr-defined]
             checkpoint["loops"]["fit_loop"].update(self._counters)
@@ -101,7 +106,7 @@ class Place(pl.Callback):
         within = epoch_loop.batch_progress.current.ready > 0
         if not within:
             epoch_loop.restarting = False
-        # the logger's step is behind until the validation at this place is over, or skipped as done
+        # the logger's step is behind until the validation at this position is over, or skipped as done
         epoch_loop._batches_that_stepped = trainer.global_step - (within and here)
 
     def on_before_optimizer_step(self, *_: Any) -> None:
@@ -109,7 +114,7 @@ class Place(pl.Callback):
         self.between_steps = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Remembers the place after a step."""
+        """Remembers the position after a step."""
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():  # gradients wait for others'; no checkpoint holds them
             return
@@ -128,7 +133,7 @@ class Place(pl.Callback):
 
     @staticmethod
     def _count(trainer: pl.Trainer, epoch_ended: bool = False) -> dict[str, Any]:
-        """Lightning's counters at the data module's place.
+        """Lightning's counters at the data module's position.
 
         Args:
             trainer: the trainer.
@@ -175,13 +180,13 @@ class LastCheckpoint(Checkpoint):
     To be named after all other callbacks, whose state it holds.
 
     Args:
-        place: the run's place.
+        position: where the run stands.
         every: steps between two writings, beside those at the end of epochs; None for none.
         every_n_epochs: epochs between two writings.
     """
 
-    def __init__(self, place: Place, every: int | None = None, every_n_epochs: int = 1) -> None:
-        self.place = place
+    def __init__(self, position: RunPosition, every: int | None = None, every_n_epochs: int = 1) -> None:
+        self.position = position
         self.every, self.every_n_epochs = every, every_n_epochs
         self._saved: Any = None
 
@@ -200,11 +205,11 @@ class LastCheckpoint(Checkpoint):
 
     def _holds(self, trainer: pl.Trainer) -> Any:
         kept = [(c.best_model_path, *c.best_k_models) for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]  # type: ignore[attr-defined]
-        return trainer.global_step, self.place.validation_due, kept
+        return trainer.global_step, self.position.validation_due, kept
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Every so many steps."""
-        if self.every and self.place.between_steps and trainer.global_step % self.every == 0:
+        if self.every and self.position.between_steps and trainer.global_step % self.every == 0:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -215,7 +220,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """At the end, whatever the reason."""
-        if self.place.between_steps:
+        if self.position.between_steps:
             self.save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -225,7 +230,7 @@ class LastCheckpoint(Checkpoint):
         """
         hopeless = isinstance(exception, KeyboardInterrupt | TrainingDiverged) or full_disk(exception) is not None
         alone = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)  # others need all processes, alive
-        if hopeless or not (self.place.started and self.place.between_steps and alone and trainer.is_global_zero):
+        if hopeless or not (self.position.started and self.position.between_steps and alone and trainer.is_global_zero):
             return
         if trainer.global_step == 0 or self._holds(trainer) == self._saved:
             return

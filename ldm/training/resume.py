@@ -15,7 +15,7 @@ from torch import Tensor
 from common.errors import InputError
 from common.schema import OpenSchema, one_line, parse
 from common.weights import read_checkpoint
-from ldm.training.checkpoints import FOLDER, LAST
+from ldm.training.checkpoints import CONFIG_NAME, FOLDER, LAST
 
 _TRAINING = ("optimizer_states", "lr_schedulers", "loops")  # what weights alone lack
 # They shape the weights that a run starts from; a checkpoint's weights would silently win.
@@ -56,7 +56,7 @@ def resume_checkpoint(path: Path) -> Path:
     """
     checkpoint = path / FOLDER / LAST if path.is_dir() else path
     if not checkpoint.is_file():
-        begun = path.is_dir() and (path / "config.yaml").exists()
+        begun = path.is_dir() and (path / CONFIG_NAME).exists()
         others = sorted((path / FOLDER).glob("[!.]*.ckpt"), key=lambda file: file.stat().st_mtime) if begun else []
         remedy = "; the run ended before it saved: give its first command again" if begun else ""
         remedy = f"; take --resume {others[-1]}" if others else remedy

@@ -1,0 +1,46 @@
+"""What the options of all commands around the model share, and those of the start checkpoint. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.converters import random_seed
+from common.options import Options, option
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+MODEL = CONFIGS / "model" / "tisynth_v15.yaml"  # the published model
+WEIGHT_PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """Of all work that reads a model's YAML file."""
+
+    trust: tuple[str, ...] = option(
+        (),
+        metavar="PACKAGE",
+        help="packages (or hub names) that a configuration may name beside ours: their code is run",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartCheckpointOptions(ModelOptions):
+    """What the start checkpoint is made of, and where it is written."""
+
+    config: Path = option(metavar="YAML", help="the model's settings")
+    source: tuple[Path, ...] = option(
+        help="checkpoints to take weights from (.ckpt, .safetensors, diffusers folder): Stable Diffusion, and a "
+        "ControlNet or TISynth for the branches; where two have the same weights, the later one's are taken",
+    )
+    out: Path = option(help="file to write, .safetensors or .ckpt (Lightning)")
+    seed: int = option(0, convert=random_seed, help="of the new weights that are random")
+    precision: str = option("fp32", choices=WEIGHT_PRECISIONS, help="of the weights in the file")
+    reset_branches: bool = option(False, help="copy the U-Net's encoder even where a source has branches")
+    use_ema: bool = option(False, help="take the sources' EMA weights (model_ema.*)")
+    allow_mismatch: tuple[str, ...] = option(
+        (),
+        metavar="MODULE",
+        help="modules that the sources may lack, have more of or have in another shape; these stay random; all: any; "
+        "nan: take weights that are NaN or infinite",
+    )

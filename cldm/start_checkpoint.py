@@ -1,0 +1,63 @@
+"""Writes the checkpoint that training starts from; ``cldm.start_weights`` says which weights go where."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from cldm.build import create_model, load_config
+from cldm.options import StartCheckpointOptions
+from cldm.start_weights import origin_table, start_weights
+from common.errors import InputError
+from common.files import check_writable
+from common.trust import trust
+from common.weights import refuse_not_finite
+from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
+from ldm.checkpoint_names import SCHEDULE_BUFFERS
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
+    """Builds, fills, checks and writes the start checkpoint.
+
+    Returns:
+        a line for each module, saying where its weights came from, and one about the file.
+
+    Raises:
+        InputError: sources or configuration that do not fit or cannot be read, or a file that cannot be written.
+    """
+    out = options.out
+    if out.suffix not in (".safetensors", ".ckpt"):
+        raise InputError(f"‹out› {out}: end it with .safetensors or .ckpt")
+    check_writable(out.parent, "‹out›")
+    trust(options.trust)
+    load_config(options.config)
+    for source in options.source:  # a bad one is refused before the model, which takes minutes, is built
+        read_state_dict(source, options.use_ema)
+    torch.manual_seed(options.seed)
+    model = create_model(options.config)
+    own = model.state_dict()
+    state, origin = start_weights(model, options.source, options.reset_branches, options.use_ema)
+    load_weights(model, state, options.allow_mismatch, name=" + ".join(map(str, options.source)))
+
+    dtype = DTYPES[options.precision]
+    weights = {
+        key: value.to(dtype) if value.is_floating_point() and key not in SCHEDULE_BUFFERS else value
+        for key, value in own.items()
+    }
+    if "nan" not in options.allow_mismatch:
+        refuse_not_finite(
+            weights, f"‹precision› {options.precision}", "beyond what it holds: take ‹precision› bf16 or fp32"
+        )
+    made_from = {"sources": json.dumps([source.name for source in options.source]), "seed": str(options.seed)}
+    save_state_dict(weights, out, made_from)
+
+    used = {key: what for key, what in origin.items() if key in own and state[key].numel() == own[key].numel()}
+    lines = []
+    for module, counts in origin_table(used, own).items():
+        largest_first = sorted(counts.items(), key=lambda item: -item[1])
+        lines.append(f"{module}: " + ", ".join(f"{count} {what}" for what, count in largest_first))
+    numbers = sum(value.numel() for value in own.values())
+    return [*lines, f"{out}: {len(own)} tensors, {numbers:,} numbers, {options.precision}"]
