@@ -177,7 +177,7 @@ class ClipParams(Schema):
             name = one_line(version, 80)
             raise ValueError(
                 f"{name}: no such folder, and nothing is fetched because a file names it; if you mean a "
-                f"model of that name on the hub, say --trust {name}"
+                f"model of that name on the hub, say ‹trust› {name}"
             )
         return version
 

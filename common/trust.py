@@ -20,7 +20,7 @@ def trust(packages: Sequence[str]) -> None:
     global _trusted
     for name in packages:
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-            raise InputError(f"--trust {one_line(name, 80)}: write the name of a package, as for import")
+            raise InputError(f"‹trust› {one_line(name, 80)}: write the name of a package, as for import")
     _trusted = tuple(packages)
 
 

@@ -49,7 +49,7 @@ def class_path(target: Any) -> str:
         package = target.split(".")[0]
         raise InputError(
             f"target: {one_line(target, 80)}: no such class here, and code that files name is not run; "
-            f"if you know what it does, say --trust {one_line(package, 40)}"
+            f"if you know what it does, say ‹trust› {one_line(package, 40)}"
         )
     return path
 
