@@ -21,7 +21,8 @@ COMMANDS = sorted(
     p.stem for p in (ROOT / "scripts").glob("*.py") if re.search(r"parser\(|read_options\(", p.read_text())
 )
 # to read their help, or for the whole of their work
-WITHOUT_TORCH = ("compare", "evaluate_samples", "filter", "init_checkpoint", "resample", "train")
+# to read their help, or for the whole of their work
+WITHOUT_TORCH = ("compare", "evaluate_samples", "filter", "inference", "init_checkpoint", "resample", "train")
 BEYOND = ("9" * 400, "-" + "9" * 400, "1e999", "nan", "1_0", "٣", "")
 ODD = ("a\0b", "a\nb", "a\rb", "\x1b[31m", "a\ud800", "a\u2028b")
 

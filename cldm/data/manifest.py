@@ -253,7 +253,7 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int) -> None:
         reason = f"image is {other_width} x {other_height} px, its mask {width} x {height} (width x height)"
         line.faults.append(("target", f"{line.names['target']}: {reason}; they must agree"))
     if height % multiple_of or width % multiple_of:
-        reason = f"{width} x {height} px (width x height) are no multiples of {multiple_of}; use --size to resize"
+        reason = f"{width} x {height} px (width x height) are no multiples of {multiple_of}; use ‹size› to resize"
         line.faults.append(("source", f"{line.names['source']}: {reason}"))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
+from cldm.data.choices import REFERENCE_FITS
 from cldm.data.hints import HintEncoder
 from cldm.data.manifest import Item, read_manifest
 from cldm.data.reference import ReferenceAugmentation
@@ -27,7 +28,6 @@ _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-REFERENCE_FITS = ("crop", "stretch")
 
 
 class PairedImages(Dataset[dict[str, Any]]):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cldm.data.pairs import PairedImages
+from cldm.synthesis.options import SynthesisOptions
 from cldm.synthesis.records import Sample, images_in, read_records
 from common.errors import InputError
 from common.files import digest, file_hash, name_fault
@@ -57,7 +58,6 @@ MAKES = (
     "prompt_read",
     "seed",
 )
-REFERENCE_LATENTS = ("mode", "sample")
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,16 @@ class Job:
 
 
 @dataclass(frozen=True)
-class SynthesisOptions:
-    """How images are made and written; the defaults are the published ones, but for ``reference_latent``."""
+class FolderState:
+    """The images of a run that its folder holds already.
 
-    outdir: Path = Path()
-    steps: int = 50
-    sampler: str = "ddim"
-    scale: float = 9.0
-    eta: float = 0.0
-    image_format: str = "jpg"
-    quality: int = 95
-    split_guidance: bool = False
-    spacing: str = "auto"
-    reference_latent: str = "mode"
+    Attributes:
+        as_asked: names of those that this run would make alike.
+        different: what is another, by name, of those that it would make otherwise.
+    """
+
+    as_asked: frozenset[str] = frozenset()
+    different: Mapping[str, str] = field(default_factory=dict)
 
 
 def config_hash(model: Any) -> str:
@@ -98,7 +95,7 @@ class Recipe:
     Args:
         dataset: items with references.
         options: how.
-        about: the same for all: checkpoint, its hash, whether averaged, configuration, its hash, precision.
+        of_model: checkpoint, its hash, whether averaged, configuration, its hash, precision: the same for all images.
         reading: what is read of a prompt.
     """
 
@@ -106,13 +103,13 @@ class Recipe:
         self,
         dataset: PairedImages,
         options: SynthesisOptions,
-        about: Mapping[str, Any],
+        of_model: Mapping[str, Any],
         reading: Callable[[str], Reading],
     ) -> None:
         self.size = dataset.size
         self.reading = lru_cache(maxsize=4096)(reading)
         self._common = {
-            **about,
+            **of_model,
             "sampler": options.sampler,
             "steps": options.steps,
             "spacing": spacing_of(options.spacing, options.steps),
@@ -165,7 +162,7 @@ def check_names(dataset: PairedImages, seeds: Sequence[int]) -> None:
         InputError: names of masks that give no names of images, or too many images.
     """
     if len(dataset) * len(seeds) > MOST_IMAGES:
-        raise InputError(f"--num-samples {len(seeds)}: {len(dataset) * len(seeds)} images; up to {MOST_IMAGES} at once")
+        raise InputError(f"‹num_samples› {len(seeds)}: {len(dataset) * len(seeds)} images; up to {MOST_IMAGES} at once")
     for item in dataset.items:
         if fault := name_fault(f"{item.name}_seed_{seeds[-1]}", LONGEST_NAME):
             raise InputError(
@@ -174,7 +171,7 @@ def check_names(dataset: PairedImages, seeds: Sequence[int]) -> None:
             )
 
 
-def look(dataset: PairedImages, recipe: Recipe, outdir: Path, seeds: Sequence[int]) -> tuple[set[str], dict[str, str]]:
+def compare_with_folder(dataset: PairedImages, recipe: Recipe, outdir: Path, seeds: Sequence[int]) -> FolderState:
     """Compares the images that are there with what this run would make.
 
     Args:
@@ -182,9 +179,6 @@ def look(dataset: PairedImages, recipe: Recipe, outdir: Path, seeds: Sequence[in
         recipe: of this run.
         outdir: where images are.
         seeds: of each item.
-
-    Returns:
-        Names of the images that are as asked, and for each other image that is there what is another.
 
     Raises:
         InputError: damaged records.
@@ -218,7 +212,7 @@ def look(dataset: PairedImages, recipe: Recipe, outdir: Path, seeds: Sequence[in
             others[name] = difference
         else:
             fine.add(name)
-    return fine, others
+    return FolderState(frozenset(fine), others)
 
 
 def _hashes(paths: Iterable[Path]) -> dict[Path, str]:
@@ -229,16 +223,16 @@ def _hashes(paths: Iterable[Path]) -> dict[Path, str]:
 
 def _difference(then: Sample, now: Sample) -> str:
     """The first thing that a record says otherwise than this run would; empty where none is."""
-    for field in MAKES:
-        before, wanted = getattr(then, field), getattr(now, field)
+    for name in MAKES:
+        before, wanted = getattr(then, name), getattr(now, name)
         if before == wanted:
             continue
         if before is None and wanted is not None:
-            return f"has a record that does not say its {field}: another version of this program made it"
-        if field in ("mask_hash", "reference_hash"):
-            what = field.removesuffix("_hash")
+            return f"has a record that does not say its {name}: another version of this program made it"
+        if name in ("mask_hash", "reference_hash"):
+            what = name.removesuffix("_hash")
             return f"was made with another {what} than {getattr(now, what)} is now"
-        return f"was made with {field} {_shown(before)}, not {_shown(wanted)}"
+        return f"was made with {name} {_shown(before)}, not {_shown(wanted)}"
     return ""
 
 
@@ -260,13 +254,13 @@ def refuse_mixture(outdir: Path, others: Mapping[str, str]) -> None:
         name, difference = next(iter(others.items()))
         more = f" (so are {len(others) - 1} more)" if len(others) > 1 else ""
         raise InputError(
-            f"--outdir {outdir}: {one_line(name, 80)} there {difference}{more}; make such images again by --remake, or "
+            f"‹outdir› {outdir}: {one_line(name, 80)} there {difference}{more}; make such images again by ‹remake›, or "
             "name another folder"
         )
 
 
-def plan(
-    dataset: PairedImages, recipe: Recipe, seeds: Sequence[int], fine: set[str], only: Sequence[str] = ()
+def missing_images(
+    dataset: PairedImages, recipe: Recipe, seeds: Sequence[int], as_asked: Collection[str], only: Sequence[str] = ()
 ) -> list[Job]:
     """The images that are still to be made, in the list's order.
 
@@ -274,7 +268,7 @@ def plan(
         dataset: items with references.
         recipe: of this run.
         seeds: of each item.
-        fine: names of those that are there as asked.
+        as_asked: names of those that are there already.
         only: names (``<mask name>_seed_<seed>``) of the images to make, even if they are there; empty for all.
 
     Raises:
@@ -283,14 +277,14 @@ def plan(
     windows = [recipe.reading(item.prompt).windows for item in dataset.items]
     if not only:
         wanted = [(i, seed, f"{item.name}_seed_{seed}") for i, item in enumerate(dataset.items) for seed in seeds]
-        return [Job(i, seed, name, windows[i]) for i, seed, name in wanted if name not in fine]
+        return [Job(i, seed, name, windows[i]) for i, seed, name in wanted if name not in as_asked]
     jobs = []
     items = {item.name: i for i, item in enumerate(dataset.items)}
     for name in dict.fromkeys(text.removesuffix(".jpg").removesuffix(".png") for text in only):
         mask, _, number = name.rpartition("_seed_")
         if mask not in items or not _is_seed(number):
             raise InputError(
-                f"--only {one_line(name, 80)}: no such image; names are <mask name>_seed_<seed>, masks in the list"
+                f"‹only› {one_line(name, 80)}: no such image; names are <mask name>_seed_<seed>, masks in the list"
             )
         jobs.append(Job(items[mask], int(number), name, windows[items[mask]]))
     return jobs

@@ -21,7 +21,7 @@ def read_long_prompts(model: LatentDiffusion) -> None:
     """
     encoder = model.cond_stage_model
     if not isinstance(encoder, TextEncoder):
-        raise InputError(f"--long-prompts: {type(encoder).__name__} has no windows; leave it out")
+        raise InputError(f"‹long_prompts›: {type(encoder).__name__} has no windows; leave it out")
     encoder.max_windows = LONG_PROMPTS
 
 

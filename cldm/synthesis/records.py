@@ -74,7 +74,7 @@ def writing(outdir: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(
-            f"--outdir {outdir}: cannot write there ({reason}); what is there is whole: make room or take "
+            f"‹outdir› {outdir}: cannot write there ({reason}); what is there is whole: make room or take "
             "another folder, and start again"
         ) from error
 

@@ -21,9 +21,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
-from cldm.synthesis.planning import Job, Recipe, SynthesisOptions, same_size_batches
+from cldm.synthesis.options import SamplingOptions, SynthesisOptions
+from cldm.synthesis.planning import Job, Recipe, same_size_batches
 from cldm.synthesis.prompts import reading
 from cldm.synthesis.records import Sample, append_record, images_in, publishing, working_in
+from common.devices import parse_devices
 from common.errors import InputError
 from common.files import atomic_path, file_hash
 from common.pictures import to_uint8
@@ -36,7 +38,7 @@ HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weight
 RECORDED = ("job_seed", "txt", "mask_path", "mask_hash", "reference_path", "reference_hash")  # for ``Recipe.sample``
 
 
-def few_steps(model: ControlLDM, options: SynthesisOptions) -> list[str]:
+def few_steps(model: ControlLDM, options: SamplingOptions) -> list[str]:
     """A line about steps that begin too far from noise; none where all is well.
 
     Raises:
@@ -48,8 +50,8 @@ def few_steps(model: ControlLDM, options: SynthesisOptions) -> list[str]:
     if start > 0.85 * total:
         return []
     return [
-        f"--ddim-steps {options.steps}: {spacing} time steps begin at {start} of {total}, where the network "
-        "expects less noise than there is, and images stay noisy; take --spacing trailing, or more steps"
+        f"‹steps› {options.steps}: {spacing} time steps begin at {start} of {total}, where the network "
+        "expects less noise than there is, and images stay noisy; take ‹spacing› trailing, or more steps"
     ]
 
 
@@ -121,7 +123,7 @@ class Jobs(pl.LightningDataModule):
         return batch_loader(self.items, jobs, own, self.num_workers)
 
 
-def paint(model: ControlLDM, batch: Mapping[str, Any], options: SynthesisOptions) -> torch.Tensor:
+def paint(model: ControlLDM, batch: Mapping[str, Any], options: SamplingOptions) -> torch.Tensor:
     """Images (B, 3, H, W), about [-1, 1], of a batch of jobs.
 
     An image's noise follows from its seed and its mask's name alone: it is the same in any batch and on any device.
@@ -147,7 +149,7 @@ def paint(model: ControlLDM, batch: Mapping[str, Any], options: SynthesisOptions
 
 
 def named_images(
-    model: ControlLDM, batch: Mapping[str, Any], options: SynthesisOptions
+    model: ControlLDM, batch: Mapping[str, Any], options: SamplingOptions
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yields name and image (H, W, 3) uint8 of each job of a batch.
 
@@ -157,37 +159,34 @@ def named_images(
     made = paint(model, batch, options)
     if not torch.isfinite(made).all():
         names = ", ".join(batch["job_name"])
-        raise InputError(f"not a number in one of the images {names}; take another --precision or checkpoint")
+        raise InputError(f"not a number in one of the images {names}; take another ‹precision› or checkpoint")
     yield from zip(batch["job_name"], to_uint8(made), strict=True)
 
 
 def synthesize(
     model: ControlLDM,
     items: PairedImages,
-    options: SynthesisOptions,
-    seeds: Sequence[int] = (42,),
-    batch_size: int = 8,
-    num_workers: int = 0,
+    options: SamplingOptions,
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Makes images in this process, on the model's device, and writes nothing: for notebooks and other programs.
 
     Args:
         model: with weights, in eval mode.
         items: masks, references and prompts.
-        options: how; the fields about files (``outdir``, ``image_format``, ``quality``) are not read.
-        seeds: of each item: an image an item and seed.
-        batch_size: images that are computed at once.
-        num_workers: processes that read items; 0 reads them in this one.
+        options: how, and which seeds of each item.
 
     Yields:
         name (``<mask name>_seed_<seed>``) and image (H, W, 3) uint8, batch by batch. They are those of the command.
     """
+    model.accelerate()
     items.check_hints(model.control_model.hint_channels)
     windows = [reading(model, item.prompt).windows for item in items.items]
     jobs = [
-        Job(i, seed, f"{item.name}_seed_{seed}", windows[i]) for i, item in enumerate(items.items) for seed in seeds
+        Job(i, seed, f"{item.name}_seed_{seed}", windows[i])
+        for i, item in enumerate(items.items)
+        for seed in options.seeds
     ]
-    for batch in batch_loader(items, jobs, same_size_batches(items, jobs, batch_size), num_workers):
+    for batch in batch_loader(items, jobs, same_size_batches(items, jobs, options.batch_size), options.num_workers):
         with torch.inference_mode():
             on_device = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             images = list(named_images(model, on_device, options))
@@ -232,7 +231,7 @@ class Synthesizer(pl.LightningModule):
         except OSError as error:
             reason = error.strerror or error
             raise InputError(
-                f"--outdir {self.options.outdir}: cannot write {record.name} ({reason}); what is there is "
+                f"‹outdir› {self.options.outdir}: cannot write {record.name} ({reason}); what is there is "
                 "whole: make room, and start again"
             ) from error
 
@@ -271,8 +270,8 @@ def memory_for(batch_size: int) -> Iterator[None]:
         if not lacking:
             raise
         raise InputError(
-            f"--batch-size {batch_size}: a batch does not fit into memory; take a smaller one, "
-            "--split-guidance or a smaller --size"
+            f"‹batch_size› {batch_size}: a batch does not fit into memory; take a smaller one, "
+            "‹split_guidance› or a smaller ‹size›"
         ) from error
 
 
@@ -282,10 +281,6 @@ def write_images(
     jobs: Sequence[Job],
     options: SynthesisOptions,
     recipe: Recipe,
-    batch_size: int,
-    num_workers: int = 2,
-    precision: str = "32",
-    **trainer: Any,
 ) -> None:
     """Makes the images of all jobs on the devices that Lightning is given.
 
@@ -293,13 +288,11 @@ def write_images(
         model: with weights, in eval mode.
         dataset: items with references.
         jobs: images to make, on the first process; the others take its.
-        options: how.
+        options: how, where to, and on what devices.
         recipe: what the records say.
-        batch_size: images a batch and device.
-        num_workers: processes that read items, a device.
-        precision: of the weights, one of ``HALF``; or Lightning's, such as ``bf16-mixed``.
-        **trainer: accelerator, devices, num_nodes, strategy of Lightning's Trainer.
     """
+    model.accelerate(compile_networks=options.compile)
+    precision = options.precision
     # The weights are cast here, not by Lightning: its half precision also draws the noise in half precision, which
     # gives another picture.
     if precision in HALF:
@@ -312,13 +305,14 @@ def write_images(
         inference_mode=True,
         callbacks=[TQDMProgressBar(refresh_rate=1)],
         precision="32-true" if precision in HALF else precision,  # type: ignore[arg-type]
-        **trainer,
+        num_nodes=options.num_nodes,
+        **parse_devices(options.gpus),
     )
     with working_in(options.outdir) if engine.is_global_zero else nullcontext():
-        with ctrl_c(), memory_for(batch_size):
+        with ctrl_c(), memory_for(options.batch_size):
             engine.predict(
                 Synthesizer(model, options, recipe),
-                datamodule=Jobs(dataset, jobs, batch_size, num_workers),
+                datamodule=Jobs(dataset, jobs, options.batch_size, options.num_workers),
                 return_predictions=False,
             )
         # The first process joins all records when it leaves ``working_in``: it waits here for the others' images.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.build import load_config, load_training_config
 from cldm.options import MODEL
@@ -17,6 +17,7 @@ from common.devices import count_devices, parse_devices
 from common.errors import InputError
 from common.schema import one_line
 from ldm.training.checkpoints import CONFIG_NAME
+from ldm.training.ranks import first_process
 from ldm.training.resume import resume_checkpoint
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -27,11 +28,6 @@ _DECIDED = {
     "lightning.trainer.accelerator": "‹gpus›",
     "lightning.trainer.num_nodes": "‹num_nodes›",
 }
-
-
-def first_process() -> bool:
-    """Whether this is the first of a run's processes, before Lightning has been asked."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def saved_config(options: TrainingOptions) -> DictConfig | None:
@@ -134,7 +130,8 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
             if wanted is not None and wanted != used:
                 note(
                     f"{name}: {one_line(wanted, 40)} of the configuration's files is not used, but "
-                    f"{one_line(used, 40)}; it comes from {option}"
+                    f"{one_line(used, 40)}; it comes from {option}",
+                    sys.stdout,
                 )
     return config
 

@@ -21,7 +21,7 @@ from cldm.synthesis.prompts import cut_lines
 from cldm.training.image_logger import ImageLogger
 from cldm.training.options import TrainingOptions
 from cldm.training.report import training_report
-from cldm.training.resolve import first_process, merged_config, resolve, saved_config
+from cldm.training.resolve import merged_config, resolve, saved_config
 from cldm.training.run_name import run_time
 from common.devices import count_devices
 from common.errors import InputError
@@ -40,6 +40,7 @@ from ldm.training.checkpoints import (
     TrainingDiverged,
     WholeCheckpoints,
 )
+from ldm.training.ranks import first_process
 from ldm.training.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
 

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from cldm.config_schema import Augmentation, Slot, check_entry, check_model
+from cldm.data.choices import REFERENCE_FITS
 from cldm.data.hints import ENCODINGS
-from cldm.data.pairs import REFERENCE_FITS
 from cldm.training.sections import Count, Endless, Positive, Training
 from common.errors import InputError
 from common.limits import BATCH, PIXELS, WORKERS
 from common.schema import Name, Place, Schema, Share, dotted, one_line, parse
-from ldm.models.schedule import SAMPLERS
+from ldm.models.choices import SAMPLERS
 
 Side = Annotated[int, Field(ge=1, le=PIXELS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

@@ -66,7 +66,7 @@ def sample(
     """
     scheduler = make_scheduler(sampler, model.betas, model.parameterization, spacing_of(spacing, steps))
     if eta and sampler != "ddim":
-        raise InputError(f"--ddim-eta {eta}: only the sampler ddim takes fresh noise; leave it at 0 for {sampler}")
+        raise InputError(f"‹eta› {eta}: only the sampler ddim takes fresh noise; leave it at 0 for {sampler}")
     set_time_steps(scheduler, steps, x_T.device)
     given = [model.prepare(one) for one in (cond, uncond) if one is not None]
     if not reuse:

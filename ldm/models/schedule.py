@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import InputError
+from ldm.models.choices import SAMPLERS, SPACINGS
 
-SPACINGS = ("auto", "leading", "trailing")
-SAMPLERS = ("ddim", "dpmsolver++", "unipc", "euler")
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
@@ -66,7 +65,7 @@ def spacing_of(spacing: str, steps: int) -> str:
         InputError: unknown spacing.
     """
     if spacing not in SPACINGS:
-        raise InputError(f"--spacing {spacing}: choose one of {', '.join(SPACINGS)}")
+        raise InputError(f"‹spacing› {spacing}: choose one of {', '.join(SPACINGS)}")
     if spacing == "auto":
         return "trailing" if steps == 1 else "leading"
     return spacing
@@ -99,7 +98,7 @@ def make_scheduler(sampler: str, betas: Tensor, parameterization: str = "eps", s
         return diffusers.UniPCMultistepScheduler(**common)
     if sampler == "euler":
         return diffusers.EulerDiscreteScheduler(**common)
-    raise InputError(f"--sampler {sampler}: choose one of {', '.join(SAMPLERS)}")
+    raise InputError(f"‹sampler› {sampler}: choose one of {', '.join(SAMPLERS)}")
 
 
 def set_time_steps(scheduler: Any, steps: int, device: torch.device | str | None = None) -> Tensor:
@@ -111,12 +110,12 @@ def set_time_steps(scheduler: Any, steps: int, device: torch.device | str | None
     """
     total = scheduler.config.num_train_timesteps
     if not 1 <= steps <= total // 2:
-        raise InputError(f"--ddim-steps {steps}: must be 1 to {total // 2}")
+        raise InputError(f"‹steps› {steps}: must be 1 to {total // 2}")
     scheduler.set_timesteps(steps, device=device)
     times: Tensor = scheduler.timesteps
     if len(times) != steps or times.min() < 0:
         raise InputError(
-            f"--ddim-steps {steps}: {total} time steps cannot be parted so evenly from the end; take "
-            "another number, or --spacing leading"
+            f"‹steps› {steps}: {total} time steps cannot be parted so evenly from the end; take "
+            "another number, or ‹spacing› leading"
         )
     return times

@@ -142,7 +142,7 @@ def test_mask_and_image_have_one_size_that_fits(data: Path, line: Line) -> None:
     assert says in fault_of(data, line(0), multiple_of=32)
     Image.new("L", (100, 64)).save(data / "label/m0.png")
     Image.new("RGB", (100, 64)).save(data / "img/m0.jpg")
-    assert "100 x 64 px (width x height) are no multiples of 64; use --size" in fault_of(data, line(0))
+    assert "100 x 64 px (width x height) are no multiples of 64; use size" in fault_of(data, line(0))
     assert read_manifest("train.json", data, size=(64, 64), progress=False)[0][0].size == (64, 100)
     with pytest.raises(InputError, match="size 60 x 64: height and width must be multiples of 64"):
         read_manifest("train.json", data, size=(60, 64), progress=False)

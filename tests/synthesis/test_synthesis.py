@@ -77,10 +77,10 @@ def test_a_process_takes_the_first_ones_plan(cli, made, command, tmp_path, monke
     assert "to make" not in cli("inference", *command(tmp_path / "out"))
 
 
-def test_called_from_python_it_yields_the_commands_images(made, scenes, ckpt):
+def test_called_from_python_it_yields_the_commands_images(cli, command, scenes, ckpt, tmp_path):
     from cldm.build import create_model
     from cldm.data.pairs import PairedImages
-    from cldm.synthesis.planning import SynthesisOptions
+    from cldm.synthesis.options import SamplingOptions
     from cldm.synthesis.run import synthesize
 
     model = create_model(SMALL, ckpt)
@@ -92,10 +92,11 @@ def test_called_from_python_it_yields_the_commands_images(made, scenes, ckpt):
         use_reference=True,
         multiple_of=model.multiple,
     )
-    yielded = dict(synthesize(model, items, SynthesisOptions(steps=3, scale=2.0), seeds=[5], batch_size=3))
-    written = images(made)
+    yielded = dict(synthesize(model, items, SamplingOptions(steps=3, scale=2.0, seed=5, batch_size=3, num_workers=0)))
+    cli("inference", *command(tmp_path, "--batch-size", 3))
+    written = images(tmp_path)
     assert {f"{name}.png" for name in yielded} == set(written)
-    assert all(close(image, written[f"{name}.png"]) for name, image in yielded.items())
+    assert all(np.array_equal(image, written[f"{name}.png"]) for name, image in yielded.items())
 
 
 def test_few_images_are_shared_by_all_devices(scenes):

@@ -1,0 +1,147 @@
+"""A folder of synthesized images: what is missing there is made and written."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+
+import torch
+from omegaconf import OmegaConf
+
+from cldm.build import create_model, load_config
+from cldm.control_ldm import ControlLDM
+from cldm.data.pairs import PairedImages
+from cldm.synthesis.options import SynthesisOptions
+from cldm.synthesis.planning import (
+    FolderState,
+    Job,
+    Recipe,
+    check_names,
+    compare_with_folder,
+    config_hash,
+    missing_images,
+    refuse_mixture,
+)
+from cldm.synthesis.prompts import cut_lines, read_long_prompts, reading
+from cldm.synthesis.records import working_in
+from cldm.synthesis.run import JobDataset, collate, few_steps, write_images
+from common.command import note
+from common.devices import parse_devices
+from common.errors import InputError
+from common.files import check_writable, file_hash
+from common.schema import one_line
+from common.trust import trust
+from ldm.training.ranks import first_process
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by torchrun, Lightning for its children, SLURM
+
+
+def read_items(options: SynthesisOptions, model: ControlLDM) -> PairedImages:
+    """The list's items, checked, as the model reads them.
+
+    Raises:
+        InputError: a faulty list, or masks that the model does not read.
+    """
+    size = options.size
+    items = PairedImages(
+        options.data_root,
+        options.items,
+        size=None if size is None else size if len(size) == 2 else size[0],
+        hint_encoding=model.hint_encoding,
+        classes=options.classes or model.classes,
+        skip_invalid=options.skip_invalid,
+        follow_links=options.follow_links,
+        use_reference=True,
+        masks_only=not model.fuses,
+        multiple_of=model.multiple,
+        reference_fit=options.reference_fit,
+    )
+    items.check_hints(model.control_model.hint_channels)
+    return items
+
+
+def check_shape(options: SynthesisOptions, model: ControlLDM, items: PairedImages) -> None:
+    """Refuses a published option that says another shape than model and masks have.
+
+    Raises:
+        InputError: names the option and what is there.
+    """
+    for field, has in (("latent_channels", model.channels), ("latent_factor", model.factor)):
+        if (given := getattr(options, field)) not in (None, has):
+            raise InputError(f"‹{field}› {given}: the model of {options.config} has {has}; leave the option out")
+    for item in items.items:
+        sides = items.size or item.size or (0, 0)
+        for field, side in zip(("mask_height", "mask_width"), sides, strict=True):
+            if (given := getattr(options, field)) not in (None, side):
+                raise InputError(
+                    f"‹{field}› {given}: line {item.line} of the list, field source: "
+                    f"{one_line(item.name, 80)} would be {sides[1]} x {sides[0]} px (width x height); "
+                    f"‹{field}› resizes nothing: leave it out, or resize by ‹size›"
+                )
+
+
+def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages) -> Recipe:
+    """What the records of these images will say."""
+    of_model = {
+        "checkpoint": options.ckpt.name,
+        "checkpoint_hash": file_hash(options.ckpt),
+        "use_ema": options.use_ema,
+        "config": options.config.name,
+        "config_hash": config_hash(OmegaConf.to_container(load_config(options.config).model, resolve=True)),
+        "precision": options.precision,
+    }
+    return Recipe(items, options, of_model, partial(reading, model))
+
+
+def synthesize_folder(options: SynthesisOptions) -> int:
+    """Makes the images of a list that are missing in ``outdir``, and writes them with their records.
+
+    Everything is checked before the first image is made, and said in a few lines. Images of ``outdir`` that were made
+    of something else are refused by name, unless ``remake`` is set.
+
+    Returns:
+        how many images were made; 0 with ``dry_run``.
+
+    Raises:
+        InputError: anything the work would trip over.
+    """
+    trust(options.trust)
+    parse_devices(options.gpus)  # refused before the model is built
+    model = create_model(options.config, options.ckpt, options.allow_mismatch, use_ema=options.use_ema)
+    items = read_items(options, model)
+    check_shape(options, model, items)
+    if items.faults:
+        print(f"{len(items.faults)} faulty items are left out")
+    check_names(items, options.seeds)
+    if options.long_prompts:
+        read_long_prompts(model)
+    first = first_process()
+    if first:
+        remedy = "shorten it" if options.long_prompts else "‹long_prompts› reads more, in windows of 75 tokens"
+        for line in [*cut_lines(model, items, remedy), *few_steps(model, options)]:
+            note(line, sys.stdout)
+    recipe = recipe_of(options, model, items)
+    state = FolderState() if options.only else compare_with_folder(items, recipe, options.outdir, options.seeds)
+    if not options.remake:
+        refuse_mixture(options.outdir, state.different)
+    jobs: list[Job] = []
+    if first:  # the other processes take its list: a command beside this one may change the folder at any time
+        jobs = missing_images(items, recipe, options.seeds, state.as_asked, options.only)
+        again = f", {len(state.different)} of them again" if state.different else ""
+        print(
+            f"{len(items)} items, {options.num_samples} seeds: {len(state.as_asked)} images are in {options.outdir}, "
+            f"{len(jobs)} to make{again}"
+        )
+    nearest = next(folder for folder in (options.outdir, *options.outdir.absolute().parents) if folder.exists())
+    check_writable(nearest if options.dry_run else options.outdir, "‹outdir›")
+    if options.dry_run:
+        if jobs:
+            collate([JobDataset(items, jobs)[0]])  # the first item is read, as it would be
+        return 0
+    if first and not jobs and not any(name in os.environ for name in LAUNCHED):
+        with working_in(options.outdir):  # tidies up what a killed run left, even if its images are all there
+            return 0
+    torch.set_float32_matmul_precision("high")
+    write_images(model, items, jobs, options, recipe)
+    return len(jobs)

@@ -1,0 +1,129 @@
+"""The options of a synthesis. Imports no torch: a command line is refused within a second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cldm.data.choices import REFERENCE_FITS
+from cldm.options import MODEL, ModelOptions
+from common.converters import batch_size, integer, number, pixels, workers
+from common.errors import InputError
+from common.options import Options, option
+from ldm.models.choices import SAMPLERS, SPACINGS
+
+REFERENCE_LATENTS = ("mode", "sample")
+PRECISIONS = ("32", "bf16", "16", "bf16-mixed", "16-mixed")
+PUBLISHED = "published options, checked or without effect"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(Options):
+    """How images are made of masks, references and texts; the defaults are the published ones, but for the latent."""
+
+    seed: int = option(42, convert=integer(0, 2**62), help="first seed")
+    num_samples: int = option(1, convert=integer(1, 100_000), help="images a mask: seeds seed, seed + 1, ...")
+    scale: float = option(9.0, convert=number(0, 1000), help="guidance scale; 1 is no guidance")
+    steps: int = option(50, names=("--ddim-steps", "--steps"), convert=integer(1, 500), help="denoising steps")
+    sampler: str = option("ddim", choices=SAMPLERS, help="solver")
+    spacing: str = option(
+        "auto",
+        choices=SPACINGS,
+        help="time steps: leading (published), or trailing, from the noise's end, for few steps; auto: leading, but "
+        "trailing for a single step",
+    )
+    eta: float = option(
+        0.0, names=("--ddim-eta",), convert=number(0, 1), help="share of fresh noise a step, for ddim; 0: deterministic"
+    )
+    reference_latent: str = option(
+        "mode",
+        choices=REFERENCE_LATENTS,
+        help="what the model reads of a reference: the mode of its latent's distribution, or a sample (published; "
+        "drawn by image's name and seed)",
+    )
+    split_guidance: bool = option(False, help="the two texts one after the other: less memory, slower")
+    batch_size: int = option(8, convert=batch_size, help="images at once on a device")
+    num_workers: int = option(2, convert=workers, help="processes that read items, a device")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eta and self.sampler != "ddim":
+            raise InputError(f"‹eta› {self.eta}: only ‹sampler› ddim takes fresh noise")
+
+    @property
+    def seeds(self) -> range:
+        """Of each item: an image an item and seed."""
+        return range(self.seed, self.seed + self.num_samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisOptions(SamplingOptions, ModelOptions):
+    """Which model makes images of which list, and how they are written into a folder."""
+
+    config: Path = option(MODEL, metavar="YAML", help="model settings, or a training run's config.yaml")
+    ckpt: Path = option(help="weights: .ckpt, .safetensors or a diffusers folder")
+    use_ema: bool = option(False, help="use the checkpoint's running averages (model_ema.*)")
+    allow_mismatch: tuple[str, ...] = option((), metavar="MODULE", help="modules that --ckpt need not fit")
+    data_root: str | Path = option(metavar="DIR", help="folder that the list's paths are relative to")
+    items: str | Path = option(names=("--train-txt-file", "--txt-file"), metavar="FILE", help="items with ref_image")
+    outdir: Path = option(metavar="DIR", help="folder of the images; made if need be")
+    size: tuple[int, ...] | None = option(
+        None, convert=pixels, metavar="PX", help="side, or height and width; each mask's by default"
+    )
+    reference_fit: str = option(
+        "crop",
+        choices=REFERENCE_FITS,
+        help="a reference of another shape than its mask: keep its middle, or stretch it (published)",
+    )
+    long_prompts: bool = option(False, help="read prompts beyond 75 tokens in windows of 75; not cut")
+    classes: str | None = option(
+        None, metavar="TABLE", help="class table to check masks by: FUSU, GID, LoveDA, MBRSC or a classes.json"
+    )
+    precision: str = option("32", choices=PRECISIONS, help="of the weights, or mixed: weights in 32 bit")
+    gpus: str = option("auto", help="auto, cpu, or indices: 0 or 0,1,2,3")
+    num_nodes: int = option(1, convert=integer(1), help="machines; start the same command on each by SLURM or torchrun")
+    image_format: str = option("jpg", names=("--format",), choices=("jpg", "png"), help="of the images")
+    quality: int = option(95, convert=integer(1, 100), help="of JPEG files, 1 to 100")
+    compile: bool = option(False, help="torch.compile the networks: slow start, quicker steps")
+    only: tuple[str, ...] = option((), metavar="NAME", help="make just these images (<mask name>_seed_<seed>), again")
+    remake: bool = option(False, help="make images again that were made otherwise than this command would")
+    skip_invalid: bool = option(False, help="leave faulty items out instead of stopping")
+    follow_links: bool = option(False, help="take files outside --data-root that links below it lead to")
+    dry_run: bool = option(False, help="check everything, print the plan, and stop")
+    mask_height: int | None = option(
+        None,
+        names=("--H",),
+        convert=pixels,
+        metavar="PX",
+        group=PUBLISHED,
+        help="of all masks; nothing is resized by it",
+    )
+    mask_width: int | None = option(
+        None,
+        names=("--W",),
+        convert=pixels,
+        metavar="PX",
+        group=PUBLISHED,
+        help="of all masks; nothing is resized by it",
+    )
+    latent_channels: int | None = option(
+        None,
+        names=("--C",),
+        convert=integer(1),
+        metavar="N",
+        group=PUBLISHED,
+        help="of the latent, as the model has them",
+    )
+    latent_factor: int | None = option(
+        None,
+        names=("--f",),
+        convert=integer(1),
+        metavar="PX",
+        group=PUBLISHED,
+        help="image pixels a latent pixel, as the model has them",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size is not None and len(self.size) > 2:
+            raise InputError("‹size›: write one number, or height and width")
