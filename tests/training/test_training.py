@@ -382,23 +382,3 @@ def test_data_workers_do_not_hold_a_runs_lock(scenes, tmp_path):
         next(batches)
     with flock(tmp_path / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:  # its worker lives on
         assert alone and batches is not None
-
-
-def test_called_from_python_it_trains_as_the_command(cli, scenes, tmp_path):
-    from cldm.training.options import TrainingOptions
-    from cldm.training.run import train
-
-    cli("train", *options(scenes, tmp_path, "typed", "lightning.trainer.max_steps=2"))
-    called = TrainingOptions(
-        config_model=SMALL,
-        name="called",
-        logdir=tmp_path,
-        data_root=scenes,
-        train_list=scenes / "train_set_items.json",
-        val_list=scenes / "test_set_items.json",
-        gpus="cpu",
-        settings=(f"model.params.classes={scenes}/classes.json", "lightning.trainer.max_steps=2"),
-    )
-    assert train(called) == 0
-    typed, called_weights = weights(tmp_path / "typed"), weights(tmp_path / "called")
-    assert typed.keys() == called_weights.keys() and all(torch.equal(typed[key], called_weights[key]) for key in typed)
