@@ -1,11 +1,15 @@
-"""What the options of all commands around the model share, and those of the start checkpoint. Imports no torch."""
+"""What the options of all commands around the model share, those of the start checkpoint and of the benchmark.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.converters import random_seed
+from common.converters import batch_size, integer, pixels, random_seed
+from common.errors import InputError
 from common.options import Options, option
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -44,3 +48,24 @@ class StartCheckpointOptions(ModelOptions):
         help="modules that the sources may lack, have more of or have in another shape; these stay random; all: any; "
         "nan: take weights that are NaN or infinite",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(ModelOptions):
+    """Which model is measured, on images of what size, how often."""
+
+    config: Path = option(metavar="YAML", help="model settings")
+    size: tuple[int, ...] = option((512,), convert=pixels, metavar="PX", help="side, or height and width")
+    batch_size: int = option(1, convert=batch_size, help="images at once")
+    precision: str = option("32", choices=("32", "bf16", "16"), help="of weights and activations")
+    steps: int = option(50, convert=integer(1, 500), help="denoising steps of an image")
+    repeats: int = option(5, convert=integer(1), help="timed runs of each work; the median counts")
+    device: str = option("auto", help="auto, cpu, cuda or cuda:N")
+    no_peer: bool = option(False, help="leave the peer out")
+    no_training: bool = option(False, help="leave training out")
+    out: Path | None = option(None, metavar="JSON", help="file for the numbers")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.size) > 2:
+            raise InputError("‹size›: write one number, or height and width")

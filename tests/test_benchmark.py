@@ -4,6 +4,9 @@ import json
 
 import torch
 
+from cldm.benchmark.bench import Bench
+from cldm.benchmark.timing import count_flops
+from cldm.options import BenchmarkOptions
 from tests.conftest import SMALL
 
 
@@ -26,11 +29,7 @@ def test_benchmark_counts_and_compares(cli, tmp_path):
 
 
 def test_savings_leave_out_work_and_change_nothing():
-    from argparse import Namespace
-
-    from scripts.benchmark import Bench, count_flops
-
-    bench = Bench(Namespace(config=SMALL, size=[32], batch_size=2, precision="32", steps=2), torch.device("cpu"))
+    bench = Bench(BenchmarkOptions(config=SMALL, size=(32,), batch_size=2, steps=2), torch.device("cpu"))
     every = bench.step()
     other = bench.step(reuse=False)
     assert count_flops(every) < count_flops(other)

@@ -13,11 +13,10 @@ import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from torch import Tensor, nn
 
+from cldm.benchmark.bench import SCALE
 from cldm.control_ldm import ControlLDM
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.attention import SpatialTransformer
-
-SCALE = 9.0
 
 
 class ControlNetPeer:
