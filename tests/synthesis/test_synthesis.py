@@ -71,7 +71,7 @@ def test_a_process_takes_the_first_ones_plan(cli, made, command, tmp_path, monke
     from pytorch_lightning.utilities import rank_zero_only
 
     shutil.copytree(made, tmp_path / "out")
-    monkeypatch.setattr("cldm.synthesis.planning.plan", lambda *_: pytest.fail("a second plan"))
+    monkeypatch.setattr("cldm.synthesis.folder.missing_images", lambda *_: pytest.fail("a second plan"))
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert "to make" not in cli("inference", *command(tmp_path / "out"))
