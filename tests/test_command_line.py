@@ -23,7 +23,16 @@ COMMANDS = sorted(
 # to read their help, or for the whole of their work
 # to read their help, or for the whole of their work
 # to read their help, or for the whole of their work
-WITHOUT_TORCH = ("benchmark", "compare", "evaluate_samples", "filter", "inference", "init_checkpoint", "resample", "train")
+WITHOUT_TORCH = (
+    "benchmark",
+    "compare",
+    "evaluate_samples",
+    "filter",
+    "inference",
+    "init_checkpoint",
+    "resample",
+    "train",
+)
 BEYOND = ("9" * 400, "-" + "9" * 400, "1e999", "nan", "1_0", "٣", "")
 ODD = ("a\0b", "a\nb", "a\rb", "\x1b[31m", "a\ud800", "a\u2028b")
 
