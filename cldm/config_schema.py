@@ -20,6 +20,8 @@ from common.limits import COUNT
 from common.schema import Name, Place, Schema, Share, dotted, one_line, parse
 from common.trust import is_trusted
 from ldm.first_stage.schema import AutoencoderParams, NetworkParams
+from ldm.models.diffusion import NOISE_SAYS_NOTHING
+from ldm.models.objective import TIME_STEPS, WEIGHTINGS
 from ldm.models.schedule import PREDICTION_TYPES
 from ldm.modules.encoders import MOST_WINDOWS
 from ldm.modules.tokenizer import END_ID, VOCAB_SIZE
@@ -243,6 +245,12 @@ class DiffusionParams(Schema):
     channels: Width = 4
     first_stage_key: Name = "jpg"
     cond_stage_key: Name = "txt"
+    zero_terminal_snr: bool = False
+    loss_weighting: Literal[WEIGHTINGS] = "none"  # type: ignore[valid-type]
+    min_snr_gamma: Annotated[float, Field(gt=0, le=1e6)] = 5.0
+    timestep_sampling: Literal[TIME_STEPS] = "uniform"  # type: ignore[valid-type]
+    timestep_mean: Annotated[float, Field(ge=-20, le=20)] = 0.0
+    timestep_std: Annotated[float, Field(gt=0, le=20)] = 1.0
     num_timesteps_cond: Any = None
     log_every_t: Any = None
     image_size: Any = None
@@ -251,6 +259,12 @@ class DiffusionParams(Schema):
     monitor: Any = None
     only_mid_control: Any = None
     sd_locked: Any = None
+
+    @model_validator(mode="after")
+    def _what_noise_says(self) -> DiffusionParams:
+        if self.zero_terminal_snr and self.parameterization == "eps":
+            raise ValueError(f"zero_terminal_snr: true: {NOISE_SAYS_NOTHING}")
+        return self
 
 
 class ControlLdmParams(DiffusionParams):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -32,6 +33,7 @@ from common.errors import InputError
 from common.files import check_writable, file_hash
 from common.schema import one_line
 from common.trust import trust
+from ldm.models.schedule import spacing_of
 from ldm.training.ranks import first_process
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by torchrun, Lightning for its children, SLURM
@@ -91,7 +93,8 @@ def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages)
         "config_hash": config_hash(OmegaConf.to_container(load_config(options.config).model, resolve=True)),
         "precision": options.precision,
     }
-    return Recipe(items, options, of_model, partial(reading, model))
+    spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr)
+    return Recipe(items, replace(options, spacing=spacing), of_model, partial(reading, model))
 
 
 def synthesize_folder(options: SynthesisOptions) -> int:

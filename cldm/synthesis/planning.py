@@ -31,6 +31,11 @@ TRAINING_ONLY = (
     "trainable",
     "sd_locked",
     "aug_pipe_config",
+    "loss_weighting",
+    "min_snr_gamma",
+    "timestep_sampling",
+    "timestep_mean",
+    "timestep_std",
     "hint_encoding",
     "classes",
 )

@@ -44,7 +44,7 @@ def few_steps(model: ControlLDM, options: SamplingOptions) -> list[str]:
     Raises:
         InputError: a number of steps that cannot be.
     """
-    spacing = spacing_of(options.spacing, options.steps)
+    spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr)
     scheduler = make_scheduler(options.sampler, model.betas, model.parameterization, spacing)
     start, total = int(set_time_steps(scheduler, options.steps)[0]), len(model.betas)
     if start > 0.85 * total:

@@ -95,7 +95,8 @@ class ImageLogger(pl.Callback):
         """
         try:
             betas = torch.from_numpy(make_betas(len(model.betas), 1e-4, 0.02))  # an outline has no numbers
-            set_time_steps(make_scheduler(self.sampler, betas, spacing=spacing_of("auto", self.steps)), self.steps)
+            spacing = spacing_of("auto", self.steps, model.zero_terminal_snr)
+            set_time_steps(make_scheduler(self.sampler, betas, spacing=spacing), self.steps)
         except InputError as error:
             raise InputError(f"image_logger: steps: {self.steps}: {str(error).partition(': ')[2]}") from error
 

@@ -13,8 +13,11 @@ from torch.nn import functional as F
 from common.errors import InputError
 from common.rng import Stream, item_noise, seed_from
 from ldm.models.conditions import C, TextConditions
-from ldm.models.schedule import PREDICTION_TYPES, make_betas, schedule_buffers
+from ldm.models.objective import TIME_STEPS, WEIGHTINGS, min_snr_weight, time_steps
+from ldm.models.schedule import PREDICTION_TYPES, make_betas, schedule_buffers, with_zero_terminal_snr
 from ldm.targets import instantiate_from_config
+
+NOISE_SAYS_NOTHING = "noise that is found in noise alone says nothing of the image; take parameterization v or x0"
 
 
 class DiffusionWrapper(nn.Module):
@@ -41,11 +44,18 @@ class LatentDiffusion(pl.LightningModule):
         channels: of the latent.
         first_stage_key: batch field of the image.
         cond_stage_key: batch field of the prompt.
+        zero_terminal_snr: the noise process ends in noise alone (Lin et al. 2024, section 3.1), so that an image's
+            brightness is not read from what noise leaves; for ``v`` and ``x0``.
+        loss_weighting: of time steps in training, ``none`` or ``min_snr``, see ``min_snr_weight``.
+        min_snr_gamma: its gamma.
+        timestep_sampling: in training, ``uniform`` or ``logit_normal``, see ``time_steps``.
+        timestep_mean: of the latter's normal distribution; above 0 is more noise.
+        timestep_std: of it.
         **published: fields of published YAML files without effect here (``num_timesteps_cond``, ``log_every_t``,
             ``image_size``, ``cond_stage_trainable``, ``conditioning_key``, ``monitor``).
 
     Raises:
-        InputError: an unknown field or parameterization.
+        InputError: an unknown field or name, or values that do not go together.
     """
 
     PUBLISHED = frozenset(
@@ -74,6 +84,12 @@ class LatentDiffusion(pl.LightningModule):
         channels: int = 4,
         first_stage_key: str = "jpg",
         cond_stage_key: str = "txt",
+        zero_terminal_snr: bool = False,
+        loss_weighting: str = "none",
+        min_snr_gamma: float = 5.0,
+        timestep_sampling: str = "uniform",
+        timestep_mean: float = 0.0,
+        timestep_std: float = 1.0,
         **published: Any,
     ) -> None:
         super().__init__()
@@ -82,11 +98,20 @@ class LatentDiffusion(pl.LightningModule):
             raise InputError(f"model: unknown fields {', '.join(sorted(unknown))}")
         if parameterization not in PREDICTION_TYPES:
             raise InputError(f"model: parameterization: {parameterization}: choose eps, v or x0")
-        self.parameterization = parameterization
+        if loss_weighting not in WEIGHTINGS:
+            raise InputError(f"model: loss_weighting: {loss_weighting}: choose {', '.join(WEIGHTINGS)}")
+        if timestep_sampling not in TIME_STEPS:
+            raise InputError(f"model: timestep_sampling: {timestep_sampling}: choose {', '.join(TIME_STEPS)}")
+        if zero_terminal_snr and parameterization == "eps":
+            raise InputError(f"model: zero_terminal_snr: true: {NOISE_SAYS_NOTHING}")
+        self.parameterization, self.zero_terminal_snr = parameterization, zero_terminal_snr
+        self.loss_weighting, self.min_snr_gamma = loss_weighting, min_snr_gamma
+        self.timestep_sampling, self.timestep_mean, self.timestep_std = timestep_sampling, timestep_mean, timestep_std
         self.scale_factor = scale_factor
         self.channels = channels
         self.first_stage_key, self.cond_stage_key = first_stage_key, cond_stage_key
-        for name, table in schedule_buffers(make_betas(timesteps, linear_start, linear_end)).items():
+        betas = make_betas(timesteps, linear_start, linear_end)
+        for name, table in schedule_buffers(with_zero_terminal_snr(betas) if zero_terminal_snr else betas).items():
             self.register_buffer(name, table)
         self.betas: Tensor
         self.model = DiffusionWrapper(unet_config)
@@ -217,11 +242,21 @@ class LatentDiffusion(pl.LightningModule):
         return F.mse_loss(prediction.float(), target.float(), reduction="none").mean((1, 2, 3))
 
     def batch_losses(self, batch: Mapping[str, Any]) -> Tensor:
-        """Losses (B,) of a batch; time step and noise of each image come from the batch's field ``seed`` alone."""
+        """Losses (B,) of a batch; time step and noise of each image come from the batch's field ``seed`` alone.
+
+        In training mode, of the time steps and with the weights that the configuration says. In evaluation mode of
+        uniform ones, without weights: what validation says of two trainings then compares.
+        """
         seeds = [int(seed) for seed in batch["seed"]]
         # autocast may give the latent in half precision: noise and target must not be rounded to it
         latents = [seed_from(s, Stream.POSTERIOR) for s in seeds]
         x_start = self.image_latent(batch[self.first_stage_key], latents).float()
-        draws = torch.tensor([seed_from(s, Stream.TIME_STEP) for s in seeds], device=x_start.device)
+        sampling = self.timestep_sampling if self.training else "uniform"
+        draws = [seed_from(s, Stream.TIME_STEP) for s in seeds]
+        t = time_steps(draws, len(self.betas), sampling, self.timestep_mean, self.timestep_std).to(x_start.device)
         noise = item_noise([seed_from(s, Stream.NOISE) for s in seeds], x_start.shape[1:]).to(x_start)
-        return self.p_losses(x_start, self.conditions(batch, seeds), draws % len(self.betas), noise)
+        losses = self.p_losses(x_start, self.conditions(batch, seeds), t, noise)
+        if self.training and self.loss_weighting == "min_snr":
+            alphas_cumprod = self.alphas_cumprod[t]  # type: ignore[index]
+            losses = losses * min_snr_weight(alphas_cumprod, self.parameterization, self.min_snr_gamma)
+        return losses

@@ -14,7 +14,7 @@ from common.errors import InputError
 from common.rng import Stream, item_noise, seed_from
 from ldm.models.conditions import TextConditions
 from ldm.models.guidance import ClassifierFreeGuidance, Guidance, NoGuidance, SplitGuidance
-from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
+from ldm.models.schedule import ends_in_noise, make_scheduler, set_time_steps, spacing_of
 
 Condition = TextConditions | Mapping[str, Sequence[Tensor]]  # or the published dictionary
 
@@ -64,7 +64,8 @@ def sample(
     Raises:
         InputError: a sampler, number of steps or eta that cannot be.
     """
-    scheduler = make_scheduler(sampler, model.betas, model.parameterization, spacing_of(spacing, steps))
+    spacing = spacing_of(spacing, steps, ends_in_noise(model.betas))
+    scheduler = make_scheduler(sampler, model.betas, model.parameterization, spacing)
     if eta and sampler != "ddim":
         raise InputError(f"‹eta› {eta}: only the sampler ddim takes fresh noise; leave it at 0 for {sampler}")
     set_time_steps(scheduler, steps, x_T.device)

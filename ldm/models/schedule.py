@@ -21,6 +21,22 @@ def make_betas(timesteps: int, linear_start: float, linear_end: float) -> NDArra
     return np.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=np.float64) ** 2
 
 
+def with_zero_terminal_snr(betas: NDArray[Any]) -> NDArray[Any]:
+    """The variances (T,), float64, changed so that the last time step is noise alone (Lin et al. 2024, algorithm 1).
+
+    sqrt(abar) is moved so that its last value is 0, and scaled so that its first one stays; the last variance is 1.
+    """
+    signal = np.sqrt(np.cumprod(1.0 - betas))
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    alphas = signal**2 / np.append(1.0, signal[:-1] ** 2)
+    return np.asarray(1.0 - alphas)
+
+
+def ends_in_noise(betas: Tensor) -> bool:
+    """Whether nothing of the image is left at the last time step of these variances (T,)."""
+    return float(betas[-1]) == 1.0
+
+
 def schedule_buffers(betas: NDArray[Any]) -> dict[str, Tensor]:
     """The tables that published checkpoints carry beside the weights (Ho et al. 2020, equations 4 to 7).
 
@@ -34,6 +50,7 @@ def schedule_buffers(betas: NDArray[Any]) -> dict[str, Tensor]:
     """
     alphas = 1.0 - betas
     cumprod = np.cumprod(alphas)
+    above_zero = np.maximum(cumprod, 2.0**-24)  # as diffusers' schedulers take a last step without signal
     previous = np.append(1.0, cumprod[:-1])
     variance = betas * (1.0 - previous) / (1.0 - cumprod)
     tables = {
@@ -43,8 +60,8 @@ def schedule_buffers(betas: NDArray[Any]) -> dict[str, Tensor]:
         "sqrt_alphas_cumprod": np.sqrt(cumprod),
         "sqrt_one_minus_alphas_cumprod": np.sqrt(1.0 - cumprod),
         "log_one_minus_alphas_cumprod": np.log(1.0 - cumprod),
-        "sqrt_recip_alphas_cumprod": np.sqrt(1.0 / cumprod),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1.0 / cumprod - 1),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1.0 / above_zero),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1.0 / above_zero - 1),
         "posterior_variance": variance,
         "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
         "posterior_mean_coef1": betas * np.sqrt(previous) / (1.0 - cumprod),
@@ -54,8 +71,11 @@ def schedule_buffers(betas: NDArray[Any]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(table.astype(np.float32)) for name, table in tables.items()}
 
 
-def spacing_of(spacing: str, steps: int) -> str:
+def spacing_of(spacing: str, steps: int, all_noise: bool = False) -> str:
     """``leading`` or ``trailing``; ``auto`` is leading, as published, but for a single step.
+
+    Where the noise process ends in noise alone (``all_noise``, see ``ends_in_noise``), ``auto`` is trailing: a sampling
+    that began before that end would again begin with less noise than it is given.
 
     Leading time steps begin at 1 + (steps - 1) * (T // steps), of T: pure noise is taken for what is half noise where
     there are two steps, and for a finished image where there is one, which is then all that comes out. Trailing ones
@@ -67,7 +87,7 @@ def spacing_of(spacing: str, steps: int) -> str:
     if spacing not in SPACINGS:
         raise InputError(f"‹spacing› {spacing}: choose one of {', '.join(SPACINGS)}")
     if spacing == "auto":
-        return "trailing" if steps == 1 else "leading"
+        return "trailing" if steps == 1 or all_noise else "leading"
     return spacing
 
 
@@ -89,6 +109,7 @@ def make_scheduler(sampler: str, betas: Tensor, parameterization: str = "eps", s
         "prediction_type": PREDICTION_TYPES[parameterization],
         "timestep_spacing": spacing,
         "steps_offset": 1,
+        "rescale_betas_zero_snr": ends_in_noise(betas),  # then it changes nothing, but solvers that divide by it know
     }
     if sampler == "ddim":
         return diffusers.DDIMScheduler(set_alpha_to_one=False, clip_sample=False, **common)

@@ -281,7 +281,7 @@ def test_noise_is_exact_in_half_precision():
     model.apply_model = lambda x_noisy, t, cond: seen.append(x_noisy) or torch.zeros_like(x_noisy)
     with torch.autocast("cpu", torch.bfloat16):
         model.p_losses(x, {}, torch.tensor([0]), noise)
-        model.condition = lambda batch: {}
+        model.conditions = lambda batch, seeds: {}
         model.batch_losses({"jpg": torch.rand(1, 3, 32, 32), "seed": torch.tensor([3])})
     assert torch.allclose(seen[0], (1 - exact[0]).sqrt()) and seen[1].dtype == torch.float32
     model.to(torch.bfloat16)  # the weights, not the schedule
