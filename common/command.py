@@ -164,14 +164,3 @@ def short_of_memory(error: Exception) -> str | None:
 
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Storage size calculation")
-
-
-def add_trust(options: argparse.ArgumentParser) -> None:
-    """The option ``--trust`` of commands that read a model's YAML."""
-    options.add_argument(
-        "--trust",
-        nargs="+",
-        default=[],
-        metavar="PACKAGE",
-        help="packages (or hub names) that a configuration may name beside ours: their code is run",
-    )
