@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # a command that only draws need not wait for torch
+    from torch import Tensor
 
 
 def to_uint8(image: Tensor) -> NDArray[Any]:
     """Image (..., 3, H, W), about [-1, 1] -> (..., H, W, 3) uint8."""
     scaled = image.detach().float().add(1).mul(127.5).round().clamp(0, 255)
-    return scaled.to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    return scaled.byte().movedim(-3, -1).cpu().numpy()
 
 
 def contact_sheet(rows: list[list[NDArray[Any]]], gap: int = 4) -> NDArray[Any]:
@@ -27,3 +28,16 @@ def contact_sheet(rows: list[list[NDArray[Any]]], gap: int = 4) -> NDArray[Any]:
             top, left = i * (height + gap), j * (width + gap)
             sheet[top : top + height, left : left + width] = picture
     return sheet
+
+
+def colorize(mask: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
+    """A mask (H, W) of uint8 ids in its classes' colors (C, 3) uint8: (H, W, 3); what is no class is black."""
+    picture: NDArray[Any] = rows_by_id(palette)[mask]
+    return picture
+
+
+def rows_by_id(rows: NDArray[Any]) -> NDArray[Any]:
+    """A row for each of 256 ids, (256, K): the given ones (C, K), then zeros."""
+    table = np.zeros((256, rows.shape[1]), dtype=rows.dtype)
+    table[: len(rows)] = rows
+    return table

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from common.pictures import colorize
 from evaluation.comparison import SCORES, no_spread, verdict
 
 STYLE = """
@@ -82,18 +83,6 @@ def sentence(split: str, result: Mapping[str, Any]) -> str:
     return f"{text}: it {'helps' if result['verdict'] == 'better' else 'harms'}{few}."
 
 
-def colored(mask: NDArray[Any], palette: NDArray[Any]) -> Image.Image:
-    """A mask in its class colors; 255 is black.
-
-    Args:
-        mask: class ids, uint8 (H, W).
-        palette: uint8 (C, 3).
-    """
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(palette)] = palette
-    return Image.fromarray(table[mask])
-
-
 def data_uri(image: Image.Image, side: int = 256, lossless: bool = False) -> str:
     """An image as a data: address, at most ``side`` pixels high and wide."""
     image = image.convert("RGB")
@@ -125,7 +114,7 @@ def gallery(items: Sequence[Mapping[str, Any]], classes: Sequence[str], palette:
                 rows.append(f"<p>{label}: not given</p>")
                 continue
             is_mask = isinstance(content, np.ndarray)
-            address = data_uri(colored(content, palette) if is_mask else content, lossless=is_mask)
+            address = data_uri(Image.fromarray(colorize(content, palette)) if is_mask else content, lossless=is_mask)
             rows.append(f'<div><img alt="{label} of {escape(item["name"])}" src="{address}"><p>{label}</p></div>')
     colors = [
         (f"#{red:02x}{green:02x}{blue:02x}", name)

@@ -12,6 +12,7 @@ from common.classes import ClassTable, far_apart_colors
 from common.errors import InputError
 from common.files import digest
 from common.images import IGNORE
+from common.pictures import rows_by_id
 
 ENCODINGS = ("index", "palette", "table", "onehot")
 
@@ -48,9 +49,9 @@ class HintEncoder:
             raise InputError(f"hint_encoding {encoding}: needs a class table; set classes to its name or file")
         elif encoding in ("palette", "table"):
             colors = far_apart_colors(len(classes)) if encoding == "palette" else classes.palette
-            table = _lookup(colors).astype(np.float32) / 255
+            table = rows_by_id(colors).astype(np.float32) / 255
         else:
-            table = _lookup(np.eye(len(classes), dtype=np.float32))
+            table = rows_by_id(np.eye(len(classes), dtype=np.float32))
         self.channels = table.shape[1]
         self.fingerprint = f"{encoding} {digest(table.tolist())[:8]}"
         self._table = table.T.copy()  # (C, 256): id -> values; those of IGNORE are 0, except for index
@@ -86,23 +87,3 @@ class HintEncoder:
         flat = hint.detach().cpu().float().flatten(1).T  # (HW, C)
         nearest = torch.cdist(flat, torch.from_numpy(values)).argmin(1).numpy()
         return (IGNORE - first[nearest]).astype(np.uint8).reshape(hint.shape[1:])
-
-
-def colorize(mask: NDArray[Any], classes: ClassTable) -> NDArray[Any]:
-    """A mask in the colors of its class table; pixels without a class are black.
-
-    Args:
-        mask: (H, W) uint8 class ids.
-        classes: class table.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
-    """
-    return _lookup(classes.palette)[mask]
-
-
-def _lookup(rows: NDArray[Any]) -> NDArray[Any]:
-    """(256, C): the given rows (N, C), then zeros."""
-    table = np.zeros((256, rows.shape[1]), dtype=rows.dtype)
-    table[: len(rows)] = rows
-    return table

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from cldm.data.hints import colorize
 from cldm.synthesis.records import RECORDS, images_in, read_records
 from common.classes import load_class_table
 from common.converters import integer
@@ -19,7 +18,7 @@ from common.files import atomic_path, check_writable
 from common.images import read_image
 from common.lists import parse_line, read_lines
 from common.options import Options, option
-from common.pictures import contact_sheet
+from common.pictures import colorize, contact_sheet
 from common.schema import OpenSchema, parse
 
 COLUMNS = ("mask", "reference", "synthesized", "real")
@@ -93,7 +92,7 @@ def rows(options: ContactSheetOptions) -> list[list[NDArray[Any]]]:
         mask = Path(record.mask)
         sheet.append(
             [
-                fit(colorize(table.labels.read(mask), table), Image.Resampling.NEAREST),
+                fit(colorize(table.labels.read(mask), table.palette), Image.Resampling.NEAREST),
                 fit(read_image(record.reference)),
                 fit(read_image(samples / images[record.name][0])),
                 fit(read_image(real[mask.stem])) if mask.stem in real else white,

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from cldm.data.hints import HintEncoder, colorize
+from cldm.data.hints import HintEncoder
 from common.classes import far_apart_colors, load_class_table
 from common.errors import InputError
+from common.pictures import colorize
 
 TABLE = load_class_table("FUSU")
 MASK = np.array([[0, 1, 16], [255, 3, 0]], dtype=np.uint8)
@@ -62,5 +63,5 @@ def test_what_cannot_be_encoded_is_refused() -> None:
 
 def test_colorize_uses_the_tables_colors() -> None:
     table = load_class_table("LoveDA")
-    picture = colorize(np.array([[1, 255, 0]], dtype=np.uint8), table)
+    picture = colorize(np.array([[1, 255, 0]], dtype=np.uint8), table.palette)
     assert picture.tolist() == [[[255, 0, 0], [0, 0, 0], [255, 255, 255]]]
