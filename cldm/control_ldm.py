@@ -180,7 +180,8 @@ class ControlLDM(LatentDiffusion):
         whenever and with whatever else it is encoded. (The published code draws there, too: an option of synthesis.)
 
         Args:
-            batch: hint (B, C', H, W), text (B), and reference image (B, 3, H, W) in [-1, 1].
+            batch: hint (B, C', H, W), text (B), and reference image (B, 3, H, W) in [-1, 1]; ``reference_given``
+                (B,), if it is there, is 0 where training hides the reference: a latent of zeros stands for none.
             seeds: one an image, for a sample of the reference's posterior; None takes its mode.
         """
         dtype = next(self.control_model.parameters()).dtype
@@ -188,6 +189,8 @@ class ControlLDM(LatentDiffusion):
         if self.ssl_stage_model is not None:
             draws = None if seeds is None else [seed_from(int(seed), Stream.REFERENCE_LATENT) for seed in seeds]
             reference = self.image_latent(batch[self.ssl_control_key].to(dtype), draws)
+            if "reference_given" in batch:
+                reference = reference * batch["reference_given"].to(reference)[:, None, None, None]
         text = super().conditions(batch).text
         return Conditions(mask=batch[self.control_key].to(dtype), reference=reference, text=text)
 

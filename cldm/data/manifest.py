@@ -30,16 +30,16 @@ class Item:
     """One item of a list.
 
     Attributes:
-        mask: file of the semantic mask.
+        mask: file of the semantic mask; None for an image without one.
         image: file of the image that belongs to the mask; None where it is not needed.
         reference: file of the reference image; None where it is not needed.
         prompt: text, may be empty.
-        name: stem of the mask's file name; outputs carry it.
+        name: stem of the mask's file name, or else of the image's; outputs carry it.
         line: line in the list, from 1.
-        size: (height, width) of the mask in pixels; None where files were not opened.
+        size: (height, width) of mask or image in pixels; None where files were not opened.
     """
 
-    mask: Path
+    mask: Path | None
     image: Path | None
     reference: Path | None
     prompt: str
@@ -74,11 +74,12 @@ class _Line:
     size: tuple[int, int] | None = None
     pixels: int = 0  # of classes, in the mask
     turned: bool = False  # an EXIF tag asks to turn one of the files
+    unlabeled: bool = False  # an image without a mask, where such are taken
 
     def item(self) -> Item:
-        mask = self.paths["source"]
-        image, reference = self.paths.get("target"), self.paths.get("ref_image")
-        return Item(mask, image, reference, self.prompt, mask.stem, self.number, self.size)
+        mask, image, reference = (self.paths.get(name) for name in ("source", "target", "ref_image"))
+        named = self.paths["target" if self.unlabeled else "source"]
+        return Item(mask, image, reference, self.prompt, named.stem, self.number, self.size)
 
 
 def read_manifest(
@@ -88,6 +89,7 @@ def read_manifest(
     classes: ClassTable | None = None,
     need_image: bool = True,
     need_reference: bool = False,
+    need_mask: bool = True,
     skip_invalid: bool = False,
     size: tuple[int, int] | None = None,
     multiple_of: int = 64,
@@ -104,6 +106,8 @@ def read_manifest(
         classes: if given, mask values must be ids of these classes or the ignore id.
         need_image: lines must name an image (``target``); otherwise that field is not looked at.
         need_reference: lines must name a reference image (``ref_image``); otherwise not looked at.
+        need_mask: lines must name a mask (``source``); otherwise one without it is an image without a mask, and needs
+            no prompt.
         skip_invalid: leave faulty lines out instead of raising.
         size: (height, width) that items will be resized to; None keeps each file's own size.
         multiple_of: height and width must be multiples of this many pixels.
@@ -122,7 +126,7 @@ def read_manifest(
     if size is not None and (min(size) <= 0 or any(side % multiple_of for side in size)):
         raise InputError(f"size {size[0]} x {size[1]}: height and width must be multiples of {multiple_of} px")
     fields = ["source", *(["target"] if need_image else []), *(["ref_image"] if need_reference else [])]
-    lines = [_parse(number, text, fields, root, follow_links) for number, text in read_lines(path)]
+    lines = [_parse(number, text, fields, root, follow_links, need_mask) for number, text in read_lines(path)]
     if not lines:
         raise InputError(f"{path}: no items; write one JSON object a line")
     _find_duplicates(lines, need_image=need_image)
@@ -136,8 +140,9 @@ def read_manifest(
     items = [line.item() for line in lines if not line.faults]
     if faults and not (skip_invalid and items):
         raise InputError(_message(path, faults, none_left=skip_invalid))
-    if check_files and not any(line.pixels for line in lines if not line.faults):
-        raise InputError(f"{path}: no mask shows a class, all pixels of all {len(items)} masks are to be ignored")
+    labeled = [line for line in lines if not line.faults and not line.unlabeled]
+    if check_files and labeled and not any(line.pixels for line in labeled):
+        raise InputError(f"{path}: no mask shows a class, all pixels of all {len(labeled)} masks are to be ignored")
     if progress and (turned := sum(line.turned for line in lines)):
         print(
             f"{path}: {turned} of {len(lines)} items have an EXIF tag that asks to turn them; pixels are used as "
@@ -165,7 +170,7 @@ def _resolve(list_file: str | os.PathLike[str], data_root: str | os.PathLike[str
     return root, path
 
 
-def _parse(number: int, text: str, fields: list[str], root: Path, follow_links: bool) -> _Line:
+def _parse(number: int, text: str, fields: list[str], root: Path, follow_links: bool, need_mask: bool) -> _Line:
     """One line to paths below ``root``; what is wrong is noted, not raised."""
     line = _Line(number)
     try:
@@ -173,10 +178,16 @@ def _parse(number: int, text: str, fields: list[str], root: Path, follow_links: 
     except ValueError as error:
         line.faults.append(("", str(error)))
         return line
+    line.unlabeled = not need_mask and "source" not in content
     for name in [*fields, "prompt"]:
         value = content.get(name)
+        if name not in content and line.unlabeled and name != "target":
+            continue
         if name not in content:
-            line.faults.append((name, f"missing (fields of this line: {', '.join(content) or 'none'})"))
+            reason = f"missing (fields of this line: {', '.join(content) or 'none'})"
+            if name == "source" and "target" in fields:
+                reason += "; data.params.train.params.unlabeled=true trains on images without a mask, too"
+            line.faults.append((name, reason))
         elif not isinstance(value, str):
             line.faults.append((name, f"must be text in quotes, is {json.dumps(value)[:40]}"))
         elif name == "prompt":
@@ -245,16 +256,17 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int) -> None:
             )
         if name == "source" and classes is not None and (wrong := classes.labels.wrong(pixels)):
             line.faults.append((name, f"{line.names[name]}: {wrong}"))
-    if "source" not in shapes:
+    named = "target" if line.unlabeled else "source"
+    if named not in shapes:
         return
-    line.size = height, width = shapes["source"]
+    line.size = height, width = shapes[named]
     if shapes.get("target", line.size) != line.size:
         other_height, other_width = shapes["target"]
         reason = f"image is {other_width} x {other_height} px, its mask {width} x {height} (width x height)"
         line.faults.append(("target", f"{line.names['target']}: {reason}; they must agree"))
     if height % multiple_of or width % multiple_of:
         reason = f"{width} x {height} px (width x height) are no multiples of {multiple_of}; use ‹size› to resize"
-        line.faults.append(("source", f"{line.names['source']}: {reason}"))
+        line.faults.append((named, f"{line.names[named]}: {reason}"))
 
 
 def _message(path: Path, faults: list[Fault], none_left: bool) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from cldm.data.choices import REFERENCE_FITS
 from cldm.data.hints import HintEncoder
 from cldm.data.manifest import Item, read_manifest
-from cldm.data.reference import ReferenceAugmentation
+from cldm.data.reference import ReferenceAugmentation, recolor
 from common.classes import load_class_table
 from common.errors import InputError
 from common.files import digest
@@ -33,15 +33,18 @@ _INTERPOLATION = {
 class PairedImages(Dataset[dict[str, Any]]):
     """Masks with their images (training), or with reference images from elsewhere (synthesis).
 
-    ``dataset[i]`` is item i in epoch 0, ``dataset[epoch, i]`` in any epoch. Flip, augmentation and empty prompt follow
-    from (``seed``, epoch, item's name) alone: not from batch, worker, device or what was read before.
+    ``dataset[i]`` is item i in epoch 0, ``dataset[epoch, i]`` in any epoch. Flip, augmentation and what is dropped
+    follow from (``seed``, epoch, item's name) alone: not from batch, worker, device or what was read before.
 
     An item is a dict of
 
     * ``hint``: (C, H, W) float32 in [0, 1], the encoded mask;
     * ``jpg``: (3, H, W) float32 in [-1, 1], the image; absent with ``use_reference``;
     * ``ssl``: (3, H, W) float32 in [-1, 1], the augmented image, or the item's reference with ``use_reference``;
-    * ``txt``: prompt; ``name``: stem of the mask's file; ``seed``: 63-bit int, for time step and noise;
+    * ``txt``: prompt; ``name``: stem of the mask's file, or else of the image's; ``seed``: 63-bit int, for time step
+      and noise;
+    * ``reference_given``: float32, 0 where training hides the reference (its latent is then zero), else 1; with
+      ``drop_reference_p`` only;
     * ``mask_path``, ``reference_path``: with ``use_reference`` only, the first with ``masks_only``, too.
 
     Args:
@@ -63,6 +66,11 @@ class PairedImages(Dataset[dict[str, Any]]):
         masks_only: neither image nor reference is read: for synthesis by a model without a reference branch.
         reference_fit: how a reference of another shape than its mask's gets that shape: ``crop`` keeps the middle,
             ``stretch`` everything, distorted (as published).
+        drop_mask_p: share of items whose mask is hidden: all its pixels are to be ignored.
+        drop_reference_p: share of items whose reference is hidden.
+        unlabeled: take items without ``source``: images without a mask, whose pixels are all to be ignored.
+        shared_color: how strongly colors and light of an image change before its reference is made of it, in [0, 1],
+            see ``recolor``: the image has the reference's, whatever its classes usually have.
 
     Raises:
         InputError: a faulty list or parameter.
@@ -87,18 +95,27 @@ class PairedImages(Dataset[dict[str, Any]]):
         follow_links: bool = False,
         reference_fit: str = "crop",
         masks_only: bool = False,
+        drop_mask_p: float = 0.0,
+        drop_reference_p: float = 0.0,
+        unlabeled: bool = False,
+        shared_color: float = 0.0,
     ) -> None:
         if reference_fit not in REFERENCE_FITS:
             raise InputError(f"reference_fit {reference_fit}: must be one of {', '.join(REFERENCE_FITS)}")
         self.reference_fit = reference_fit
         if interpolation not in _INTERPOLATION:
             raise InputError(f"interpolation {interpolation}: must be one of {', '.join(_INTERPOLATION)}")
-        for name, value in (("flip_p", flip_p), ("empty_prompt_p", empty_prompt_p)):
+        shares = {"flip_p": flip_p, "empty_prompt_p": empty_prompt_p}
+        shares |= {"drop_mask_p": drop_mask_p, "drop_reference_p": drop_reference_p}
+        for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise InputError(f"{name} {value}: must be a probability in 0..1")
+        if not 0 <= shared_color <= 1:
+            raise InputError(f"shared_color {shared_color}: must be a strength in 0..1")
         self.size, self.list_file = _height_and_width(size), str(txt_file)
-        self.flip_p = flip_p
-        self.empty_prompt_p = empty_prompt_p
+        self.flip_p, self.empty_prompt_p = flip_p, empty_prompt_p
+        self.drop_mask_p, self.drop_reference_p = drop_mask_p, drop_reference_p
+        self.shared_color = shared_color
         self.seed = seed
         self.use_reference, self.masks_only = use_reference and not masks_only, masks_only
         self.class_table = None if classes is None else load_class_table(classes, hint_encoding == "table")
@@ -116,6 +133,7 @@ class PairedImages(Dataset[dict[str, Any]]):
             data_root,
             classes=self.class_table,
             need_image=not (use_reference or masks_only),
+            need_mask=not unlabeled or use_reference or masks_only,
             need_reference=self.use_reference,
             skip_invalid=skip_invalid,
             size=self.size,
@@ -151,11 +169,19 @@ class PairedImages(Dataset[dict[str, Any]]):
         item = self.items[position]
         seed = seed_from(self.seed, epoch, item.name)
         rng = np.random.default_rng(seed)
-        flip, empty = rng.random(2) < (self.flip_p, self.empty_prompt_p)
+        flip, empty, no_mask, no_reference = rng.random(4) < (
+            self.flip_p,
+            self.empty_prompt_p,
+            self.drop_mask_p,
+            self.drop_reference_p,
+        )
 
-        mask = _load(read_mask if self.class_table is None else self.class_table.labels.read, item, "mask")
-        mask = _resize(mask, self.size, Image.Resampling.NEAREST)
+        mask = _resize(self._mask(item), self.size, Image.Resampling.NEAREST)
+        if no_mask:
+            mask = np.full_like(mask, IGNORE)
         sample: dict[str, Any] = {"txt": "" if empty else item.prompt, "name": item.name, "seed": seed}
+        if self.drop_reference_p:
+            sample["reference_given"] = np.float32(not no_reference)
         if self.masks_only:
             return {"hint": self._encode(mask), "mask_path": str(item.mask), **sample}
         if self.use_reference:
@@ -167,11 +193,20 @@ class PairedImages(Dataset[dict[str, Any]]):
             image = _resize(_load(read_image, item, "image"), mask.shape, self._resample)
             if flip:
                 image = np.ascontiguousarray(image[:, ::-1])
+            if self.shared_color:
+                rng = np.random.default_rng(seed_from(seed, Stream.SHARED_COLOR))
+                image = recolor(image, rng, self.shared_color)
             reference = self._augment(image, seed_from(seed, Stream.AUGMENTATION))
             sample["jpg"] = _to_tensor(image)
         if flip:
             mask = mask[:, ::-1]
         return {"hint": self._encode(mask), "ssl": _to_tensor(reference), **sample}
+
+    def _mask(self, item: Item) -> NDArray[Any]:
+        """Class ids (H, W), uint8; of an image without a mask, 255 all over."""
+        if item.mask is None:
+            return np.full(item.size or _load(read_image, item, "image").shape[:2], IGNORE, np.uint8)
+        return _load(read_mask if self.class_table is None else self.class_table.labels.read, item, "mask")
 
 
 def _height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None:

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 from common.errors import InputError
 
+LIGHT = 0.3  # largest change of brightness, contrast and saturation, as a share
+GAIN = 0.15  # standard deviation of log2 of a channel's gain
+_JITTER = A.ColorJitter()  # only its ``apply``: its own random state is shared by threads
+
 
 @dataclass(frozen=True)
 class _Change:
@@ -44,8 +48,7 @@ class ReferenceAugmentation:
         scale_std: standard deviation of log2 of the scale, in [0, 1].
         translate_frac_std: standard deviation of the last translation, as a share of width and height,
             in [0, 1].
-        color: strength of the color changes, in [0, 1]. At 1, brightness, contrast and saturation change by up to
-            30 %, hue by up to 18 degrees, and a channel's gain is 2^(N(0, 1) * 0.15).
+        color: strength of the color changes, in [0, 1], see ``recolor``.
 
     Raises:
         InputError: an unknown parameter, or one out of its range.
@@ -80,7 +83,6 @@ class ReferenceAugmentation:
         self.scale_std = scale_std
         self.translate_frac_std = translate_frac_std
         self.color = color
-        self._jitter = A.ColorJitter()  # only its ``apply``: its own random state is shared by threads
 
     def __call__(self, image: NDArray[Any], seed: int) -> NDArray[Any]:
         """The reference for an image; image and seed alone decide.
@@ -96,7 +98,7 @@ class ReferenceAugmentation:
         change = self.draw(rng, image.shape[0], image.shape[1])
         image = _translate(image, *change.shift)
         image = _warp(image, change)
-        return self._recolor(image, rng) if self.color else image
+        return recolor(image, rng, self.color) if self.color else image
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> _Change:
         """Draws the geometric changes; every number is drawn, used or not, so that parameters do not shift others."""
@@ -113,20 +115,33 @@ class ReferenceAugmentation:
             offset=(float(offset[0]), float(offset[1])),
         )
 
-    def _recolor(self, image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-        def factor() -> float:
-            return 1 + 0.3 * self.color * rng.uniform(-1, 1)
 
-        image = self._jitter.apply(
-            image,
-            brightness=factor(),
-            contrast=factor(),
-            saturation=factor(),
-            hue=0.05 * self.color * rng.uniform(-1, 1),
-            order=rng.permutation(4),
-        )
-        gain = 2.0 ** (rng.standard_normal(3) * 0.15 * self.color)
-        return np.clip(np.rint(image * gain), 0, 255).astype(np.uint8)
+def recolor(image: NDArray[Any], rng: np.random.Generator, strength: float) -> NDArray[Any]:
+    """Changes brightness, contrast, saturation, hue and the gain of each channel, as another sensor's would be.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        rng: of all that is drawn.
+        strength: in [0, 1]. At 1, brightness, contrast and saturation change by up to 30 %, hue by up to 18 degrees,
+            and a channel's gain is 2^(N(0, 1) * 0.15).
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+
+    def factor() -> float:
+        return 1 + LIGHT * strength * rng.uniform(-1, 1)
+
+    image = _JITTER.apply(
+        image,
+        brightness=factor(),
+        contrast=factor(),
+        saturation=factor(),
+        hue=0.05 * strength * rng.uniform(-1, 1),
+        order=rng.permutation(4),
+    )
+    gain = 2.0 ** (rng.standard_normal(3) * GAIN * strength)
+    return np.clip(np.rint(image * gain), 0, 255).astype(np.uint8)
 
 
 def _translate(image: NDArray[Any], dx: int, dy: int) -> NDArray[Any]:

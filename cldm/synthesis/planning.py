@@ -197,6 +197,7 @@ def compare_with_folder(dataset: PairedImages, recipe: Recipe, outdir: Path, see
         name = f"{item.name}_seed_{seed}"
         height, width = recipe.size or item.size or (0, 0)
         reference = item.reference
+        assert item.mask is not None  # a list of a synthesis is refused without
         now = recipe.sample(
             name,
             seed,

@@ -89,7 +89,9 @@ def build_data(config: DictConfig) -> DataModuleFromConfig:
     datasets: dict[str, Any] = data.datasets
     for name, dataset in datasets.items():
         left_out = f", {len(dataset.faults)} left out" if dataset.faults else ""
-        print(f"{name}: {len(dataset)} items{left_out}")
+        without = sum(item.mask is None for item in dataset.items)
+        unlabeled = f", {without} of them without a mask" if without else ""
+        print(f"{name}: {len(dataset)} items{unlabeled}{left_out}")
     return data
 
 

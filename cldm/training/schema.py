@@ -34,6 +34,10 @@ class PairedImagesParams(Schema):
     classes: Name | None = None
     augmentation: Augmentation | None = None
     empty_prompt_p: Share = 0.0
+    drop_mask_p: Share = 0.0
+    drop_reference_p: Share = 0.0
+    unlabeled: bool = False
+    shared_color: Share = 0.0
     seed: Seed = 0
     skip_invalid: bool = False
     follow_links: bool = False
