@@ -17,7 +17,7 @@ from cldm.control import HINT_WIDTHS
 from cldm.data.hints import ENCODINGS
 from common.errors import InputError
 from common.limits import COUNT
-from common.schema import Name, Place, Schema, Share, dotted, one_line, parse
+from common.schema import KeyPath, Name, Schema, Share, dotted, one_line, parse
 from common.trust import is_trusted
 from ldm.first_stage.schema import AutoencoderParams, NetworkParams
 from ldm.models.diffusion import NOISE_SAYS_NOTHING
@@ -294,7 +294,7 @@ _LIKE_THE_UNET = ("in_channels", "model_channels", "num_res_blocks", "channel_mu
 
 
 def check_entry(
-    content: Any, slot: Slot, source: Callable[[Place], str], place: Place, entry: type[Entry] = Entry
+    content: Any, slot: Slot, source: Callable[[KeyPath], str], key_path: KeyPath, entry: type[Entry] = Entry
 ) -> Schema | None:
     """Checks a place that names a class, and all below it.
 
@@ -302,8 +302,8 @@ def check_entry(
         content: mapping with ``target`` and, perhaps, ``params``.
         slot: what may stand there.
         source: the file or setting of a place, for messages.
-        place: where ``content`` stands.
-        entry: what the place may hold beside ``target`` and ``params``.
+        key_path: where ``content`` stands.
+        entry: what the key_path may hold beside ``target`` and ``params``.
 
     Returns:
         the parameters; None where the class is one that the user trusts: it knows its own.
@@ -311,8 +311,8 @@ def check_entry(
     Raises:
         InputError: a wrong value, or a class that may not be named or does not belong there.
     """
-    checked = parse(content, entry, source, under=place)
-    at = f"{source((*place, 'target'))}, field {dotted(place)}"
+    checked = parse(content, entry, source, under=key_path)
+    at = f"{source((*key_path, 'target'))}, field {dotted(key_path)}"
     try:
         path = class_path(checked.target)
     except InputError as error:
@@ -324,15 +324,15 @@ def check_entry(
         names = ", ".join(slot.classes)
         raise InputError(f"{at}.target: {checked.target}: does not belong here; choose {names}")
     given = {**implied_params(checked.target), **(checked.params or {})}
-    params = parse(given, schema, source, under=(*place, "params"))
+    params = parse(given, schema, source, under=(*key_path, "params"))
     for name, field in schema.model_fields.items():
         for mark in field.metadata:
             if isinstance(mark, Slot) and (inner := getattr(params, name)) is not None:
-                check_entry(inner, mark, source, (*place, "params", name))
+                check_entry(inner, mark, source, (*key_path, "params", name))
     return params
 
 
-def check_model(content: Any, source: Callable[[Place], str]) -> None:
+def check_model(content: Any, source: Callable[[KeyPath], str]) -> None:
     """Checks the section ``model`` of a configuration, before anything is built.
 
     Raises:
@@ -341,13 +341,13 @@ def check_model(content: Any, source: Callable[[Place], str]) -> None:
     params = check_entry(content, MODEL, source, ("model",), ModelEntry)
     if not isinstance(params, ControlLdmParams):
         return
-    place: Place = ("model", "params")
+    key_path: KeyPath = ("model", "params")
     unet = params.unet_config.get("params") or {}
     for branch in ("control_stage_config", "ssl_stage_config"):
         own = (getattr(params, branch) or {}).get("params") or {}
         for name in _LIKE_THE_UNET:
             if name in unet and name in own and unet[name] != own[name]:
-                where = (*place, branch, "params", name)
+                where = (*key_path, branch, "params", name)
                 raise InputError(
                     f"{source(where)}, field {dotted(where)}: {own[name]}, but unet_config has "
                     f"{unet[name]}: a branch is a copy of the U-Net's encoder"

@@ -240,7 +240,7 @@ def labels_of(path: str, content: dict[str, Any], n: int, ignore_index: int, nam
         values, ignored = list(range(1, n + 1)), [0]
     if max(values) > 255:
         raise InputError(f"{path}, field classes: {n} classes from 1 on; a mask of 8 bits holds at most 254 and ignore")
-    of_id, about = None, ""
+    of_id, notice = None, ""
     if values != list(range(n)) or ignored:
         table = np.full(256, -1)
         table[values] = range(n)
@@ -248,13 +248,13 @@ def labels_of(path: str, content: dict[str, Any], n: int, ignore_index: int, nam
         of_id = tuple(table.tolist())
         shown = f"{values[0]}..{values[-1]}" if values == list(range(values[0], values[0] + n)) else "mask_values"
         zero = f", {', '.join(map(str, ignored))} no data" if ignored else ""
-        about = (
+        notice = (
             f"classes {one_line(name, 80)}: {shown} in masks are its {n} classes{zero}; write "
             f"{one_line(name, 80)}:ids if masks hold 0..{n - 1}"
         )
     colors = _mask_colors(path, content, n, values, ignored, ignore_index)
     guarded = n if from_one and not variant else None
-    return Labels(n, ignore_index, of_id=of_id, colors=colors, name=one_line(name, 80), about=about, guarded=guarded)
+    return Labels(n, ignore_index, of_id=of_id, colors=colors, name=one_line(name, 80), notice=notice, guarded=guarded)
 
 
 def _mask_colors(

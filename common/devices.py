@@ -17,11 +17,11 @@ def pick_device(name: str) -> str:
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if name not in ("auto", "cpu", "cuda") and not (name.startswith("cuda:") and name[5:].isdecimal()):
-        raise InputError(f"--device {name}: write auto, cpu, cuda or cuda:N")
+        raise InputError(f"‹device› {name}: write auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: no GPU here; use --device cpu")
+        raise InputError(f"‹device› {name}: no GPU here; use ‹device› cpu")
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: no such GPU here ({torch.cuda.device_count()} present)")
+        raise InputError(f"‹device› {name}: no such GPU here ({torch.cuda.device_count()} present)")
     return "cpu" if name == "auto" else name
 
 
@@ -44,10 +44,10 @@ def parse_devices(gpus: str) -> dict[str, Any]:
     except ValueError:
         indices = []
     if not indices or len(set(indices)) < len(indices):
-        raise InputError(f"--gpus {one_line(gpus, 60)}: write auto, cpu, or indices such as 0 or 0,1,2")
+        raise InputError(f"‹gpus› {one_line(gpus, 60)}: write auto, cpu, or indices such as 0 or 0,1,2")
     if absent := [index for index in indices if not 0 <= index < present]:
         raise InputError(
-            f"--gpus {gpus}: no GPU {absent[0]} here ({present} present); write cpu or other indices (0,1 are two GPUs)"
+            f"‹gpus› {gpus}: no GPU {absent[0]} here ({present} present); write cpu or other indices (0,1 are two GPUs)"
         )
     return {"accelerator": "gpu", "devices": indices}
 

@@ -84,20 +84,20 @@ def full_disk(error: BaseException) -> int | None:
     return None
 
 
-def full_disk_line(error: BaseException, place: str | os.PathLike[str] | None = None) -> str | None:
+def full_disk_line(error: BaseException, path: str | os.PathLike[str] | None = None) -> str | None:
     """What to tell of a full disk: the path and what to do; None if the error is another.
 
     Args:
         error: any error.
-        place: the path to name where the error names none.
+        path: the path to name where the error names none.
     """
     number = full_disk(error)
     if number is None:
         return None
     named = [cause.filename for cause in _causes(error) if isinstance(cause, OSError) and cause.filename]
-    path = str(named[0] if named else place or Path.cwd())
+    shown = named[0] if named else path or Path.cwd()
     return (
-        f"disk full: {path} ({_FULL[number]}); files written before are whole: make room, or name another disk, "
+        f"disk full: {shown} ({_FULL[number]}); files written before are whole: make room, or name another disk, "
         "and start again"
     )
 

@@ -172,7 +172,7 @@ class Labels:
         colors: colors of masks that are written in colors, and the files' ids that they stand for; those of the
             classes come first.
         name: the class table, for messages.
-        about: what to say once when masks are read: the files' ids are not class ids.
+        notice: what to say once when masks are read: the files' ids are not class ids.
         guarded: the id of the last class, if 0 in the files would be the first class by the usual count, and is to be
             ignored by this table; see ``common.pairing.refuse_doubt``.
     """
@@ -183,7 +183,7 @@ class Labels:
     of_id: tuple[int, ...] | None = None
     colors: Colors = ()
     name: str = ""
-    about: str = ""
+    notice: str = ""
     guarded: int | None = None
 
     @cached_property
@@ -232,8 +232,8 @@ class Labels:
 
     def file_ids_and_orientation(self, path: str | os.PathLike[str]) -> tuple[NDArray[Any], int]:
         """As ``file_ids``, and the value of the EXIF orientation, which is not applied."""
-        if self.about:
-            say_once(self.about)
+        if self.notice:
+            say_once(self.notice)
         return mask_and_orientation(path, self)
 
     def wrong(self, mask: NDArray[Any]) -> str:

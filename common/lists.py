@@ -87,7 +87,7 @@ def locate(written: str, root: Path, follow_links: bool = False) -> Path:
         if not follow_links:
             raise ValueError(
                 f"{shown} leads by a link to {one_line(real, 500)}, outside the data root {root}; copy "
-                "the file there, or take such files with --follow-links"
+                "the file there, or take such files with ‹follow_links›"
             )
     if not exists:
         what = f"is a link to {one_line(real, 500)}, which is not there" if path.is_symlink() else "file not found"

@@ -36,24 +36,26 @@ def one_line(text: object, limit: int = 200) -> str:
     return words if len(words) <= limit else words[: limit - 3] + "..."
 
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Keys and indices on the way to a value."""
 
 
-def dotted(place: Place) -> str:
+def dotted(key_path: KeyPath) -> str:
     """A place as people write it, e.g. ``data.params.batch_size``."""
-    return one_line(".".join(map(str, place)), 120)
+    return one_line(".".join(map(str, key_path)), 120)
 
 
-def parse(content: Any, schema: type[S], where: str | Callable[[Place], str], remedy: str = "", under: Place = ()) -> S:
+def parse(
+    content: Any, schema: type[S], where: str | Callable[[KeyPath], str], remedy: str = "", under: KeyPath = ()
+) -> S:
     """``content`` as a ``schema``.
 
     Args:
         content: what JSON or YAML gave.
         schema: what it must be.
-        where: file (and line) it came from; or a function that knows it for each place.
+        where: file (and line) it came from; or a function that knows it for each key_path.
         remedy: what to do, appended to the message.
-        under: place of ``content`` in what ``where`` names.
+        under: key_path of ``content`` in what ``where`` names.
 
     Raises:
         InputError: it is not; names ``where``, the first wrong field, its value and the reason.
@@ -61,38 +63,38 @@ def parse(content: Any, schema: type[S], where: str | Callable[[Place], str], re
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        faults: dict[Place, list[Any]] = {}
+        faults: dict[KeyPath, list[Any]] = {}
         for fault in error.errors(include_url=False, include_context=False):
-            faults.setdefault(_place(content, fault), []).append(fault)
-        place, first = next(iter(faults.items()))
+            faults.setdefault(_key_path(content, fault), []).append(fault)
+        key_path, first = next(iter(faults.items()))
         silent = first[0]["type"] in ("missing", "value_error", "extra_forbidden")  # our validators say the value
         value = "" if silent else f" {_shown(first[0]['input'])}"
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
         # the members of a union each have their say
         reasons = dict.fromkeys(_SAID.get(fault["type"], fault["msg"].removeprefix("Value error, ")) for fault in first)
         reason = one_line("; or ".join(text[:1].lower() + text[1:] for text in reasons))
-        place = under + place
-        source = where if isinstance(where, str) else where(place)
-        source = f"{source}, field {dotted(place)}" if place else source
+        key_path = under + key_path
+        source = where if isinstance(where, str) else where(key_path)
+        source = f"{source}, field {dotted(key_path)}" if key_path else source
         raise InputError(f"{source}:{value} {reason}{more}{f'; {remedy}' if remedy else ''}") from error
 
 
 _SAID = {"extra_forbidden": "is no field that is known here"}
 
 
-def _place(content: Any, fault: Any) -> Place:
+def _key_path(content: Any, fault: Any) -> KeyPath:
     """Where a fault is: pydantic's place without the names of a union's members, which it appends."""
-    place: list[str | int] = []
+    key_path: list[str | int] = []
     for key in fault["loc"]:
         inside = isinstance(content, list) and isinstance(key, int) and 0 <= key < len(content)
         if inside or (isinstance(content, dict) and key in content):
             content = content[key]
         elif fault["type"] == "missing" and isinstance(content, dict):
-            return (*place, key)
+            return (*key_path, key)
         else:
             break
-        place.append(key)
-    return tuple(place)
+        key_path.append(key)
+    return tuple(key_path)
 
 
 def _shown(value: Any) -> str:

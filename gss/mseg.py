@@ -275,7 +275,7 @@ class MSegDataset(BaseSegDataset):
 
     @staticmethod
     def _own_words(error: ValueError) -> str:
-        return str(error).replace("with --follow-links", "with follow_links=True of the config's MSegDataset")
+        return str(error).replace("with follow_links", "with follow_links=True of the config's MSegDataset")
 
 
 @METRICS.register_module()

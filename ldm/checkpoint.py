@@ -162,7 +162,7 @@ def load_weights(
     for prefix in allow:
         if prefix not in ("all", "nan") and not any(_within(key, prefix) for key in (*own, *state)):
             known = ", ".join(dict.fromkeys(map(module_of, own)))
-            raise InputError(f"--allow-mismatch {prefix}: neither model nor checkpoint has such a module ({known})")
+            raise InputError(f"‹allow_mismatch› {prefix}: neither model nor checkpoint has such a module ({known})")
     fitting = [key for key in own if key in state and key not in SCHEDULE_BUFFERS and _fits(own[key], state[key])]
     report = _compare(own, state, fitting)
     refused = _compare(own, state, fitting, allow)
@@ -172,8 +172,8 @@ def load_weights(
         problems = "; ".join(f"{module}: {part.line(loaded=False)}" for module, part in modules.items())
         problems = one_line(problems, 4000)  # names from the file
         raise InputError(
-            f"{name}: does not fit the model: {problems}. {_likely_cause(own, state)}Name the --config it was made "
-            f"with, or go on without what does not fit: --allow-mismatch {one_line(' '.join(modules), 400)}"
+            f"{name}: does not fit the model: {problems}. {_likely_cause(own, state)}Name the ‹config› it was made "
+            f"with, or go on without what does not fit: ‹allow_mismatch› {one_line(' '.join(modules), 400)}"
         )
     broken: list[str] = []
     with torch.no_grad():
@@ -186,7 +186,7 @@ def load_weights(
         more = f", and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise InputError(
             f"{name}: {len(broken)} weights hold NaN or infinite numbers ({', '.join(broken[:3])}{more}), as after a "
-            "training that failed; take another checkpoint, or go on with them: --allow-mismatch nan"
+            "training that failed; take another checkpoint, or go on with them: ‹allow_mismatch› nan"
         )
     report.source = name
     return report

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
@@ -144,3 +145,32 @@ def test_shell_entry_points_are_short_and_explain_themselves(name):
     assert len(lines) <= 15
     said = subprocess.run(["bash", ROOT / name], capture_output=True, text=True)
     assert said.returncode == 2 and f"bash {name} " in said.stderr
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_at_once(path):
+    """Names that a module imports while it is imported itself: not those within functions, or for types alone."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    modules = {module_of(path): path for path in files}
+    graph = {}
+    for name, path in modules.items():
+        found = (
+            next((x for x in (full, full.rpartition(".")[0]) if x in modules), None) for full in imported_at_once(path)
+        )
+        graph[name] = {module for module in found if module not in (None, name)}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))

@@ -14,7 +14,7 @@ from cldm.data.hints import ENCODINGS
 from cldm.training.sections import Count, Endless, Positive, Training
 from common.errors import InputError
 from common.limits import BATCH, PIXELS, WORKERS
-from common.schema import Name, Place, Schema, Share, dotted, one_line, parse
+from common.schema import KeyPath, Name, Schema, Share, dotted, one_line, parse
 from ldm.models.choices import SAMPLERS
 
 Side = Annotated[int, Field(ge=1, le=PIXELS)]
@@ -133,7 +133,7 @@ _OWN_NAMES: dict[tuple[str, ...], tuple[type[Schema], tuple[str, ...]]] = {
 }
 
 
-def check_training(content: Any, source: Callable[[Place], str]) -> None:
+def check_training(content: Any, source: Callable[[KeyPath], str]) -> None:
     """Checks a training's configuration, before anything is read or built.
 
     Raises:
@@ -149,15 +149,15 @@ def check_training(content: Any, source: Callable[[Place], str]) -> None:
         section = lightning
         for key in path:
             section = section.get(key) or {}
-        place: Place = ("lightning", *path)
+        key_path: KeyPath = ("lightning", *path)
         if (target := section.get("target")) not in (None, *names):
-            where = (*place, "target")
+            where = (*key_path, "target")
             raise InputError(
                 f"{source(where)}, field {dotted(where)}: {one_line(target, 80)}: does not belong here; "
                 f"leave it out, or write {names[0]}"
             )
-        params = parse(section.get("params") or {}, schema, source, under=(*place, "params"))
+        params = parse(section.get("params") or {}, schema, source, under=(*key_path, "params"))
         no_validation = isinstance(data, DataParams) and data.validation is None
         if isinstance(params, ModelCheckpointParams) and params.monitor == "val/loss" and no_validation:
-            where = (*place, "params", "monitor")
+            where = (*key_path, "params", "monitor")
             raise InputError(f"{source(where)}, field {dotted(where)}: val/loss, but data.params.validation is missing")

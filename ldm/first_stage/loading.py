@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.schema import Place, parse
+from common.schema import KeyPath, parse
 from ldm.checkpoint import load_weights, read_state_dict
 from ldm.checkpoint_names import FIRST_STAGE
 from ldm.first_stage.schema import TARGET, Entry, FirstStageEntry, first_stage_of
@@ -39,13 +39,13 @@ def first_stage_weights(path: Path, use_ema: bool = False) -> dict[str, Tensor]:
 
 
 def load_first_stage(
-    values: dict[str, Any], source: Callable[[Place], str], checkpoint: Path | None, use_ema: bool = False
+    values: dict[str, Any], source: Callable[[KeyPath], str], checkpoint: Path | None, use_ema: bool = False
 ) -> tuple[Any, int]:
     """A first stage ready to encode and decode.
 
     Args:
         values: a configuration that names one, see ``first_stage_of``.
-        source: file or setting of each place.
+        source: file or setting of each key_path.
         checkpoint: its weights; none for one that has none, such as ``SpaceToDepth``.
         use_ema: take the checkpoint's running averages.
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from common.errors import InputError
 from common.limits import BATCH, COUNT, PIXELS, WORKERS
-from common.schema import Place, Schema, dotted, parse
+from common.schema import KeyPath, Schema, dotted, parse
 from ldm.models.autoencoder import AutoencoderKL
 
 Count = Annotated[int, Field(ge=1, le=COUNT)]
@@ -152,35 +152,35 @@ class FirstStageConfig(Schema):
     training: TrainingOptions = TrainingOptions()
 
 
-def first_stage_of(values: dict[str, Any], source: Callable[[Place], str]) -> tuple[Any, Callable[[Place], str]]:
+def first_stage_of(values: dict[str, Any], source: Callable[[KeyPath], str]) -> tuple[Any, Callable[[KeyPath], str]]:
     """What a configuration says of its first stage, and the source of its places, which begin ``first_stage_config``.
 
     Args:
         values: with ``first_stage_config`` at the top, or where models have it: ``model.params.first_stage_config``.
-        source: file or setting of each place.
+        source: file or setting of each key_path.
 
     Raises:
         InputError: there is none.
     """
-    here: Place = ()
+    here: KeyPath = ()
     if "first_stage_config" not in values and isinstance(values.get("model"), dict):
         here = ("model", "params")
         values = values["model"].get("params") or {}
     if "first_stage_config" not in values:
         raise InputError(f"{source(here)}: no first_stage_config; name a YAML file that has one")
 
-    def where(place: Place) -> str:
-        return source((*here, *place) if place[:1] == ("first_stage_config",) else place)
+    def where(key_path: KeyPath) -> str:
+        return source((*here, *key_path) if key_path[:1] == ("first_stage_config",) else key_path)
 
     return values["first_stage_config"], where
 
 
-def check_config(values: dict[str, Any], source: Callable[[Place], str]) -> FirstStageConfig:
+def check_config(values: dict[str, Any], source: Callable[[KeyPath], str]) -> FirstStageConfig:
     """A configuration of which each value's source is known.
 
     Args:
         values: of files and settings: ``data``, ``loss``, ``training``, and a first stage, see ``first_stage_of``.
-        source: file or setting of each place.
+        source: file or setting of each key_path.
 
     Raises:
         InputError: an unknown field, a value out of range, or values that do not go together; names file and field.
@@ -190,10 +190,10 @@ def check_config(values: dict[str, Any], source: Callable[[Place], str]) -> Firs
     config = parse({**values, "first_stage_config": content}, FirstStageConfig, where)
     network = config.first_stage_config.params.ddconfig
 
-    def refuse(place: Place, reason: str) -> InputError:
-        return InputError(f"{where(place)}, field {dotted(place)}: {reason}")
+    def refuse(key_path: KeyPath, reason: str) -> InputError:
+        return InputError(f"{where(key_path)}, field {dotted(key_path)}: {reason}")
 
-    of_network: Place = ("first_stage_config", "params", "ddconfig")
+    of_network: KeyPath = ("first_stage_config", "params", "ddconfig")
     if network.in_channels != network.out_ch:
         raise refuse(
             (*of_network, "out_ch"), f"{network.out_ch}, but in_channels is {network.in_channels}: no round trip"

@@ -59,12 +59,12 @@ def resume_checkpoint(path: Path) -> Path:
         begun = path.is_dir() and (path / CONFIG_NAME).exists()
         others = sorted((path / FOLDER).glob("[!.]*.ckpt"), key=lambda file: file.stat().st_mtime) if begun else []
         remedy = "; the run ended before it saved: give its first command again" if begun else ""
-        remedy = f"; take --resume {others[-1]}" if others else remedy
-        raise InputError(f"--resume {path}: there is no {checkpoint}{remedy}")
+        remedy = f"; take ‹resume› {others[-1]}" if others else remedy
+        raise InputError(f"‹resume› {path}: there is no {checkpoint}{remedy}")
     if checkpoint.absolute().parent.name != FOLDER:
         raise InputError(
-            f"--resume {path}: lies in no run's folder (RUN/{FOLDER}/NAME.ckpt), where it would go on; "
-            "move it there, or take --pretrain-path for its weights alone"
+            f"‹resume› {path}: lies in no run's folder (RUN/{FOLDER}/NAME.ckpt), where it would go on; "
+            "move it there, or take ‹pretrain_path› for its weights alone"
         )
     return checkpoint
 
@@ -85,18 +85,18 @@ def read_training_state(path: Path) -> TrainingState:
     Raises:
         InputError: damaged, weights alone, or of another kind; says what to do.
     """
-    other = f"take --resume RUN/{FOLDER}/NAME.ckpt of an earlier checkpoint, if there is one"
+    other = f"take ‹resume› RUN/{FOLDER}/NAME.ckpt of an earlier checkpoint, if there is one"
     try:
         content = read_checkpoint(path)
     except InputError as error:
-        raise InputError(f"--resume {error}; {other}") from error
+        raise InputError(f"‹resume› {error}; {other}") from error
     lacking = [key for key in _TRAINING if not (isinstance(content, Mapping) and content.get(key))]
     if lacking:
         raise InputError(
-            f"--resume {path}: no checkpoint of a training (it lacks {', '.join(lacking)}); take "
-            "--pretrain-path for weights alone"
+            f"‹resume› {path}: no checkpoint of a training (it lacks {', '.join(lacking)}); take "
+            "‹pretrain_path› for weights alone"
         )
-    return parse(dict(content), TrainingState, f"--resume {path}", other)
+    return parse(dict(content), TrainingState, f"‹resume› {path}", other)
 
 
 def check_fits(
@@ -144,8 +144,8 @@ def check_fits(
         of_model = {key: values for key, values in changed.items() if key.startswith("model.")}
         why = f" (changed: {_listed(of_model)})" if of_model else ""
         raise InputError(
-            f"--resume {path}: does not fit the model{why}: it {'; it '.join(faults)}. Resume with the "
-            "run's own values, or start another run from its weights by --pretrain-path"
+            f"‹resume› {path}: does not fit the model{why}: it {'; it '.join(faults)}. Resume with the "
+            "run's own values, or start another run from its weights by ‹pretrain_path›"
         )
 
 

@@ -77,8 +77,8 @@ LISTING = (
     "control_model.zero_convs.1.weight, and 5 more); "
     "ssl_stage_model: 1 unexpected (ssl_stage_model.scale), "
     "1 mismatched (ssl_stage_model.weight: 3x2 in the file, 2x2 in the model). "
-    "Name the --config it was made with, or go on without what does not fit: "
-    "--allow-mismatch control_model ssl_stage_model"
+    "Name the config it was made with, or go on without what does not fit: "
+    "allow_mismatch control_model ssl_stage_model"
 )
 
 
@@ -109,7 +109,7 @@ def test_allowed_modules_need_not_fit():
 @pytest.mark.parametrize("module", ["control", "control_models", "ssl_stage_model.bia"])
 def test_allowing_what_is_no_module_is_refused(module):
     with pytest.raises(
-        InputError, match=rf"--allow-mismatch {module}: .* such a module \(noise_schedule, model\.diffusion_model, "
+        InputError, match=rf"allow_mismatch {module}: .* such a module \(noise_schedule, model\.diffusion_model, "
     ):
         load_weights(Model(), damaged(), allow=[module])
 
