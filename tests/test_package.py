@@ -177,3 +177,8 @@ def test_exact_versions_lie_in_the_packages_ranges():
 def test_the_version_is_one():
     assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {PROJECT['version']}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_a_notebook_calls_is_there():
+    assert set(tisynth.__all__) == set(tisynth._CALLS)
+    assert all(callable(getattr(tisynth, name)) for name in tisynth.__all__)

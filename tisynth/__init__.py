@@ -21,16 +21,54 @@ if not Path(__file__).with_name("common").is_dir():
 
 if TYPE_CHECKING:
     from cldm.build import create_model
+    from cldm.synthesis.folder import synthesize_folder
+    from cldm.synthesis.options import SamplingOptions, SynthesisOptions
+    from cldm.synthesis.run import synthesize
+    from cldm.training.options import TrainingOptions
+    from cldm.training.run import train
+    from evaluation.compare import CompareOptions, compare_trainings
     from ldm.models.sampling import sample
+    from post_processing.filter import filter_images
+    from post_processing.filter_options import FilterOptions
+    from post_processing.resample import ResampleOptions, resample
     from segmentation.config import load_config
     from segmentation.inference import load_segmentor
 
-__all__ = ["create_model", "load_config", "load_segmentor", "sample"]
+__all__ = [
+    "CompareOptions",
+    "FilterOptions",
+    "ResampleOptions",
+    "SamplingOptions",
+    "SynthesisOptions",
+    "TrainingOptions",
+    "compare_trainings",
+    "create_model",
+    "filter_images",
+    "load_config",
+    "load_segmentor",
+    "resample",
+    "sample",
+    "synthesize",
+    "synthesize_folder",
+    "train",
+]
 _CALLS = {
+    "CompareOptions": "evaluation.compare",
+    "FilterOptions": "post_processing.filter_options",
+    "ResampleOptions": "post_processing.resample",
+    "SamplingOptions": "cldm.synthesis.options",
+    "SynthesisOptions": "cldm.synthesis.options",
+    "TrainingOptions": "cldm.training.options",
+    "compare_trainings": "evaluation.compare",
     "create_model": "cldm.build",
+    "filter_images": "post_processing.filter",
     "load_config": "segmentation.config",
     "load_segmentor": "segmentation.inference",
+    "resample": "post_processing.resample",
     "sample": "ldm.models.sampling",
+    "synthesize": "cldm.synthesis.run",
+    "synthesize_folder": "cldm.synthesis.folder",
+    "train": "cldm.training.run",
 }
 
 
