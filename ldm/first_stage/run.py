@@ -22,6 +22,7 @@ from common.files import atomic_path, check_writable, only_writer, room_for
 from common.pictures import contact_sheet, to_uint8
 from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
 from ldm.first_stage.data import FirstStageData, check_images, find_images, split
+from ldm.first_stage.linear_start import start_from_components
 from ldm.first_stage.loading import first_stage_weights
 from ldm.first_stage.options import TrainVaeOptions
 from ldm.first_stage.schema import FirstStageConfig, check_config
@@ -169,6 +170,10 @@ def train(options: TrainVaeOptions) -> int:
         state = first_stage_weights(options.pretrain_path)
         allowed = [] if model.discriminator is None else ["discriminator"]
         log.info(load_weights(model, state, allowed, name=str(options.pretrain_path)).summary())
+    elif model.first_stage_model.linear_path:
+        crops = torch.stack([data.crops[number]["image"] for number in range(config.training.measured)])
+        held = start_from_components(model.first_stage_model, crops)
+        print(f"linear path: principal components that hold {held:.2%} of the variance of {len(crops)} crops")
     size = sum(weight.numel() for weight in model.first_stage_model.parameters())
     print(f"first stage: {size:,} parameters, factor {model.first_stage_model.factor}; run folder {folder}")
     if options.measure or options.dry_run:

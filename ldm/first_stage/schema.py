@@ -123,6 +123,7 @@ class AutoencoderParams(Schema):
 
     ddconfig: NetworkParams
     embed_dim: Width
+    linear_path: bool = False
     lossconfig: Any = None
     monitor: Any = None
     image_key: Any = None

@@ -19,6 +19,9 @@ class AutoencoderKL(nn.Module):
     Args:
         ddconfig: arguments of ``Encoder`` and ``Decoder``.
         embed_dim: channels of the latent.
+        linear_path: beside the networks, a linear map of each block of f x f pixels to the latent, and one back
+            (residual autoencoding, Chen et al., DC-AE, ICLR 2025, section 3.2). ``ldm.first_stage.linear_start`` starts
+            them from the data's principal components: the networks then learn what those leave out.
         lossconfig, monitor, image_key, ckpt_path: of published YAML files, for their own training; without effect.
     """
 
@@ -30,6 +33,7 @@ class AutoencoderKL(nn.Module):
         monitor: str | None = None,
         image_key: str = "image",
         ckpt_path: str | None = None,
+        linear_path: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = Encoder(**ddconfig)
@@ -38,14 +42,23 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
         self.latent_channels = embed_dim
         self.factor = 2 ** (len(ddconfig["ch_mult"]) - 1)  # pixels a latent pixel
+        self.linear_path = linear_path
+        if linear_path:
+            self.analysis = nn.Conv2d(ddconfig["in_channels"], embed_dim, self.factor, stride=self.factor)
+            self.synthesis = nn.ConvTranspose2d(embed_dim, ddconfig["out_ch"], self.factor, stride=self.factor)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """Image (B, 3, H, W) in [-1, 1] -> posterior of the latent (B, C, H/f, W/f)."""
-        return DiagonalGaussian(self.quant_conv(self.encoder(x)))
+        moments = self.quant_conv(self.encoder(x))  # (B, 2 C, H/f, W/f): mean and log-variance
+        if self.linear_path:
+            mean, log_variance = moments.chunk(2, dim=1)
+            moments = torch.cat([mean + self.analysis(x), log_variance], dim=1)
+        return DiagonalGaussian(moments)
 
     def decode(self, z: Tensor) -> Tensor:
         """Latent (B, C, h, w) -> image (B, 3, h*f, w*f), about [-1, 1]."""
-        return self.decoder(self.post_quant_conv(z))
+        image = self.decoder(self.post_quant_conv(z))
+        return image + self.synthesis(z) if self.linear_path else image
 
 
 class FixedPosterior:
