@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,14 @@ class Conditions(TextConditions):
         reference = torch.cat(list(cond["c_ssl"]), 1) if "c_ssl" in cond else None
         text = torch.cat(list(cond["c_crossattn"]), 1)
         return cls(mask=torch.cat(list(cond["c_concat"]), 1), reference=reference, text=text)
+
+    def without_mask(self, ignored: float) -> Conditions:
+        """The same where no mask says anything: all pixels are to be ignored, which the hint shows as ``ignored``."""
+        return replace(self, mask=torch.full_like(self.mask, ignored))
+
+    def without_reference(self) -> Conditions:
+        """The same without what references show: latents of zeros, as training has them for hidden references."""
+        return self if self.reference is None else replace(self, reference=torch.zeros_like(self.reference))
 
     def mask_features(self, branch: ControlNet) -> Tensor | None:
         """The mask's hint features (B, model_channels, h, w), if they are remembered; else the branch encodes its hint.

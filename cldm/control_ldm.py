@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from cldm.conditions import Conditions
 from cldm.control import BRANCHES, ControlNet
+from cldm.data.hints import ignored_value
 from cldm.fusion import is_fusion_weight
 from common.errors import InputError
 from common.rng import Stream, seed_from
@@ -142,6 +143,11 @@ class ControlLDM(LatentDiffusion):
     def branches(self) -> list[ControlNet]:
         """The mask branch, and the reference branch if there is one."""
         return [self.control_model, *([] if self.ssl_stage_model is None else [self.ssl_stage_model])]
+
+    @property
+    def ignored_hint(self) -> float:
+        """What stands for no mask: the value of all channels where pixels are to be ignored."""
+        return ignored_value(self.hint_encoding)
 
     @property
     def multiple(self) -> int:

@@ -17,6 +17,11 @@ from common.pictures import rows_by_id
 ENCODINGS = ("index", "palette", "table", "onehot")
 
 
+def ignored_value(encoding: str) -> float:
+    """What an ignored pixel is in all channels of an encoding."""
+    return IGNORE / 255 if encoding == "index" else 0.0
+
+
 class HintEncoder:
     """Encodes class ids for the mask branch.
 

@@ -26,7 +26,7 @@ from cldm.synthesis.planning import (
 )
 from cldm.synthesis.prompts import cut_lines, read_long_prompts, reading
 from cldm.synthesis.records import working_in
-from cldm.synthesis.run import JobDataset, collate, few_steps, write_images
+from cldm.synthesis.run import JobDataset, collate, condition_guidance, few_steps, write_images
 from common.command import note
 from common.devices import parse_devices
 from common.errors import InputError
@@ -83,6 +83,20 @@ def check_shape(options: SynthesisOptions, model: ControlLDM, items: PairedImage
                 )
 
 
+def never_hidden(options: SynthesisOptions) -> list[str]:
+    """A line for each condition that guides though no training hid it, as far as the configuration says."""
+    config = load_config(options.config)
+    lines = []
+    for field, hidden_by in (("mask_scale", ("drop_mask_p", "unlabeled")), ("reference_scale", ("drop_reference_p",))):
+        params = [f"data.params.train.params.{name}" for name in hidden_by]
+        if getattr(options, field) != 1 and not any(OmegaConf.select(config, name) for name in params):
+            lines.append(
+                f"‹{field}› {getattr(options, field):g}: {options.config} does not say that training hid it "
+                f"({params[0]}): what such a model makes without it is unknown; a run's config.yaml would say"
+            )
+    return lines
+
+
 def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages) -> Recipe:
     """What the records of these images will say."""
     of_model = {
@@ -114,6 +128,7 @@ def synthesize_folder(options: SynthesisOptions) -> int:
     model = create_model(options.config, options.ckpt, options.allow_mismatch, use_ema=options.use_ema)
     items = read_items(options, model)
     check_shape(options, model, items)
+    condition_guidance(model, options)  # refused before the work
     if items.faults:
         print(f"{len(items.faults)} faulty items are left out")
     check_names(items, options.seeds)
@@ -122,7 +137,7 @@ def synthesize_folder(options: SynthesisOptions) -> int:
     first = first_process()
     if first:
         remedy = "shorten it" if options.long_prompts else "‹long_prompts› reads more, in windows of 75 tokens"
-        for line in [*cut_lines(model, items, remedy), *few_steps(model, options)]:
+        for line in [*cut_lines(model, items, remedy), *few_steps(model, options), *never_hidden(options)]:
             note(line, sys.stdout)
     recipe = recipe_of(options, model, items)
     state = FolderState() if options.only else compare_with_folder(items, recipe, options.outdir, options.seeds)

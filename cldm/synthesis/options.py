@@ -24,13 +24,19 @@ class SamplingOptions(Options):
     seed: int = option(42, convert=integer(0, 2**62), help="first seed")
     num_samples: int = option(1, convert=integer(1, 100_000), help="images a mask: seeds seed, seed + 1, ...")
     scale: float = option(9.0, convert=number(0, 1000), help="guidance scale; 1 is no guidance")
+    mask_scale: float = option(
+        1.0, convert=number(0, 1000), help="guidance scale of the mask, for models trained with drop_mask_p; 1: none"
+    )
+    reference_scale: float = option(
+        1.0, convert=number(0, 1000), help="the same of the reference, for drop_reference_p; each takes a prediction"
+    )
     steps: int = option(50, names=("--ddim-steps", "--steps"), convert=integer(1, 500), help="denoising steps")
     sampler: str = option("ddim", choices=SAMPLERS, help="solver")
     spacing: str = option(
         "auto",
         choices=SPACINGS,
         help="time steps: leading (published), or trailing, from the noise's end, for few steps; auto: leading, but "
-        "trailing for a single step",
+        "trailing for a single step, and for a model whose noise process ends in noise alone",
     )
     eta: float = option(
         0.0, names=("--ddim-eta",), convert=number(0, 1), help="share of fresh noise a step, for ddim; 0: deterministic"

@@ -53,6 +53,8 @@ class Sample(Record):
     steps: int | None = None
     spacing: str | None = None
     scale: float | None = None
+    mask_scale: float = 1.0  # records that say none are older than these two
+    reference_scale: float = 1.0
     eta: float | None = None
     checkpoint: str | None = None
     checkpoint_hash: str | None = None

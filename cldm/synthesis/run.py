@@ -6,9 +6,10 @@ Which images are still to be made, ``cldm.synthesis.planning`` says.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
+from cldm.guidance import ConditionGuidance
 from cldm.synthesis.options import SamplingOptions, SynthesisOptions
 from cldm.synthesis.planning import Job, Recipe, same_size_batches
 from cldm.synthesis.prompts import reading
@@ -30,6 +32,7 @@ from common.errors import InputError
 from common.files import atomic_path, file_hash
 from common.pictures import to_uint8
 from common.rng import item_noise, seed_from
+from ldm.models.guidance import Guidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 from ldm.training.stop_on_signal import ctrl_c
@@ -123,6 +126,20 @@ class Jobs(pl.LightningDataModule):
         return batch_loader(self.items, jobs, own, self.num_workers)
 
 
+def condition_guidance(model: ControlLDM, options: SamplingOptions) -> Callable[..., Guidance] | None:
+    """What makes the guidance by mask and reference; None where the text alone guides.
+
+    Raises:
+        InputError: a scale of references for a model that reads none.
+    """
+    mask, reference = options.mask_scale, options.reference_scale
+    if not model.fuses and reference != 1:
+        raise InputError(f"‹reference_scale› {reference:g}: this model reads no reference; leave it at 1")
+    if mask == reference == 1:
+        return None
+    return partial(ConditionGuidance, mask_scale=mask, reference_scale=reference, split=options.split_guidance)
+
+
 def paint(model: ControlLDM, batch: Mapping[str, Any], options: SamplingOptions) -> torch.Tensor:
     """Images (B, 3, H, W), about [-1, 1], of a batch of jobs.
 
@@ -143,6 +160,7 @@ def paint(model: ControlLDM, batch: Mapping[str, Any], options: SamplingOptions)
         options.eta,
         seeds,
         spacing=options.spacing,
+        guidance=condition_guidance(model, options),
         split=options.split_guidance,
     )
     return model.decode_first_stage(latents.to(x_T.dtype))

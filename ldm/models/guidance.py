@@ -7,6 +7,8 @@ features reused between steps) are further classes here, given to ``sample`` by 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -70,3 +72,44 @@ class SplitGuidance:
         """See ``Guidance``."""
         unconditional = self.unconditional(x, t)
         return unconditional + self.scale * (self.conditional(x, t) - unconditional)
+
+
+class ComposedGuidance:
+    """A scale for each of several conditions, which are added one after the other (Brooks et al. 2023, equation 3).
+
+    eps = eps_0 + sum over k of s_k (eps_k - eps_(k-1)), where eps_k is predicted with the first k of them. A prediction
+    that takes no part is not made: scales of 1 at the beginning, and equal ones in a row, make one difference of it.
+
+    Args:
+        model: has ``apply_model(x, t, cond)``.
+        without: none of the conditions.
+        chain: what has one more of them each, with that one's scale s_k; the last has them all.
+        split: one evaluation after the other: less memory, and slower.
+    """
+
+    def __init__(
+        self, model: Any, without: TextConditions, chain: Sequence[tuple[TextConditions, float]], split: bool = False
+    ) -> None:
+        self.model, self.split = model, split
+        self.conditions, self.scales = [without], list[float]()
+        for cond, scale in chain:
+            if not self.scales and scale == 1.0:  # eps_0 + 1 (eps_1 - eps_0)
+                self.conditions = [cond]
+            elif self.scales and scale == self.scales[-1]:  # s (eps_1 - eps_0) + s (eps_2 - eps_1)
+                self.conditions[-1] = cond
+            else:
+                self.conditions.append(cond)
+                self.scales.append(scale)
+        self.joined = reduce(lambda first, second: first.joined(second), self.conditions)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """See ``Guidance``."""
+        n = len(self.conditions)
+        if self.split:
+            predictions = [self.model.apply_model(x, t, cond) for cond in self.conditions]
+        else:
+            predictions = list(self.model.apply_model(torch.cat([x] * n), torch.cat([t] * n), self.joined).chunk(n))
+        result = predictions[0]
+        for scale, before, after in zip(self.scales, predictions, predictions[1:], strict=False):
+            result = result + scale * (after - before)
+        return result

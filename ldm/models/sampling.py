@@ -72,9 +72,10 @@ def sample(
     given = [model.prepare(one) for one in (cond, uncond) if one is not None]
     if not reuse:
         given = [replace(one, remember=False) for one in given]
+    # another guidance than by the text may have other scales
+    unguided = uncond is None or (guidance is None and guidance_scale == 1.0)
     if guidance is None:
         guidance = SplitGuidance if split else ClassifierFreeGuidance
-    unguided = uncond is None or guidance_scale == 1.0
     predict = NoGuidance(model, given[0]) if unguided else guidance(model, given[0], given[1], guidance_scale)
     precise = torch.promote_types(x_T.dtype, torch.float32)  # the solver's arithmetic, whatever the network's
     x = x_T.to(precise) * scheduler.init_noise_sigma

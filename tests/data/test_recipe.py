@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 from cldm.build import create_model
 from cldm.data.color_spread import AT_STRENGTH_1, color_spread, shared_color_for
-from cldm.data.hints import ENCODINGS, HintEncoder
+from cldm.data.hints import ENCODINGS, HintEncoder, ignored_value
 from cldm.data.pairs import PairedImages
 from cldm.data.reference import recolor
 from common.classes import load_class_table
@@ -67,6 +67,7 @@ def test_an_image_without_a_mask_is_all_ignored(data, line, encoding):
     ignored = HintEncoder(encoding, table and load_class_table(table, encoding == "table"))(
         np.full((64, 64), 255, np.uint8)
     )
+    assert (ignored == ignored_value(encoding)).all()
     assert torch.equal(item["hint"], ignored) and not torch.equal(dataset[0]["hint"], ignored)
     assert (item["name"], item["txt"], dataset[3]["txt"]) == ("m2", "p2", "")
     assert item["jpg"].shape == (3, 64, 64) and not torch.equal(item["ssl"], item["jpg"])

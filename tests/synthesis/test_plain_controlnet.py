@@ -232,6 +232,9 @@ def test_trains_and_samples(cli, plain, scenes, tmp_path):
         "64",
     ]
     assert "1 images are in" in cli("inference", *again)
+    assert "this model reads no reference" in cli.refused("inference", *again, "--reference-scale", "2")
+    cli("inference", *again, "--mask-scale", "2", "--remake")
+    assert records(tmp_path / "out")[0]["mask_scale"] == 2.0
 
 
 def test_what_only_tisynth_has_is_refused(cli, plain, scenes, tmp_path):
