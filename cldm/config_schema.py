@@ -24,6 +24,7 @@ from ldm.models.diffusion import NOISE_SAYS_NOTHING
 from ldm.models.objective import TIME_STEPS, WEIGHTINGS
 from ldm.models.schedule import PREDICTION_TYPES
 from ldm.modules.encoders import MOST_WINDOWS
+from ldm.modules.lora import ATTENTION
 from ldm.modules.tokenizer import END_ID, VOCAB_SIZE
 from ldm.targets import class_path, implied_params
 
@@ -287,6 +288,8 @@ class ControlLdmParams(DiffusionParams):
     hint_encoding: Literal[ENCODINGS] = "index"  # type: ignore[valid-type]
     classes: Name | None = None
     aug_pipe_config: Augmentation | None = None
+    lora: Annotated[int, Field(ge=1, le=16_384)] | None = None
+    lora_targets: Annotated[list[Name], Field(min_length=1, max_length=100)] = list(ATTENTION)
 
 
 MODEL = Slot({"cldm.control_ldm.ControlLDM": ControlLdmParams, "ldm.models.diffusion.LatentDiffusion": DiffusionParams})

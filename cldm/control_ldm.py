@@ -14,11 +14,13 @@ from cldm.conditions import Conditions
 from cldm.control import BRANCHES, ControlNet
 from cldm.data.hints import ignored_value
 from cldm.fusion import is_fusion_weight
+from cldm.lora import adapt, trains_with_lora
 from common.errors import InputError
 from common.rng import Stream, seed_from
 from ldm.models.conditions import TextConditions
 from ldm.models.diffusion import LatentDiffusion
 from ldm.modules.ema import EMA
+from ldm.modules.lora import ATTENTION
 from ldm.targets import instantiate_from_config
 from ldm.training.checkpoints import TrainingDiverged
 
@@ -48,6 +50,8 @@ class ControlLDM(LatentDiffusion):
         aug_pipe_config: the reference in training, see ``cldm.data.reference.ReferenceAugmentation``.
         sd_locked: False trains the U-Net's decoder (output blocks and ``out``), too, as ControlNet's option does.
         only_mid_control: a plain ControlNet's features join at the middle block alone.
+        lora: rank of LoRA layers, which train in the place of what they adapt (``cldm.lora``); None for none.
+        lora_targets: layers that get them, by the ends of their names; the attention's projections by default.
         **latent_diffusion: see ``LatentDiffusion``.
     """
 
@@ -69,6 +73,8 @@ class ControlLDM(LatentDiffusion):
         aug_pipe_config: Mapping[str, Any] | None = None,
         sd_locked: bool | None = None,
         only_mid_control: bool | None = None,
+        lora: int | None = None,
+        lora_targets: Sequence[str] = ATTENTION,
         *,
         unet_config: Mapping[str, Any],
         **latent_diffusion: Any,
@@ -104,7 +110,9 @@ class ControlLDM(LatentDiffusion):
                 "model: trainable: published: is about TISynth's two branches; take fusion, which trains "
                 "the mask branch of a plain ControlNet"
             )
-        self.trainable = trainable
+        self.trainable, self.lora = trainable, lora
+        if lora is not None:
+            adapt(self, lora, lora_targets, trainable, sd_locked)
         self._choose_what_trains(bool(sd_locked) if sd_locked is not None else True)
 
     def _choose_what_trains(self, sd_locked: bool) -> None:
@@ -115,6 +123,9 @@ class ControlLDM(LatentDiffusion):
         if not sd_locked:
             unet.output_blocks.requires_grad_(True)
             unet.out.requires_grad_(True)
+        if self.lora is not None:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(trains_with_lora(name))
         # A zero convolution learns from what reads its features. An output block without attention reads none; where
         # they are not added to its skip connection either, these weights never get a gradient, which DDP refuses.
         read = unet.fused_features()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import torch
 
@@ -37,7 +38,8 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
     for source in options.source:  # a bad one is refused before the model, which takes minutes, is built
         read_state_dict(source, options.use_ema)
     torch.manual_seed(options.seed)
-    model = create_model(options.config)
+    without_lora: dict[str, Any] = {"lora": None} if options.merge_lora else {}
+    model = create_model(options.config, **without_lora)
     own = model.state_dict()
     state, origin = start_weights(model, options.source, options.reset_branches, options.use_ema)
     load_weights(model, state, options.allow_mismatch, name=" + ".join(map(str, options.source)))

@@ -12,6 +12,7 @@ from cldm.control import BRANCHES
 from cldm.fusion import fusion_start, is_fusion_weight
 from ldm.checkpoint import read_state_dict
 from ldm.checkpoint_names import SCHEDULE_BUFFERS, UNET, module_of
+from ldm.modules.lora import is_lora_weight, matched
 
 COPIED = ("time_embed", "label_emb", "input_blocks", "middle_block")  # the U-Net's encoder
 
@@ -35,13 +36,14 @@ def start_weights(
     """
     state: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
+    own = model.state_dict()
     for source in sources:
-        weights = read_state_dict(source, use_ema)
+        weights = matched(own, read_state_dict(source, use_ema))
         if reset_branches:
             weights = {key: value for key, value in weights.items() if key.split(".")[0] not in BRANCHES}
         state |= weights
         origin |= dict.fromkeys(weights, f"from {source}")
-    _fill(state, origin, model.state_dict())
+    _fill(state, origin, own)
     return state, origin
 
 
@@ -67,6 +69,8 @@ def _fill(state: dict[str, Tensor], origin: dict[str, str], own: Mapping[str, Te
     for key in own:
         if key not in state and is_fusion_weight(key):
             add(key, *fusion_start(key, own[key], silent))
+        elif key not in state and is_lora_weight(key):
+            add(key, own[key], "new, LoRA that adds nothing yet")
 
 
 def _silent(state: Mapping[str, Tensor], branch: str) -> bool:

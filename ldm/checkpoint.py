@@ -35,6 +35,7 @@ from ldm.checkpoint_names import (
     published_names,
     take_ema,
 )
+from ldm.modules.lora import UP, is_lora_weight, matched
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,8 @@ def load_weights(
     """Copies a checkpoint's weights into a model, parameter by parameter.
 
     Strict: the model is left as it was when anything is missing, unexpected or of another shape and not allowed. A
-    linear layer (C, D) and a 1 x 1 convolution (C, D, 1, 1) are the same matrix. The noise schedule is the config's:
+    linear layer (C, D) and a 1 x 1 convolution (C, D, 1, 1) are the same matrix. LoRA layers that the model lacks are
+    merged, and those that the checkpoint lacks add nothing. The noise schedule is the config's:
     its tables may be in the checkpoint or not, and are not loaded (half precision would blur them), but must agree as
     far as the file's precision tells. Weights that are NaN or infinite are refused once all are copied.
 
@@ -158,6 +160,7 @@ def load_weights(
     else:
         name, state = name or str(source), read_state_dict(source, use_ema)
     own = model.state_dict()
+    state = matched(own, state)
     allow = [allow] if isinstance(allow, str) else list(allow)
     for prefix in allow:
         if prefix not in ("all", "nan") and not any(_within(key, prefix) for key in (*own, *state)):
@@ -165,7 +168,8 @@ def load_weights(
             raise InputError(f"‹allow_mismatch› {prefix}: neither model nor checkpoint has such a module ({known})")
     fitting = [key for key in own if key in state and key not in SCHEDULE_BUFFERS and _fits(own[key], state[key])]
     report = _compare(own, state, fitting)
-    refused = _compare(own, state, fitting, allow)
+    without_lora = [] if any(map(is_lora_weight, state)) else [key for key in own if is_lora_weight(key)]
+    refused = _compare(own, state, fitting, [*allow, *without_lora])
     if not refused.complete or not fitting:
         unfit = (refused if fitting else report).modules.items()
         modules = {module: part for module, part in unfit if part.line(loaded=False)}
@@ -177,6 +181,9 @@ def load_weights(
         )
     broken: list[str] = []
     with torch.no_grad():
+        for key in without_lora:
+            if key.endswith(UP):
+                own[key].zero_()
         bytes_to_copy = sum(state[key].nbytes for key in fitting)
         for key in tqdm(fitting, desc=f"load {Path(name).name}", disable=bytes_to_copy < PROGRESS_BYTES):
             own[key].copy_(state[key].reshape(own[key].shape))

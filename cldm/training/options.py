@@ -56,6 +56,17 @@ class TrainingOptions(ModelOptions):
         None, metavar="CKPT", help="start weights: Stable Diffusion, ControlNet or TISynth"
     )
     allow_mismatch: tuple[str, ...] = option((), metavar="MODULE", help="modules that --pretrain-path need not fit")
+    lora: int | None = option(
+        None,
+        convert=integer(1, 16_384),
+        metavar="RANK",
+        help="train LoRA layers in the place of the attention's projections, in less memory",
+    )
+    lora_targets: tuple[str, ...] = option(
+        (),
+        metavar="LAYER",
+        help="the layers that get them, by the ends of their names; to_q to_k to_v to_out.0 by default",
+    )
     gpus: str = option("auto", help="auto, cpu, or indices: 0 or 0,1,2,3 (a comma separated list, as published)")
     num_nodes: int = option(1, convert=integer(1), help="machines; start the same command on each by SLURM or torchrun")
     precision: str | None = option(

@@ -104,6 +104,12 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         _check_precision(str(trainer.precision), trainer.accelerator)
     if options.save_every is not None:
         config.lightning.save_every = options.save_every
+    if options.lora is not None:
+        model.lora = options.lora
+    if options.lora_targets:
+        if model.get("lora") is None:
+            raise InputError("‹lora_targets› without ‹lora›: give its rank, too")
+        model.lora_targets = list(options.lora_targets)
     frozen = model.get("trainable", "fusion") != "all"
     if frozen and options.pretrain_path is None and options.resume is None and "all" not in options.allow_mismatch:
         raise InputError(
