@@ -205,7 +205,7 @@ class ControlLDM(LatentDiffusion):
         reference = None
         if self.ssl_stage_model is not None:
             draws = None if seeds is None else [seed_from(int(seed), Stream.REFERENCE_LATENT) for seed in seeds]
-            reference = self.image_latent(batch[self.ssl_control_key].to(dtype), draws)
+            reference = self.batch_latent(batch, self.ssl_control_key, draws, dtype)
             if "reference_given" in batch:
                 reference = reference * batch["reference_given"].to(reference)[:, None, None, None]
         text = super().conditions(batch).text

@@ -7,12 +7,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from cldm.data.latent_cache import CachedLatents
 from cldm.data.pairs import PairedImages
 from common.errors import InputError
 from common.rng import seed_from
@@ -146,6 +148,9 @@ class DataModuleFromConfig(LightningDataModule):
         num_workers: processes that read items; None is one per CPU, at most 8 a device.
         wrap: published parameter without effect.
         seed: seed of the order, and of datasets whose ``params`` name none.
+        cache_latents: folder of latents that are computed once, see ``CachedLatents``; None encodes images anew.
+        cache_variants: variants of a training item there; an item of validation has one, as it is the same each time.
+        cache_half: keep them in 16 bit.
         **published: other parameters of the published data module; a warning lists them.
 
     Raises:
@@ -160,6 +165,9 @@ class DataModuleFromConfig(LightningDataModule):
         num_workers: int | None = None,
         wrap: bool = False,
         seed: int = 0,
+        cache_latents: str | os.PathLike[str] | None = None,
+        cache_variants: int = 4,
+        cache_half: bool = False,
         **published: Any,
     ) -> None:
         super().__init__()
@@ -176,6 +184,9 @@ class DataModuleFromConfig(LightningDataModule):
         self.seed = seed
         self.configs = {name: c for name, c in (("train", train), ("validation", validation)) if c is not None}
         self.datasets: dict[str, Dataset[Any]] = {}
+        self.cache_latents = None if cache_latents is None else Path(cache_latents)
+        self.cache_variants, self.cache_half = cache_variants, cache_half
+        self.cached: dict[str, CachedLatents] = {}  # what loaders read in place of the data sets
         self._batches: TrainBatches | None = None
         self._start = _Place()
 
@@ -184,6 +195,23 @@ class DataModuleFromConfig(LightningDataModule):
         for name, config in self.configs.items():
             if name not in self.datasets:
                 self.datasets[name] = self._build(config)
+
+    def open_cache(self, of_first_stage: str) -> None:
+        """Reads latents of ``cache_latents`` from now on, in place of images; ``CachedLatents.fill`` makes them.
+
+        Args:
+            of_first_stage: stands for its weights.
+
+        Raises:
+            InputError: the folder holds latents of something else.
+        """
+        assert self.cache_latents is not None
+        for name, dataset in self.datasets.items():
+            if not isinstance(dataset, PairedImages):
+                raise InputError(f"data: {name}: latents of PairedImages alone can be kept; leave ‹cache_latents› out")
+            variants = self.cache_variants if name == "train" else 1
+            folder = self.cache_latents / name
+            self.cached[name] = CachedLatents(dataset, folder, of_first_stage, variants, self.cache_half)
 
     def check_batches(self) -> None:
         """Makes a batch of each set, in this process.
@@ -203,7 +231,7 @@ class DataModuleFromConfig(LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """This rank's training batches, shuffled anew each epoch."""
-        dataset = self.datasets["train"]
+        dataset = self.cached.get("train", self.datasets["train"])
         if self._batches_done() < self._start.batches:  # a new training, after a resumed one, with the same data module
             self._start = _Place()
         order = EpochSampler(len(dataset), self.seed, *self._rank())  # type: ignore[arg-type]
@@ -217,7 +245,8 @@ class DataModuleFromConfig(LightningDataModule):
         """This rank's validation batches (see ``RankItems``); none without a validation set."""
         if "validation" not in self.datasets:
             return []
-        return DataLoader(RankItems(self.datasets["validation"], *self._rank()), self.batch_size, **self._options())
+        dataset = self.cached.get("validation", self.datasets["validation"])
+        return DataLoader(RankItems(dataset, *self._rank()), self.batch_size, **self._options())
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the training data, for the checkpoint."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,23 @@ _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An item's pixels in an epoch.
+
+    Attributes:
+        mask: class ids (H, W) uint8, never flipped.
+        image: (3, H, W) in [-1, 1].
+        reference: alike.
+        flipped: whether image and reference are.
+    """
+
+    mask: NDArray[Any]
+    image: torch.Tensor
+    reference: torch.Tensor
+    flipped: bool
 
 
 class PairedImages(Dataset[dict[str, Any]]):
@@ -166,41 +184,70 @@ class PairedImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """The item at ``index``, or at (epoch, ``index``)."""
         epoch, position = index if isinstance(index, tuple) else (0, index)
+        if not (self.masks_only or self.use_reference):
+            pixels = self.pixels(epoch, position)
+            mask = pixels.mask[:, ::-1] if pixels.flipped else pixels.mask
+            return {"jpg": pixels.image, "ssl": pixels.reference, **self.described(epoch, position, mask)}
+
+        item = self.items[position]
+        mask = _resize(self._mask(item), self.size, Image.Resampling.NEAREST)
+        if self.masks_only:
+            return {"mask_path": str(item.mask), **self.described(epoch, position, mask)}
+        reference = _load(read_image, item, "reference")
+        box = middle(reference.shape[:2], mask.shape) if self.reference_fit == "crop" else None
+        reference = _resize(reference, mask.shape, self._resample, box)
+        if self._choices(epoch, item)[0]:
+            mask = mask[:, ::-1]
+        paths = {"mask_path": str(item.mask), "reference_path": str(item.reference)}
+        return {"ssl": _to_tensor(reference), **paths, **self.described(epoch, position, mask)}
+
+    def _choices(self, epoch: int, item: Item) -> NDArray[np.bool_]:
+        """Flip, empty prompt, hidden mask, hidden reference: whether, of an item in an epoch."""
+        draws = np.random.default_rng(seed_from(self.seed, epoch, item.name)).random(4)
+        return draws < (self.flip_p, self.empty_prompt_p, self.drop_mask_p, self.drop_reference_p)
+
+    def pixels(self, epoch: int, position: int) -> Pixels:
+        """An item of training, changed as in an epoch."""
         item = self.items[position]
         seed = seed_from(self.seed, epoch, item.name)
-        rng = np.random.default_rng(seed)
-        flip, empty, no_mask, no_reference = rng.random(4) < (
-            self.flip_p,
-            self.empty_prompt_p,
-            self.drop_mask_p,
-            self.drop_reference_p,
-        )
-
         mask = _resize(self._mask(item), self.size, Image.Resampling.NEAREST)
-        if no_mask:
-            mask = np.full_like(mask, IGNORE)
-        sample: dict[str, Any] = {"txt": "" if empty else item.prompt, "name": item.name, "seed": seed}
+        image = _resize(_load(read_image, item, "image"), mask.shape, self._resample)
+        flip = bool(self._choices(epoch, item)[0])
+        if flip:
+            image = np.ascontiguousarray(image[:, ::-1])
+        if self.shared_color:
+            rng = np.random.default_rng(seed_from(seed, Stream.SHARED_COLOR))
+            image = recolor(image, rng, self.shared_color)
+        reference = self._augment(image, seed_from(seed, Stream.AUGMENTATION))
+        return Pixels(mask, _to_tensor(image), _to_tensor(reference), flip)
+
+    def described(self, epoch: int, position: int, mask: NDArray[Any]) -> dict[str, Any]:
+        """What an item has beside images, in an epoch: hint of a mask (H, W) of class ids, text, name, seed."""
+        item = self.items[position]
+        _, empty, no_mask, no_reference = self._choices(epoch, item)
+        sample: dict[str, Any] = {
+            "hint": self._encode(np.full_like(mask, IGNORE) if no_mask else mask),
+            "txt": "" if empty else item.prompt,
+            "name": item.name,
+            "seed": seed_from(self.seed, epoch, item.name),
+        }
         if self.drop_reference_p:
             sample["reference_given"] = np.float32(not no_reference)
-        if self.masks_only:
-            return {"hint": self._encode(mask), "mask_path": str(item.mask), **sample}
-        if self.use_reference:
-            reference = _load(read_image, item, "reference")
-            box = middle(reference.shape[:2], mask.shape) if self.reference_fit == "crop" else None
-            reference = _resize(reference, mask.shape, self._resample, box)
-            sample |= {"mask_path": str(item.mask), "reference_path": str(item.reference)}
-        else:
-            image = _resize(_load(read_image, item, "image"), mask.shape, self._resample)
-            if flip:
-                image = np.ascontiguousarray(image[:, ::-1])
-            if self.shared_color:
-                rng = np.random.default_rng(seed_from(seed, Stream.SHARED_COLOR))
-                image = recolor(image, rng, self.shared_color)
-            reference = self._augment(image, seed_from(seed, Stream.AUGMENTATION))
-            sample["jpg"] = _to_tensor(image)
-        if flip:
-            mask = mask[:, ::-1]
-        return {"hint": self._encode(mask), "ssl": _to_tensor(reference), **sample}
+        return sample
+
+    @property
+    def pixel_settings(self) -> dict[str, Any]:
+        """All that ``pixels`` depends on beside the files, as JSON can hold it."""
+        ids = None if self.class_table is None else self.class_table.labels.table.tolist()
+        return {
+            "size": self.size,
+            "flip_p": self.flip_p,
+            "seed": self.seed,
+            "interpolation": self._resample.name,
+            "augmentation": self._augment.parameters,
+            "shared_color": self.shared_color,
+            "class ids": digest(ids)[:16],
+        }
 
     def _mask(self, item: Item) -> NDArray[Any]:
         """Class ids (H, W), uint8; of an image without a mask, 255 all over."""

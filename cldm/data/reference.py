@@ -77,6 +77,7 @@ class ReferenceAugmentation:
         for name, value in known.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise InputError(f"augmentation: {name} is {value}; must be a number in 0..1")
+        self.parameters = known
         self.p = p
         self.translate_int_max = translate_int_max
         self.rotate_frac_max = rotate_frac_max

@@ -99,6 +99,12 @@ class TrainingOptions(ModelOptions):
         metavar="STEPS",
         help="write last.ckpt every so many steps, too, not at the end of epochs and of training alone",
     )
+    cache_latents: Path | None = option(
+        None,
+        metavar="DIR",
+        help="compute latents once, in data.params.cache_variants variants an item, and keep them there; the "
+        "configuration's by default, or none",
+    )
     skip_invalid: bool = option(False, help="leave faulty items out instead of stopping")
     follow_links: bool = option(False, help="take files outside --data-root that links below it lead to")
     dry_run: bool = option(False, help="check everything, print the plan, and stop")

@@ -102,6 +102,8 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
     devices = count_devices(parse_devices(options.gpus)["devices"])
     if trainer.get("precision") is not None:
         _check_precision(str(trainer.precision), trainer.accelerator)
+    if options.cache_latents is not None:
+        config.data.params.cache_latents = str(options.cache_latents)
     if options.save_every is not None:
         config.lightning.save_every = options.save_every
     if options.lora is not None:

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
 
 from cldm.build import create_model, outline
 from cldm.control_ldm import ControlLDM
 from cldm.data.datamodule import DataModuleFromConfig
+from cldm.data.latent_cache import weights_hash
 from cldm.start_weights import origin_table, start_weights
 from cldm.synthesis.prompts import cut_lines
 from cldm.training.image_logger import ImageLogger
@@ -228,7 +231,11 @@ def train(options: TrainingOptions) -> int:
     model, origins = build_model(config, options)
     if checkpoint is not None:
         check_fits(model, state, checkpoint, changed)
+        if data.cache_latents is not None:  # Lightning loads these weights later than they are needed
+            model.load_state_dict(state.state_dict, strict=False)
         del state
+    if data.cache_latents is not None:
+        data.open_cache(weights_hash(model.first_stage_model))
     model.accelerate(compile_networks=config.lightning.get("compile", False))
     if trainer.is_global_zero:
         print(OmegaConf.to_yaml(config), end="")
@@ -244,11 +251,28 @@ def train(options: TrainingOptions) -> int:
     with alone, room_for(option, folder):
         if options.resume is None:
             _refuse_a_run(folder, options)  # one that has come and gone since
+        _fill_cache(model, data, trainer.strategy.root_device)
         _fit(trainer, model, data, checkpoint, position, config)
     last = folder / FOLDER / LAST
     if trainer.is_global_zero and not (trainer.interrupted or stop.stopped):
         print(f"trained {trainer.global_step} steps; {last} holds step {held_step(last)}")
     return stop.stopped
+
+
+def _fill_cache(model: ControlLDM, data: DataModuleFromConfig, device: torch.device) -> None:
+    """Computes the latents that are to be kept and are not there, on the device that trains."""
+    if not data.cached:
+        return
+    first_stage = model.first_stage_model.to(device)
+
+    @torch.inference_mode()
+    def encode(images: Tensor) -> Tensor:
+        return first_stage.encode(images.to(device)).parameters
+
+    for name, dataset in data.cached.items():
+        made = dataset.fill(encode, progress=first_process())
+        if first_process():
+            print(f"{name}: latents of {len(dataset)} items in {dataset.folder}, {made} of them made now")
 
 
 def _fit(

@@ -60,6 +60,9 @@ class DataParams(Schema):
     validation: Annotated[dict[str, Any] | None, _ITEMS] = None
     num_workers: Annotated[int, Field(ge=0, le=WORKERS)] | None = None
     seed: Seed = 0
+    cache_latents: Name | None = None
+    cache_variants: Annotated[int, Field(ge=1, le=10_000)] = 4
+    cache_half: bool = False
     wrap: Any = None
     test: Any = None
     predict: Any = None

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from common.errors import InputError
 from common.rng import Stream, item_noise, seed_from
+from ldm.models.autoencoder import FixedPosterior
 from ldm.models.conditions import C, TextConditions
 from ldm.models.objective import TIME_STEPS, WEIGHTINGS, min_snr_weight, time_steps
 from ldm.models.schedule import PREDICTION_TYPES, make_betas, schedule_buffers, with_zero_terminal_snr
+from ldm.modules.vae import DiagonalGaussian
 from ldm.targets import instantiate_from_config
 
 NOISE_SAYS_NOTHING = "noise that is found in noise alone says nothing of the image; take parameterization v or x0"
@@ -169,7 +171,31 @@ class LatentDiffusion(pl.LightningModule):
             image: the image.
             seeds: one an image for a sample of the posterior; None takes its mode.
         """
-        posterior = self.encode_first_stage(image)
+        return self._latent(self.encode_first_stage(image), seeds)
+
+    def batch_latent(
+        self,
+        batch: Mapping[str, Any],
+        key: str,
+        seeds: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Scaled latent (B, C, h, w) of a batch's images.
+
+        Args:
+            batch: has ``key``, images (B, 3, H, W) in [-1, 1]; or ``<key>_posterior``, the parameters (B, 2C, h, w) of
+                their posteriors (C where they have no spread), which were kept.
+            key: of the images.
+            seeds: see ``image_latent``.
+            dtype: of images and posteriors as they are taken.
+        """
+        kept = batch.get(f"{key}_posterior")
+        if kept is None:
+            return self.image_latent(batch[key].to(dtype), seeds)
+        kept = kept.to(dtype)
+        return self._latent(FixedPosterior(kept) if kept.shape[1] == self.channels else DiagonalGaussian(kept), seeds)
+
+    def _latent(self, posterior: Any, seeds: Sequence[int] | None) -> Tensor:
         mean = posterior.mode()
         if seeds is None:
             return self.scale_factor * mean
@@ -250,7 +276,7 @@ class LatentDiffusion(pl.LightningModule):
         seeds = [int(seed) for seed in batch["seed"]]
         # autocast may give the latent in half precision: noise and target must not be rounded to it
         latents = [seed_from(s, Stream.POSTERIOR) for s in seeds]
-        x_start = self.image_latent(batch[self.first_stage_key], latents).float()
+        x_start = self.batch_latent(batch, self.first_stage_key, latents).float()
         sampling = self.timestep_sampling if self.training else "uniform"
         draws = [seed_from(s, Stream.TIME_STEP) for s in seeds]
         t = time_steps(draws, len(self.betas), sampling, self.timestep_mean, self.timestep_std).to(x_start.device)

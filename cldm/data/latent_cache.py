@@ -1,0 +1,140 @@
+"""A training's latents, computed once and kept on disk: the first stage then takes no part in training."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from cldm.data.manifest import Item
+from cldm.data.pairs import PairedImages
+from common.errors import InputError
+from common.files import atomic_path, digest, file_hash, flock, room_for, write_json
+from common.schema import one_line
+
+ABOUT = "cache.json"  # what the folder's latents are of
+OPTION = "‹cache_latents›"
+
+
+def weights_hash(module: nn.Module) -> str:
+    """16 digits that stand for all numbers of a module: weights and tables."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    parts = [(name, digest(tensor.detach().cpu().float().numpy().tobytes().hex())) for name, tensor in tensors.items()]
+    return digest(parts)[:16]
+
+
+class CachedLatents(Dataset[dict[str, Any]]):
+    """The items of a data set with posteriors of latents in place of images, which ``ControlLDM`` takes alike.
+
+    In epoch e an item has flip, colors and reference of epoch e modulo ``variants``; what is hidden of it, time step
+    and noise are those of epoch e. With as many variants as epochs the training is the one without a cache, but that
+    latents are always computed in 32 bit.
+
+    ``dataset[e, i]`` is an item of ``PairedImages``, but for ``jpg_posterior`` and ``ssl_posterior`` (2C, h, w) float32
+    (C where the first stage has no spread) in place of ``jpg`` and ``ssl``.
+
+    Args:
+        images: the data set.
+        folder: where its latents are; a file an item, named by a hash of its name and files. Made if need be.
+        of_first_stage: stands for the first stage's weights.
+        variants: number of variants an item.
+        half: keep float16, half the space; float32 otherwise.
+
+    Raises:
+        InputError: the folder holds latents of something else.
+    """
+
+    def __init__(
+        self, images: PairedImages, folder: Path, of_first_stage: str, variants: int = 4, half: bool = False
+    ) -> None:
+        self.images, self.folder, self.variants = images, folder, variants
+        self.dtype = torch.float16 if half else torch.float32
+        about = {"first_stage": of_first_stage, "variants": variants, "dtype": str(self.dtype), **images.pixel_settings}
+        self.about = json.loads(json.dumps(about))  # as the file gives it
+        self._refuse_others()
+        with ThreadPoolExecutor() as pool:
+            self.files = list(pool.map(self._file, images.items))
+
+    def _file(self, item: Item) -> Path:
+        mask = None if item.mask is None else file_hash(item.mask)
+        assert item.image is not None
+        return self.folder / f"{digest(item.name, mask, file_hash(item.image))[:32]}.safetensors"
+
+    def _refuse_others(self) -> None:
+        path = self.folder / ABOUT
+        try:
+            there = json.loads(path.read_text()) if path.exists() else self.about
+        except (OSError, ValueError) as error:
+            raise InputError(f"{OPTION} {self.folder}: {ABOUT} cannot be read ({one_line(error)})") from error
+        for key in self.about:
+            then, now = there.get(key) if isinstance(there, dict) else None, self.about[key]
+            if then != now:
+                raise InputError(
+                    f"{OPTION} {self.folder}: its latents have another {key} ({one_line(then, 60)}, now "
+                    f"{one_line(now, 60)}); name another folder"
+                )
+
+    def fill(self, encode: Callable[[Tensor], Tensor], progress: bool = True) -> int:
+        """Makes the files that are missing; one process at a time, the others wait and find them there.
+
+        Args:
+            encode: images (B, 3, H, W) in [-1, 1] -> parameters of their posteriors (B, 2C or C, h, w).
+            progress: show a bar.
+
+        Returns:
+            how many were made.
+
+        Raises:
+            InputError: an image cannot be read, or the disk is full.
+        """
+        with room_for(OPTION, self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with flock(self.folder / ".lock", fcntl.LOCK_EX):
+                self._refuse_others()
+                write_json(self.about, self.folder / ABOUT)
+                for left_over in self.folder.glob(".*.tmp.*"):  # of a process that was killed
+                    left_over.unlink(missing_ok=True)
+                missing = [i for i, file in enumerate(self.files) if not file.exists()]
+                for i in tqdm(missing, desc="latents", unit="item", disable=not (progress and missing)):
+                    self._make(i, encode)
+        return len(missing)
+
+    def _make(self, position: int, encode: Callable[[Tensor], Tensor]) -> None:
+        drawn = [self.images.pixels(epoch, position) for epoch in range(self.variants)]
+        latents = {
+            "jpg": encode(torch.stack([one.image for one in drawn])).to("cpu", self.dtype),
+            "ssl": encode(torch.stack([one.reference for one in drawn])).to("cpu", self.dtype),
+        }
+        if not all(bool(torch.isfinite(latent).all()) for latent in latents.values()):
+            name = self.images.items[position].name
+            raise InputError(f"{OPTION} {self.folder}: a latent of {one_line(name, 80)} is no number in {self.dtype}")
+        mask, flipped = torch.from_numpy(np.array(drawn[0].mask)), torch.tensor([one.flipped for one in drawn])
+        tensors = {"mask": mask, "flipped": flipped, **latents}
+        with atomic_path(self.files[position]) as path:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        """The item at ``index``, or at (epoch, ``index``)."""
+        epoch, position = index if isinstance(index, tuple) else (0, index)
+        variant, path = epoch % self.variants, self.files[position]
+        try:
+            with safe_open(path, "pt") as file:
+                latents = {f"{key}_posterior": file.get_slice(key)[variant].float() for key in ("jpg", "ssl")}
+                mask, flipped = file.get_tensor("mask").numpy(), bool(file.get_slice("flipped")[variant])
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: cannot be read ({one_line(error)}); remove it, and start again") from error
+        return {**self.images.described(epoch, position, np.flip(mask, 1) if flipped else mask), **latents}
