@@ -21,7 +21,7 @@ from cldm.data.manifest import Item
 from cldm.data.pairs import PairedImages
 from common.errors import InputError
 from common.files import atomic_path, digest, file_hash, flock, room_for, write_json
-from common.schema import one_line
+from common.schema import load_json, one_line, parse_json
 
 ABOUT = "cache.json"  # what the folder's latents are of
 OPTION = "‹cache_latents›"
@@ -61,7 +61,7 @@ class CachedLatents(Dataset[dict[str, Any]]):
         self.images, self.folder, self.variants = images, folder, variants
         self.dtype = torch.float16 if half else torch.float32
         about = {"first_stage": of_first_stage, "variants": variants, "dtype": str(self.dtype), **images.pixel_settings}
-        self.about = json.loads(json.dumps(about))  # as the file gives it
+        self.about: dict[str, Any] = parse_json(json.dumps(about))  # as the file gives it
         self._refuse_others()
         with ThreadPoolExecutor() as pool:
             self.files = list(pool.map(self._file, images.items))
@@ -73,10 +73,7 @@ class CachedLatents(Dataset[dict[str, Any]]):
 
     def _refuse_others(self) -> None:
         path = self.folder / ABOUT
-        try:
-            there = json.loads(path.read_text()) if path.exists() else self.about
-        except (OSError, ValueError) as error:
-            raise InputError(f"{OPTION} {self.folder}: {ABOUT} cannot be read ({one_line(error)})") from error
+        there = load_json(path, "name another folder") if path.exists() else self.about
         for key in self.about:
             then, now = there.get(key) if isinstance(there, dict) else None, self.about[key]
             if then != now:
