@@ -12,43 +12,67 @@ from ldm.models.autoencoder import AutoencoderKL
 LOG_VARIANCE = -6.0  # of the posterior at the start: its spread is 0.05 of the latent's
 
 
+def band_weights(images: Tensor) -> Tensor:
+    """What bands are multiplied by before components are taken, (bands, bands), symmetric.
+
+    Brightness varies far more than color does, so that the largest components of plain values are brightness alone, and
+    images come back gray. In the directions of the bands' own components, standard deviations become their square
+    roots: color, which hardly changes within a block, then has its few channels.
+
+    Args:
+        images: (N, bands, H, W).
+    """
+    variance, directions = torch.linalg.eigh(
+        torch.cov(images.double().transpose(0, 1).flatten(1)).reshape(images.shape[1], -1)
+    )
+    weights = variance.clamp(min=float(variance.max()) * 1e-6).pow(-0.25)
+    return directions * weights @ directions.T
+
+
 @torch.no_grad()
 def start_from_components(first_stage: AutoencoderKL, images: Tensor) -> float:
     """Makes a first stage the projection on principal components: the networks beside it add nothing yet.
 
-    The latent's channels are the components of largest variance, each scaled to mean 0 and variance 1.
+    The latent's channels are the components of largest variance of blocks whose bands are weighted, see
+    ``band_weights``; each is scaled to mean 0 and variance 1.
 
     Args:
         first_stage: with a linear path.
         images: (N, bands, H, W) in [-1, 1], sides multiples of the factor.
 
     Returns:
-        the share of the blocks' variance that the latent holds, 0..1.
+        the share of the weighted blocks' variance that the latent holds, 0..1.
 
     Raises:
         InputError: a latent of more channels than a block has values that vary.
     """
-    factor, channels = first_stage.factor, first_stage.latent_channels
-    blocks = F.pixel_unshuffle(images.double(), factor).transpose(0, 1).flatten(1)  # (bands * f * f, N * h * w)
+    factor, channels, bands = first_stage.factor, first_stage.latent_channels, images.shape[1]
+    weights = torch.kron(band_weights(images), torch.eye(factor**2, dtype=torch.float64))
+    blocks = weights @ F.pixel_unshuffle(images.double(), factor).transpose(0, 1).flatten(1)  # (bands f^2, N h w)
     mean = blocks.mean(dim=1, keepdim=True)
-    variance, components = torch.linalg.eigh(torch.cov(blocks))  # ascending; components are columns
-    variance, components = variance.flip(0)[:channels], components.flip(1)[:, :channels]
-    if channels > len(blocks) or bool((variance <= 1e-10).any()):
+    spectrum, components = torch.linalg.eigh(torch.cov(blocks))  # ascending; components are columns
+    spectrum, components = spectrum.flip(0), components.flip(1)[:, :channels]
+    varying = int((spectrum > 1e-9 * spectrum[0]).sum())
+    if channels > varying:
         raise InputError(
-            f"embed_dim {channels}: blocks of {factor} x {factor} pixels of these images vary in "
-            f"{int((variance > 1e-10).sum())} directions alone; give the latent fewer channels"
+            f"embed_dim {channels}: blocks of {factor} x {factor} pixels of these images vary in {varying} directions "
+            "alone; give the latent fewer channels"
         )
-    deviation = variance.sqrt()
-    shape = (channels, images.shape[1], factor, factor)
-    first_stage.analysis.weight.copy_((components / deviation).T.reshape(shape))
-    first_stage.analysis.bias.copy_(-((components / deviation).T @ mean).flatten())  # type: ignore[union-attr]
-    first_stage.synthesis.weight.copy_((components * deviation).T.reshape(shape))
-    # a constant for each pixel of the block would need a map of its own; a band's mean is the same in all of them
-    bands = mean.view(images.shape[1], -1).mean(dim=1)
-    first_stage.synthesis.bias.copy_(bands)  # type: ignore[union-attr]
+    deviation = spectrum[:channels].sqrt()
+    analysis = (components / deviation).T @ weights  # (C, bands f^2)
+    synthesis = torch.linalg.solve(weights, components * deviation)  # (bands f^2, C)
+    shape = (channels, bands, factor, factor)
+    biases = {
+        first_stage.analysis: -((components / deviation).T @ mean).flatten(),
+        first_stage.synthesis: torch.linalg.solve(weights, mean).view(bands, -1).mean(dim=1),  # one value a band
+    }
+    first_stage.analysis.weight.copy_(analysis.reshape(shape))
+    first_stage.synthesis.weight.copy_(synthesis.T.reshape(shape))
     for last in (first_stage.quant_conv, first_stage.decoder.conv_out):
         nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
-    first_stage.quant_conv.bias[channels:] = LOG_VARIANCE  # type: ignore[index]
-    total = blocks.var(dim=1).sum()
-    return float(variance.sum() / total)
+        biases[last] = torch.zeros(last.out_channels)
+    biases[first_stage.quant_conv][channels:] = LOG_VARIANCE
+    for layer, value in biases.items():
+        assert layer.bias is not None
+        layer.bias.copy_(value)
+    return float(spectrum[:channels].sum() / spectrum.sum())

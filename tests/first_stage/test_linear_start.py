@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from common.errors import InputError
-from ldm.first_stage.linear_start import start_from_components
+from ldm.first_stage.linear_start import band_weights, start_from_components
 from ldm.models.autoencoder import AutoencoderKL
 
 
@@ -28,11 +28,23 @@ def test_it_loses_what_the_other_components_hold(bands):
     torch.testing.assert_close(values.mean(1), torch.zeros(6), atol=1e-4, rtol=0)
     assert posterior.std.unique().item() == pytest.approx(0.05, abs=0.001)
 
-    blocks = F.pixel_unshuffle(images, 2).transpose(0, 1).flatten(1)
-    lost = F.pixel_unshuffle(stage.decode(latent) - images, 2).transpose(0, 1).flatten(1)
-    spectrum = torch.linalg.eigvalsh(torch.cov(blocks))
+    def weighted(pictures):
+        seen = torch.einsum("cd,ndhw->nchw", band_weights(images).float(), pictures)
+        return F.pixel_unshuffle(seen, 2).transpose(0, 1).flatten(1)
+
+    lost = weighted(stage.decode(latent) - images)
+    spectrum = torch.linalg.eigvalsh(torch.cov(weighted(images)))
     assert held == pytest.approx((spectrum[-6:].sum() / spectrum.sum()).item(), abs=1e-5)
     assert lost.var(dim=1).sum().item() == pytest.approx(spectrum[:-6].sum().item(), rel=1e-3)
+
+
+def test_bands_are_weighted_to_the_root_of_their_deviations():
+    torch.manual_seed(0)
+    mixed = torch.linalg.qr(torch.randn(3, 3)).Q
+    deviations = torch.tensor([1.0, 0.1, 0.01])
+    images = torch.einsum("cd,ndhw->nchw", mixed, torch.randn(64, 3, 16, 16) * deviations[:, None, None])
+    expected = mixed @ torch.diag(deviations**-0.5) @ mixed.T
+    torch.testing.assert_close(band_weights(images).float(), expected, rtol=0.05, atol=0.05)
 
 
 def test_more_channels_than_directions_are_refused():
