@@ -17,6 +17,11 @@ MODEL = CONFIGS / "model" / "tisynth_v15.yaml"  # the published model
 WEIGHT_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
+def _check_size(size: tuple[int, ...]) -> None:
+    if len(size) > 2:
+        raise InputError("‹size›: write one number, or height and width")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Options):
     """Of all work that reads a model's YAML file."""
@@ -68,5 +73,18 @@ class BenchmarkOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.size) > 2:
-            raise InputError("‹size›: write one number, or height and width")
+        _check_size(self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountMemoryOptions(ModelOptions):
+    """Which model's memory is counted, for images of what size and how many."""
+
+    config: Path = option(metavar="YAML", help="model settings")
+    size: tuple[int, ...] = option((512,), convert=pixels, metavar="PX", help="side, or height and width")
+    batch_size: tuple[int, ...] = option((1, 4), convert=batch_size, help="images at once")
+    lora: int = option(8, convert=integer(1, 16_384), metavar="RANK", help="of the LoRA layers")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_size(self.size)

@@ -26,6 +26,7 @@ COMMANDS = sorted(
 WITHOUT_TORCH = (
     "benchmark",
     "compare",
+    "count_memory",
     "evaluate_samples",
     "filter",
     "inference",

@@ -18,6 +18,7 @@ COMMANDS = {
     "contact-sheet": ("contact_sheet", "one picture of masks, references and painted images"),
     "init-checkpoint": ("init_checkpoint", "make a start checkpoint of Stable Diffusion's weights"),
     "benchmark": ("benchmark", "measure time and memory of training and synthesis"),
+    "count-memory": ("count_memory", "count the memory of training and synthesis, without a GPU"),
     "train-vae": ("train_vae", "train the first stage, pixels to latents and back"),
     "evaluate-first-stage": ("evaluate_first_stage", "measure what images lose in a first stage's round trip"),
     "train-dvae": ("train_dvae", "train GSS's discrete VAE on masks"),
