@@ -12,7 +12,14 @@ import pytest
 from cldm.training.published_line import TRAINER, WITHOUT_EFFECT
 from tests.conftest import ROOT, SMALL
 
-PAGES = ["docs/from_published.md", "docs/memory.md", "docs/recipe.md", "docs/audit.md", "README.md", "configs/gss/README.md"]
+PAGES = [
+    "docs/from_published.md",
+    "docs/memory.md",
+    "docs/recipe.md",
+    "docs/audit.md",
+    "README.md",
+    "configs/gss/README.md",
+]
 FOLDERS = "cldm|common|configs|demo|docs|gss|ldm|post_processing|scripts|segmentation|tests"
 MADE = ("demo/output", "configs/train/my")  # by commands, or by the reader
 COMMAND = re.compile(r"(?:^|\s)(?:bash ([a-z]+)\.sh|(?:python|torchrun .*) -m scripts\.(\w+))(?=\s|$)")

@@ -141,7 +141,8 @@ def count_training(
         if entry := config.model.params.get(network):
             params[network] = {**entry, "params": {**entry.params, "use_checkpoint": checkpointing}}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    model = _fake_model(config, mode, torch.float32, **params).train()
+    model = _fake_model(config, mode, torch.float32, **params)
+    model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if half:
         _norms_in_32_bit(model)
@@ -170,7 +171,8 @@ def count_synthesis(config: DictConfig, size: tuple[int, int], batch_size: int, 
         half: weights and activations in 16 bit; else in 32.
     """
     mode, dtype = FakeTensorMode(allow_non_fake_inputs=True), torch.float16 if half else torch.float32
-    model = _fake_model(config, mode, dtype).eval().requires_grad_(False)
+    model = _fake_model(config, mode, dtype)
+    model.eval()
     live = LiveBytes()
     live.ignore((*model.parameters(), *model.buffers()))
     with torch.no_grad(), mode, live:

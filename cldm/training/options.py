@@ -60,7 +60,7 @@ class TrainingOptions(ModelOptions):
         None,
         convert=integer(1, 16_384),
         metavar="RANK",
-        help="train LoRA layers in the place of the attention's projections, in less memory",
+        help="train LoRA layers in the place of the attention's projections, in less memory: docs/memory.md",
     )
     lora_targets: tuple[str, ...] = option(
         (),
