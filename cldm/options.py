@@ -43,6 +43,12 @@ class StartCheckpointOptions(ModelOptions):
         "ControlNet or TISynth for the branches; where two have the same weights, the later one's are taken",
     )
     out: Path = option(help="file to write, .safetensors or .ckpt (Lightning)")
+    grow: Path | None = option(
+        None,
+        metavar="YAML",
+        help="the source is a smaller model, trained with these settings: of the same width and depth, but for other "
+        "classes, channels of the latent or bands. What it has is taken; what does not fit is listed",
+    )
     seed: int = option(0, convert=random_seed, help="of the new weights that are random")
     precision: str = option("fp32", choices=WEIGHT_PRECISIONS, help="of the weights in the file")
     reset_branches: bool = option(False, help="copy the U-Net's encoder even where a source has branches")

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from cldm.build import create_model, load_config
+from cldm.growth import grow, sides
 from cldm.options import StartCheckpointOptions
-from cldm.start_weights import origin_table, start_weights
+from cldm.start_weights import fill, origin_table, source_weights
 from common.errors import InputError
 from common.files import check_writable
 from common.trust import trust
@@ -24,7 +25,8 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
     """Builds, fills, checks and writes the start checkpoint.
 
     Returns:
-        a line for each module, saying where its weights came from, and one about the file.
+        a line for each module, saying where its weights came from; for each weight of a smaller model that could not
+        simply be taken, saying what it starts from; and one about the file.
 
     Raises:
         InputError: sources or configuration that do not fit or cannot be read, or a file that cannot be written.
@@ -35,13 +37,16 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
     check_writable(out.parent, "‹out›")
     trust(options.trust)
     load_config(options.config)
+    models = None if options.grow is None else sides(options.grow, options.config)
     for source in options.source:  # a bad one is refused before the model, which takes minutes, is built
         read_state_dict(source, options.use_ema)
     torch.manual_seed(options.seed)
     without_lora: dict[str, Any] = {"lora": None} if options.merge_lora else {}
     model = create_model(options.config, **without_lora)
     own = model.state_dict()
-    state, origin = start_weights(model, options.source, options.reset_branches, options.use_ema)
+    state, origin = source_weights(own, options.source, options.reset_branches, options.use_ema)
+    grown = [] if models is None else grow(state, origin, own, models, options.allow_mismatch)
+    fill(state, origin, own)
     load_weights(model, state, options.allow_mismatch, name=" + ".join(map(str, options.source)))
 
     dtype = DTYPES[options.precision]
@@ -54,6 +59,8 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
             weights, f"‹precision› {options.precision}", "beyond what it holds: take ‹precision› bf16 or fp32"
         )
     made_from = {"sources": json.dumps([source.name for source in options.source]), "seed": str(options.seed)}
+    if options.grow is not None:
+        made_from["grow"] = options.grow.name
     save_state_dict(weights, out, made_from)
 
     used = {key: what for key, what in origin.items() if key in own and state[key].numel() == own[key].numel()}
@@ -62,4 +69,4 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
         largest_first = sorted(counts.items(), key=lambda item: -item[1])
         lines.append(f"{module}: " + ", ".join(f"{count} {what}" for what, count in largest_first))
     numbers = sum(value.numel() for value in own.values())
-    return [*lines, f"{out}: {len(own)} tensors, {numbers:,} numbers, {options.precision}"]
+    return [*lines, *grown, f"{out}: {len(own)} tensors, {numbers:,} numbers, {options.precision}"]

@@ -34,20 +34,30 @@ def start_weights(
     Returns:
         weights by name, and each weight's origin by name.
     """
+    own = model.state_dict()
+    state, origin = source_weights(own, sources, reset_branches, use_ema)
+    fill(state, origin, own)
+    return state, origin
+
+
+def source_weights(
+    own: Mapping[str, Tensor], sources: Sequence[Path], reset_branches: bool = False, use_ema: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What the sources hold for a model of the weights ``own``, and where each came from; see ``start_weights``."""
     state: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
-    own = model.state_dict()
     for source in sources:
         weights = matched(own, read_state_dict(source, use_ema))
         if reset_branches:
             weights = {key: value for key, value in weights.items() if key.split(".")[0] not in BRANCHES}
         state |= weights
         origin |= dict.fromkeys(weights, f"from {source}")
-    _fill(state, origin, own)
     return state, origin
 
 
-def _fill(state: dict[str, Tensor], origin: dict[str, str], own: Mapping[str, Tensor]) -> None:
+def fill(state: dict[str, Tensor], origin: dict[str, str], own: Mapping[str, Tensor]) -> None:
+    """Adds, in place, what the sources lack of TISynth's own parts; see ``start_weights``."""
+
     def add(key: str, value: Tensor, what: str) -> None:
         state[key], origin[key] = value, what
 

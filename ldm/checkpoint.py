@@ -216,7 +216,7 @@ def _compare(
         if both and _same_matrix(own[key], state[key]):
             report.mismatched.append(f"{key}: {state[key].dtype} in the file".replace("torch.", ""))
         elif both:
-            report.mismatched.append(f"{key}: {_size(state[key])} in the file, {_size(own[key])} in the model")
+            report.mismatched.append(f"{key}: {size_of(state[key])} in the file, {size_of(own[key])} in the model")
         else:
             (report.missing if key in own else report.unexpected).append(key)
     schedule = "alphas_cumprod"
@@ -252,7 +252,8 @@ def _same_matrix(a: Tensor, b: Tensor) -> bool:
     return min(a.ndim, b.ndim) == 2 and a.shape[:2] == b.shape[:2] and {1} == {*a.shape[2:], *b.shape[2:]}
 
 
-def _size(tensor: Tensor) -> str:
+def size_of(tensor: Tensor) -> str:
+    """A shape as messages write it: 8x3x3."""
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 

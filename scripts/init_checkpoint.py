@@ -4,6 +4,10 @@ Stable Diffusion's weights (and a ControlNet's, if given) go to where they belon
 into both control branches. What is new adds nothing yet: the start checkpoint predicts what Stable Diffusion predicts.
 
   python -m scripts.init_checkpoint --config configs/model/tisynth_v15.yaml --source v1-5-pruned.ckpt --out start.ckpt
+
+A smaller trained model is a start, too, for more classes or another first stage; --grow names its own settings:
+
+  python -m scripts.init_checkpoint --config mine.yaml --grow its.yaml --source its.safetensors --out start.ckpt
 """
 
 from __future__ import annotations
