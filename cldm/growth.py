@@ -184,9 +184,9 @@ def mask_start(models: Sides, weight: Tensor, own: Tensor) -> Start | None:
         return None
     if unknown and now == "onehot":
         raise InputError(f"{unknown[0]}: model.params.classes is needed for ‹grow›, to know which channel is what")
-    if unknown:
+    if now != "onehot" and was != now:
         return Start(weight, "whole", f"taken, though masks are encoded as {now}, not {was}")
-    (names, values), (own_names, own_values) = (_classes(side.model) for side in models)
+    (names, values), (own_names, own_values) = map(_classes, models)
     place = {name: names.index(name) for name in own_names if name in names}
     if now != "onehot":
         others = [n for i, n in enumerate(own_names) if n in place and (values[:, place[n]] != own_values[:, i]).any()]
@@ -203,11 +203,17 @@ def mask_start(models: Sides, weight: Tensor, own: Tensor) -> Start | None:
     return Start(grown, "in part" if place else "fresh", words if place else "zero, for no class has the same name")
 
 
-def _classes(model: ControlLDM) -> tuple[list[str], Tensor]:
+def _classes(side: Side) -> tuple[list[str], Tensor]:
     """The names of a model's classes, as names are compared, and the values (C, classes) that encode them."""
-    table = load_class_table(str(model.classes), distinct_colors=model.hint_encoding == "table")
-    ids = np.arange(len(table), dtype=np.uint8)
-    return [plain_name(name) for name in table.names], HintEncoder(model.hint_encoding, table)(ids[None])[:, 0]
+    encoding, read = side.model.hint_encoding, side.model.control_model.hint_channels
+    table = load_class_table(str(side.model.classes), distinct_colors=encoding == "table")
+    encode = HintEncoder(encoding, table)
+    if encode.channels != read:
+        raise InputError(
+            f"{side.config}: masks of classes {side.model.classes} as hint_encoding {encoding} have {encode.channels} "
+            f"channels, the mask branch reads {read} (control_stage_config.params.hint_channels)"
+        )
+    return [plain_name(name) for name in table.names], encode(np.arange(len(table))[None])[:, 0]
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

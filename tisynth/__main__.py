@@ -16,7 +16,10 @@ COMMANDS = {
     "compare": ("compare", "segmentors trained with and without painted images, over several seeds"),
     "evaluate-samples": ("evaluate_samples", "measure painted images: agreement with masks, FID, copies"),
     "contact-sheet": ("contact_sheet", "one picture of masks, references and painted images"),
-    "init-checkpoint": ("init_checkpoint", "make a start checkpoint of Stable Diffusion's weights"),
+    "init-checkpoint": (
+        "init_checkpoint",
+        "make a start checkpoint of Stable Diffusion's weights, or a smaller model's",
+    ),
     "benchmark": ("benchmark", "measure time and memory of training and synthesis"),
     "count-memory": ("count_memory", "count the memory of training and synthesis, without a GPU"),
     "train-vae": ("train_vae", "train the first stage, pixels to latents and back"),

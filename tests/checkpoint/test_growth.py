@@ -248,6 +248,12 @@ def test_settings_that_are_not_the_sources(cli, small, tmp_path):
     OmegaConf.save(without, tmp_path / "without.yaml")
     said = cli.refused("init_checkpoint", *line(large, (tmp_path / "without.yaml", small[1]), tmp_path))
     assert "without.yaml: model.params.classes is needed for --grow, to know which channel is what" in said
+    other = OmegaConf.load(large)
+    other.model.params.classes = str(tmp_path / "other.json")
+    (tmp_path / "other.json").write_text(json.dumps({"classes": [*HERE, "an eighth"]}))
+    OmegaConf.save(other, tmp_path / "other.yaml")
+    said = cli.refused("init_checkpoint", *line(tmp_path / "other.yaml", small, tmp_path))
+    assert "other.yaml: masks of classes" in said and "have 8 channels, the mask branch reads 7" in said
 
 
 def with_first_stage(config, channels=4, factor=4, ch=8):
