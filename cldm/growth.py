@@ -37,9 +37,13 @@ LATENT = {
 }
 BANDS = {
     f"{FIRST_STAGE}.encoder.conv_in.weight": 1,
+    f"{FIRST_STAGE}.analysis.weight": 1,
     f"{FIRST_STAGE}.decoder.conv_out.weight": 0,
     f"{FIRST_STAGE}.decoder.conv_out.bias": 0,
+    f"{FIRST_STAGE}.synthesis.weight": 1,
+    f"{FIRST_STAGE}.synthesis.bias": 0,
 }
+_READ_IMAGES = tuple(BANDS)[:2]  # the others write them
 
 
 class Side(NamedTuple):
@@ -79,7 +83,9 @@ def sides(small: Path, large: Path) -> Sides:
     """
     both = []
     for path in (small, large):
-        model = outline(load_config(path), str(path))
+        config = load_config(path)
+        config.model.params.pop("lora", None)  # layers within the networks, which sources are brought to by name
+        model = outline(config, str(path))
         if not isinstance(model, ControlLDM):
             raise InputError(f"‹grow›: {path} describes no model with a mask branch (cldm.control_ldm.ControlLDM)")
         both.append(Side(path, model))
@@ -144,7 +150,7 @@ def grow(
                 f"‹grow› {models.small.config}: {key} is {size_of(trained[key])}, but {size_of(state[key])} "
                 f"{origin[key]}: give the configuration that these weights were trained with"
             )
-    rules |= {key: partial(band_start, dim) for key, dim in BANDS.items()}
+    rules |= {key: partial(band_start, dim, key in _READ_IMAGES) for key, dim in BANDS.items()}
     lines = []
     for key, rule in rules.items():
         start = rule(state[key], own[key]) if key in state and key in own else None
@@ -256,7 +262,7 @@ def shared_channels(models: Sides) -> int:
     return counts[0] if type(stages[0]) is type(stages[1]) and counts[0] == counts[1] else 0
 
 
-def band_start(dim: int, weight: Tensor, own: Tensor) -> Start | None:
+def band_start(dim: int, reads: bool, weight: Tensor, own: Tensor) -> Start | None:
     """Of a first stage's convolution that reads or writes images.
 
     Bands have no names: the first ones are taken to be those that the source knows. The encoder reads nothing of the
@@ -264,6 +270,7 @@ def band_start(dim: int, weight: Tensor, own: Tensor) -> Start | None:
 
     Args:
         dim: the dimension of the bands in ``weight``.
+        reads: whether it reads images.
         weight: of the smaller model.
         own: of the larger one.
     """
@@ -272,11 +279,11 @@ def band_start(dim: int, weight: Tensor, own: Tensor) -> Start | None:
         return None  # nothing to do; or a network of another width, which is refused as a whole
     shared = min(weight.shape[dim], own.shape[dim])
     grown = _first(weight, own, dim, shared)
-    if dim == 0:
-        grown[shared:] = weight.float().mean(0)
-    return Start(
-        grown, "in part", f"the first {shared} bands as in the source, others {'zero' if dim else 'their mean'}"
-    )
+    if not reads and own.shape[dim] > shared:
+        new = grown.narrow(dim, shared, own.shape[dim] - shared)
+        new.copy_(weight.float().mean(dim, keepdim=True).expand_as(new))
+    others = "zero" if reads else "their mean"
+    return Start(grown, "in part", f"the first {shared} bands as in the source, others {others}")
 
 
 def _first(weight: Tensor, own: Tensor, dim: int, number: int) -> Tensor:
