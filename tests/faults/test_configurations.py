@@ -99,7 +99,7 @@ def test_a_file_does_not_choose_which_code_runs(infer, tmp_path, monkeypatch):
         for place in ("model", "model.params.unet_config", "model.params.cond_stage_config"):
             what = {"target": target, "params": {"command": f"touch {tmp_path}/ran"}}
             said = infer(changed(place, what))
-            assert f"field {place}.target: {target}: " in said and f"--trust {target.split('.')[0]}" in said
+            assert f"field {place}.target: {target}: " in said and f"say trust {target.split('.')[0]}" in said
     said = infer(changed("model.params.cond_stage_config.params.version", "some/model"))
     assert "some/model: no such folder, and nothing is fetched" in said
     assert not (tmp_path / "ran").exists() and "beside_weights" not in sys.modules
