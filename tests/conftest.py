@@ -94,13 +94,17 @@ def _plain_config_texts() -> None:
 
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
-    """A command's variables (LOCAL_RANK) and permissions end with it, though the process goes on to the next test."""
+    """What a command leaves in its process (LOCAL_RANK, permissions, a bar cut off) ends with its test."""
     before = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(before)
     if weights := sys.modules.get("segmentation.checkpoint"):
         weights._allowed.clear()  # addresses that the user named
+    if bars := getattr(sys.modules.get("tqdm"), "tqdm", None):
+        getattr(bars, "_instances", set()).clear()  # the next bar would be drawn below one that was never closed
+    if command := sys.modules.get("common.command"):
+        command._read.clear()
 
 
 class Cli:
