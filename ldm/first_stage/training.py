@@ -40,6 +40,10 @@ class FirstStageTraining(pl.LightningModule):
         super().__init__()
         self.config, self.loss = config, config.loss
         self.first_stage_model = build(config)
+        if config.training.trainable == "decoder":
+            self.first_stage_model.requires_grad_(False)
+            for part in self.first_stage_model.decoding():
+                part.requires_grad_(True)
         bands = config.first_stage_config.params.ddconfig.in_channels
         adversary = self.loss.discriminator
         self.discriminator = PatchDiscriminator(bands, adversary.channels, adversary.layers) if adversary else None
@@ -77,7 +81,8 @@ class FirstStageTraining(pl.LightningModule):
         made = self.first_stage_model.decode(posterior.sample(noise)).float()
         terms = self.reconstruction_terms(made, image)
         total = torch.stack(list(terms.values())).sum()
-        terms["kl"] = self.loss.kl * kl_divergence(posterior, image[0].numel())
+        if self.config.training.trainable == "all":
+            terms["kl"] = self.loss.kl * kl_divergence(posterior, image[0].numel())
         adversary = self.loss.discriminator
         if self.discriminator is not None and adversary is not None and self.global_step >= adversary.start:
             adversarial = -self.discriminator.frozen(made).float().mean()
@@ -125,7 +130,7 @@ class FirstStageTraining(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam over both networks, with warm-up and decay as asked."""
         training = self.config.training
-        groups = [{"params": list(self.first_stage_model.parameters())}]
+        groups = [{"params": [weight for weight in self.first_stage_model.parameters() if weight.requires_grad]}]
         if self.discriminator is not None:
             groups.append({"params": list(self.discriminator.parameters())})
         optimizer = torch.optim.Adam(groups, training.learning_rate, betas=(training.betas[0], training.betas[1]))

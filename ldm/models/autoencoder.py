@@ -47,6 +47,10 @@ class AutoencoderKL(nn.Module):
             self.analysis = nn.Conv2d(ddconfig["in_channels"], embed_dim, self.factor, stride=self.factor)
             self.synthesis = nn.ConvTranspose2d(embed_dim, ddconfig["out_ch"], self.factor, stride=self.factor)
 
+    def decoding(self) -> list[nn.Module]:
+        """The parts that make an image of a latent."""
+        return [self.post_quant_conv, self.decoder, *([self.synthesis] if self.linear_path else [])]
+
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """Image (B, 3, H, W) in [-1, 1] -> posterior of the latent (B, C, H/f, W/f)."""
         moments = self.quant_conv(self.encoder(x))  # (B, 2 C, H/f, W/f): mean and log-variance

@@ -130,3 +130,12 @@ def test_a_crop_depends_on_its_number_alone(images):
     other = FirstStageData(sorted(images.iterdir()), [], options, steps=1, seed=3)
     assert all(torch.equal(data.crops[i]["image"], other.crops[i]["image"]) for i in (5, 1))
     assert not torch.equal(data.crops[0]["image"], data.crops[1]["image"])
+
+
+def test_the_decoder_alone_learns_and_latents_stay_what_they_are(cli, tmp_path, line):
+    cli("train_vae", *line("first", "training.max_steps=2"))
+    start = tmp_path / "first" / "first_stage.safetensors"
+    cli("train_vae", *line("second", "training.trainable=decoder"), "--pretrain-path", start)
+    before, after = (read_state_dict(path) for path in (start, tmp_path / "second" / "first_stage.safetensors"))
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
