@@ -29,6 +29,7 @@ class Stream:
     NOISE = "noise"  # training: the noise that is to be found
     AUGMENTATION = "reference"  # training: how the image is changed to be its own reference (numpy)
     SHARED_COLOR = "shared color"  # training: how colors and light of image and reference change together (numpy)
+    ITEM_CROP = "crop"  # training: which part of an item, and how it is turned (after the item's seed)
     REFERENCE_LATENT = "reference"  # which latent of the reference's posterior (torch)
     SAMPLER = "eta"  # sampling: the noise that each step adds, with the step's number
     PALETTE_START = "palette"  # palette search: where colors start, with the start's number

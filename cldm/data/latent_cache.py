@@ -116,8 +116,7 @@ class CachedLatents(Dataset[dict[str, Any]]):
         if not all(bool(torch.isfinite(latent).all()) for latent in latents.values()):
             name = self.images.items[position].name
             raise InputError(f"{OPTION} {self.folder}: a latent of {one_line(name, 80)} is no number in {self.dtype}")
-        mask, flipped = torch.from_numpy(np.array(drawn[0].mask)), torch.tensor([one.flipped for one in drawn])
-        tensors = {"mask": mask, "flipped": flipped, **latents}
+        tensors = {"mask": torch.from_numpy(np.stack([one.mask for one in drawn])), **latents}
         with atomic_path(self.files[position]) as path:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
@@ -131,7 +130,7 @@ class CachedLatents(Dataset[dict[str, Any]]):
         try:
             with safe_open(path, "pt") as file:
                 latents = {f"{key}_posterior": file.get_slice(key)[variant].float() for key in ("jpg", "ssl")}
-                mask, flipped = file.get_tensor("mask").numpy(), bool(file.get_slice("flipped")[variant])
+                mask = file.get_slice("mask")[variant].numpy()
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot be read ({one_line(error)}); remove it, and start again") from error
-        return {**self.images.described(epoch, position, np.flip(mask, 1) if flipped else mask), **latents}
+        return {**self.images.described(epoch, position, mask), **latents}

@@ -93,6 +93,7 @@ def read_manifest(
     skip_invalid: bool = False,
     size: tuple[int, int] | None = None,
     multiple_of: int = 64,
+    crop: int | None = None,
     num_workers: int | None = None,
     progress: bool = True,
     check_files: bool = True,
@@ -111,6 +112,7 @@ def read_manifest(
         skip_invalid: leave faulty lines out instead of raising.
         size: (height, width) that items will be resized to; None keeps each file's own size.
         multiple_of: height and width must be multiples of this many pixels.
+        crop: side of the squares that are seen of items; then this has to be such a multiple, and items as large.
         num_workers: threads that open files; None is one per CPU.
         progress: show a bar with the time left.
         check_files: open every file; False checks the lines alone.
@@ -123,8 +125,12 @@ def read_manifest(
         InputError: faults (without ``skip_invalid``), no items, an unreadable list, or a size that is no multiple.
     """
     root, path = _resolve(list_file, data_root)
-    if size is not None and (min(size) <= 0 or any(side % multiple_of for side in size)):
+    if crop is not None and (crop <= 0 or crop % multiple_of):
+        raise InputError(f"crop {crop}: must be a multiple of {multiple_of} px")
+    if size is not None and (min(size) <= 0 or (crop is None and any(side % multiple_of for side in size))):
         raise InputError(f"size {size[0]} x {size[1]}: height and width must be multiples of {multiple_of} px")
+    if size is not None and crop is not None and min(size) < crop:
+        raise InputError(f"crop {crop}: larger than size {size[0]} x {size[1]}")
     fields = ["source", *(["target"] if need_image else []), *(["ref_image"] if need_reference else [])]
     lines = [_parse(number, text, fields, root, follow_links, need_mask) for number, text in read_lines(path)]
     if not lines:
@@ -133,8 +139,9 @@ def read_manifest(
     if check_files:
         if classes is not None:
             refuse_doubt(classes.labels, [line.paths["source"] for line in lines if "source" in line.paths], str(path))
-        multiple = multiple_of if size is None else 1
-        _open_all(lines, classes, multiple, num_workers or os.cpu_count() or 1, progress)
+        multiple = multiple_of if size is None and crop is None else 1
+        smallest = crop if crop is not None and size is None else 1
+        _open_all(lines, classes, multiple, smallest, num_workers or os.cpu_count() or 1, progress)
 
     faults = [Fault(path, line.number, name, reason) for line in lines for name, reason in line.faults]
     items = [line.item() for line in lines if not line.faults]
@@ -220,12 +227,17 @@ def _find_duplicates(lines: list[_Line], need_image: bool) -> None:
 
 
 def _open_all(
-    lines: list[_Line], classes: ClassTable | None, multiple_of: int, num_workers: int, progress: bool
+    lines: list[_Line],
+    classes: ClassTable | None,
+    multiple_of: int,
+    smallest: int,
+    num_workers: int,
+    progress: bool,
 ) -> None:
     """Decodes every file of every line, in threads (decoders work outside the interpreter's lock)."""
     with ThreadPoolExecutor(num_workers) as pool:
         try:
-            done = pool.map(lambda line: _open(line, classes, multiple_of), lines)
+            done = pool.map(lambda line: _open(line, classes, multiple_of, smallest), lines)
             for _ in tqdm(done, total=len(lines), desc="checking files", unit="item", disable=not progress):
                 pass
         except BaseException:
@@ -233,7 +245,7 @@ def _open_all(
             raise
 
 
-def _open(line: _Line, classes: ClassTable | None, multiple_of: int) -> None:
+def _open(line: _Line, classes: ClassTable | None, multiple_of: int, smallest: int) -> None:
     shapes: dict[str, tuple[int, int]] = {}
     for name, path in line.paths.items():
         try:
@@ -264,6 +276,9 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int) -> None:
         other_height, other_width = shapes["target"]
         reason = f"image is {other_width} x {other_height} px, its mask {width} x {height} (width x height)"
         line.faults.append(("target", f"{line.names['target']}: {reason}; they must agree"))
+    if min(height, width) < smallest:
+        reason = f"{width} x {height} px (width x height), smaller than the crops of {smallest} (crop)"
+        line.faults.append((named, f"{line.names[named]}: {reason}; leave it out, or lower crop"))
     if height % multiple_of or width % multiple_of:
         reason = f"{width} x {height} px (width x height) are no multiples of {multiple_of}; use ‹size› to resize"
         line.faults.append((named, f"{line.names[named]}: {reason}"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from cldm.data.choices import REFERENCE_FITS
+from cldm.data.choices import REFERENCE_FITS, REFERENCE_FROM
 from cldm.data.hints import HintEncoder
 from cldm.data.manifest import Item, read_manifest
 from cldm.data.reference import ReferenceAugmentation, recolor
@@ -36,16 +36,14 @@ class Pixels:
     """An item's pixels in an epoch.
 
     Attributes:
-        mask: class ids (H, W) uint8, never flipped.
+        mask: class ids (H, W) uint8.
         image: (3, H, W) in [-1, 1].
         reference: alike.
-        flipped: whether image and reference are.
     """
 
     mask: NDArray[Any]
     image: torch.Tensor
     reference: torch.Tensor
-    flipped: bool
 
 
 class PairedImages(Dataset[dict[str, Any]]):
@@ -89,6 +87,11 @@ class PairedImages(Dataset[dict[str, Any]]):
         unlabeled: take items without ``source``: images without a mask, whose pixels are all to be ignored.
         shared_color: how strongly colors and light of an image change before its reference is made of it, in [0, 1],
             see ``recolor``: the image has the reference's, whatever its classes usually have.
+        crop: side in pixels of the square that is seen of an image (after ``size``), another one in each epoch: with
+            ``size`` None, at the files' own scale. None sees everything.
+        quarter_turns: crops are turned by 0 to 3 quarters at random: from above there is no up.
+        reference_from: what a crop's reference is made of: the same ``crop``, or ``elsewhere`` in the same image, as a
+            reference at synthesis shows another place.
 
     Raises:
         InputError: a faulty list or parameter.
@@ -117,6 +120,9 @@ class PairedImages(Dataset[dict[str, Any]]):
         drop_reference_p: float = 0.0,
         unlabeled: bool = False,
         shared_color: float = 0.0,
+        crop: int | None = None,
+        quarter_turns: bool = False,
+        reference_from: str = "crop",
     ) -> None:
         if reference_fit not in REFERENCE_FITS:
             raise InputError(f"reference_fit {reference_fit}: must be one of {', '.join(REFERENCE_FITS)}")
@@ -131,6 +137,13 @@ class PairedImages(Dataset[dict[str, Any]]):
         if not 0 <= shared_color <= 1:
             raise InputError(f"shared_color {shared_color}: must be a strength in 0..1")
         self.size, self.list_file = _height_and_width(size), str(txt_file)
+        self.crop, self.quarter_turns, self.reference_from = crop, quarter_turns, reference_from
+        if crop is None and (quarter_turns or reference_from != "crop"):
+            raise InputError("crop: quarter_turns and reference_from are of crops; give crop the side of a square")
+        if reference_from not in REFERENCE_FROM:
+            raise InputError(f"reference_from {reference_from}: must be one of {', '.join(REFERENCE_FROM)}")
+        if crop is not None and (use_reference or masks_only):
+            raise InputError(f"crop {crop}: is of training; a synthesis paints whole masks")
         self.flip_p, self.empty_prompt_p = flip_p, empty_prompt_p
         self.drop_mask_p, self.drop_reference_p = drop_mask_p, drop_reference_p
         self.shared_color = shared_color
@@ -156,6 +169,7 @@ class PairedImages(Dataset[dict[str, Any]]):
             skip_invalid=skip_invalid,
             size=self.size,
             multiple_of=multiple_of,
+            crop=crop,
             progress=os.environ.get("LOCAL_RANK", "0") == "0",
             check_files=validate,
             follow_links=follow_links,
@@ -186,8 +200,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         epoch, position = index if isinstance(index, tuple) else (0, index)
         if not (self.masks_only or self.use_reference):
             pixels = self.pixels(epoch, position)
-            mask = pixels.mask[:, ::-1] if pixels.flipped else pixels.mask
-            return {"jpg": pixels.image, "ssl": pixels.reference, **self.described(epoch, position, mask)}
+            return {"jpg": pixels.image, "ssl": pixels.reference, **self.described(epoch, position, pixels.mask)}
 
         item = self.items[position]
         mask = _resize(self._mask(item), self.size, Image.Resampling.NEAREST)
@@ -212,14 +225,20 @@ class PairedImages(Dataset[dict[str, Any]]):
         seed = seed_from(self.seed, epoch, item.name)
         mask = _resize(self._mask(item), self.size, Image.Resampling.NEAREST)
         image = _resize(_load(read_image, item, "image"), mask.shape, self._resample)
-        flip = bool(self._choices(epoch, item)[0])
-        if flip:
-            image = np.ascontiguousarray(image[:, ::-1])
+        if self._choices(epoch, item)[0]:
+            mask, image = mask[:, ::-1], np.ascontiguousarray(image[:, ::-1])
         if self.shared_color:
             rng = np.random.default_rng(seed_from(seed, Stream.SHARED_COLOR))
             image = recolor(image, rng, self.shared_color)
-        reference = self._augment(image, seed_from(seed, Stream.AUGMENTATION))
-        return Pixels(mask, _to_tensor(image), _to_tensor(reference), flip)
+        shown = image  # what the reference is made of
+        if self.crop is not None:
+            draw = np.random.default_rng(seed_from(seed, Stream.ITEM_CROP))
+            here, elsewhere = (draw.integers([side - self.crop + 1 for side in mask.shape]) for _ in range(2))
+            turns = draw.integers(4, size=2) if self.quarter_turns else (0, 0)
+            shown = _cut(image, elsewhere if self.reference_from == "elsewhere" else here, self.crop, turns[1])
+            mask, image = (_cut(pixels, here, self.crop, turns[0]) for pixels in (mask, image))
+        reference = self._augment(shown, seed_from(seed, Stream.AUGMENTATION))
+        return Pixels(mask, _to_tensor(image), _to_tensor(reference))
 
     def described(self, epoch: int, position: int, mask: NDArray[Any]) -> dict[str, Any]:
         """What an item has beside images, in an epoch: hint of a mask (H, W) of class ids, text, name, seed."""
@@ -246,6 +265,9 @@ class PairedImages(Dataset[dict[str, Any]]):
             "interpolation": self._resample.name,
             "augmentation": self._augment.parameters,
             "shared_color": self.shared_color,
+            "crop": self.crop,
+            "quarter_turns": self.quarter_turns,
+            "reference_from": self.reference_from,
             "class ids": digest(ids)[:16],
         }
 
@@ -271,6 +293,12 @@ def _load(read: Any, item: Item, kind: str) -> NDArray[Any]:
         return read(path)
     except ImageError as error:  # the file has changed since it was checked, or was not checked
         raise InputError(f"{path} (line {item.line} of the list): {error.reason}") from error
+
+
+def _cut(pixels: NDArray[Any], corner: Sequence[int], side: int, turns: int) -> NDArray[Any]:
+    """A square of (H, W) or (H, W, 3) from its upper left corner (row, column), turned by quarters."""
+    top, left = corner
+    return np.ascontiguousarray(np.rot90(pixels[top : top + side, left : left + side], turns))
 
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower

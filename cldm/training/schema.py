@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from cldm.config_schema import Augmentation, Slot, check_entry, check_model
-from cldm.data.choices import REFERENCE_FITS
+from cldm.data.choices import REFERENCE_FITS, REFERENCE_FROM
 from cldm.data.hints import ENCODINGS
 from cldm.training.sections import Count, Endless, Positive, Training
 from common.errors import InputError
@@ -38,6 +38,9 @@ class PairedImagesParams(Schema):
     drop_reference_p: Share = 0.0
     unlabeled: bool = False
     shared_color: Share = 0.0
+    crop: Side | None = None
+    quarter_turns: bool = False
+    reference_from: Literal[REFERENCE_FROM] = "crop"  # type: ignore[valid-type]
     seed: Seed = 0
     skip_invalid: bool = False
     follow_links: bool = False
