@@ -250,6 +250,12 @@ class Labels:
         hint = f"; if they are 1..{self.num_classes} with 0 for no data, write {self.name}:from1" if from_one else ""
         return f"class ids {_some(wrong)} are not in {_ranges(classes)} or {_ranges(ignored)} (ignore){hint}"
 
+    @property
+    def id_to_ignore(self) -> int:
+        """The id that mask files have for pixels to ignore: 255, where that is one."""
+        ignored = np.flatnonzero(self.table == IGNORE)
+        return int(ignored[-1]) if len(ignored) else IGNORE
+
     def pixels_of_classes(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Pixels of each class, int64 (N,), of the pixels that each of a file's ids has (256,)."""
         counts = (self.table >= 0) & (self.table < self.num_classes)

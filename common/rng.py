@@ -39,6 +39,7 @@ class Stream:
     SEGMENTOR_ITEM = "item"  # training of a segmentor: crop, flip, colors of an item
     SEGMENTOR_STEP = "iteration"  # training of a segmentor: dropout and the like
     RESAMPLE_HARDNESS = "resample hardness"  # re-sampling: chance against an image's hardness
+    SUBSET = "subset"  # comparison: which images a part of a data set has, before the image's name
 
 
 def item_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:

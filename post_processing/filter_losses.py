@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from common.arrays import read_array
 from common.errors import InputError
 from common.images import Labels
-from post_processing.filter_rule import IGNORE
 from post_processing.filter_state import RealLoss, read_real_loss
 
 Files = tuple[Path, Path]  # an image, or the file of its losses, and its mask
@@ -118,9 +117,3 @@ def table_of_ids(labels: Labels) -> list[int] | None:
     """The class of each id, for files that others read; None where ids are class ids."""
     plain = (labels.table == Labels(labels.num_classes).table).all()
     return None if plain else labels.table.tolist()
-
-
-def id_to_ignore(labels: Labels) -> int:
-    """The id that mask files have for pixels to ignore: 255, where that is one."""
-    ignored = np.flatnonzero(labels.table == IGNORE)
-    return int(ignored[-1]) if len(ignored) else IGNORE

@@ -22,7 +22,7 @@ from common.files import atomic_path
 from common.pairing import Pair
 from common.ranks import Ranks
 from post_processing import filter_rule as rule
-from post_processing.filter_losses import PixelLosses, id_to_ignore, table_of_ids
+from post_processing.filter_losses import PixelLosses, table_of_ids
 from post_processing.filter_options import FilterOptions
 from post_processing.filter_state import FilteredRecord, RealLoss, RealRecord, State, file_stamp, sum_of_histograms
 
@@ -96,7 +96,7 @@ class Passes:
             if record.stamp == stamps.get(name) and self._are_there(record)
         }
         self.ranks.wait()
-        count, ignored = len(limits), id_to_ignore(self.losses.labels())
+        count, ignored = len(limits), self.losses.labels().id_to_ignore
         for pair, loss, file_ids, ids in self._not_done(pairs, done, "synthesized"):
             kept = rule.filter_mask(loss, ids, limits)
             checksum = None

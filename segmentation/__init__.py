@@ -8,9 +8,19 @@ import warnings
 for message in (
     "Fail to import",
     "Default ``avg_non_ignore``",
-):  # of compiled operators that nothing here needs, and of a default of mmseg's
+    "``build_pixel_sampler`` would",
+):  # of compiled operators that nothing here needs, and of mmseg's own calls
     warnings.filterwarnings("ignore", message=message)
 
-from segmentation import checkpoint, dataset, loading, metric, published, saving  # noqa: E402
+from segmentation import (  # noqa: E402
+    augmentation,
+    checkpoint,
+    dataset,
+    loading,
+    metric,
+    pixel_weights,
+    published,
+    saving,
+)
 
-__all__ = ["checkpoint", "dataset", "loading", "metric", "published", "saving"]
+__all__ = ["augmentation", "checkpoint", "dataset", "loading", "metric", "pixel_weights", "published", "saving"]

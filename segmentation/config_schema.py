@@ -118,6 +118,11 @@ class MaskData(OpenSchema):
     synthesized: str | None = None
     repeat: Annotated[int, Field(ge=1, le=10**6)] = 1
     follow_links: bool = False
+    real_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    synthesized_per_real: Annotated[float, Field(gt=0)] | None = None
+    pseudo_images: str | None = None
+    pseudo_masks: str | None = None
+    weighted: bool = False
 
 
 class _Progress(OpenSchema):

@@ -1,8 +1,9 @@
-"""This project's data-set layout for mmseg: real pairs, and synthesized pairs beside them."""
+"""This project's data-set layout for mmseg: real pairs, and synthesized or pseudo-labeled pairs beside them."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from common.errors import InputError
 from common.lists import locate, parse_line, read_lines
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, pair_files, refuse_doubt
 from common.ranks import is_first
+from common.rng import Stream, seed_from
 from common.schema import one_line
+from segmentation.augmentation import PasteRareClasses
 from segmentation.classes import class_table
 from segmentation.loading import use_own_readers
 
+FilePair = tuple[Path, Path]  # image and mask
 _reported: set[Path] = set()  # folders of masks whose surplus was reported
 
 
@@ -37,6 +41,11 @@ class MaskDataset(BaseSegDataset):
         synthesized: folder with ``resampled_img`` and ``resampled_label``, as resample.sh writes it.
         repeat: how often a real pair counts.
         follow_links: links below the data root may lead a list's paths to files outside it.
+        real_share: part of the real pairs that is taken, see ``nested``; 0 for the synthesized ones alone.
+        synthesized_per_real: synthesized pairs that are taken for each real one that is; all by default.
+        pseudo_images: folder of images that join the real ones, once each.
+        pseudo_masks: folder of their masks, found by a segmentor.
+        weighted: synthesized pairs name their weight map, ``resampled_weight/<mask name>.png`` in ``synthesized``.
         **kwargs: see ``BaseSegDataset``.
 
     Raises:
@@ -44,29 +53,49 @@ class MaskDataset(BaseSegDataset):
     """
 
     def __init__(
-        self, classes: str, synthesized: str | None = None, repeat: int = 1, follow_links: bool = False, **kwargs: Any
+        self,
+        classes: str,
+        synthesized: str | None = None,
+        repeat: int = 1,
+        follow_links: bool = False,
+        real_share: float = 1.0,
+        synthesized_per_real: float | None = None,
+        pseudo_images: str | None = None,
+        pseudo_masks: str | None = None,
+        weighted: bool = False,
+        **kwargs: Any,
     ) -> None:
         if repeat < 1:
             raise InputError(f"repeat: {repeat}; must be at least 1")
+        if not real_share and not synthesized:
+            raise InputError("‹real_share› 0: leaves nothing to train on; name ‹synthesized› DIR")
+        if bool(pseudo_images) != bool(pseudo_masks):
+            raise InputError("‹pseudo_images› and ‹pseudo_masks›: name both, or none")
         self.synthesized = synthesized
         self.repeat = repeat
         self.follow_links = follow_links
+        self.real_share, self.synthesized_per_real, self.weighted = real_share, synthesized_per_real, weighted
+        self.pseudo_folders = (Path(pseudo_images), Path(pseudo_masks)) if pseudo_images and pseudo_masks else None
         self.labels = load_class_table(classes).labels.reducing_zero(bool(kwargs.get("reduce_zero_label")))
         use_own_readers(kwargs.get("pipeline"))
         super().__init__(metainfo=class_table(classes), **kwargs)
 
+    def full_init(self) -> None:
+        """As mmengine's; a step that pastes from other images is told which there are."""
+        if self._fully_initialized:
+            return
+        super().full_init()
+        for step in self.pipeline.transforms:
+            if isinstance(step, PasteRareClasses):
+                step.take_pairs(self.real_pairs(), self.labels)
+
     def load_data_list(self) -> list[dict[str, Any]]:
         """One entry a pair, ``img_path`` and ``seg_map_path`` among others; real ones first."""
-        if self.ann_file:
-            real = _listed_pairs(Path(self.ann_file), Path(self.data_root or "."), self.follow_links)
-        else:
-            folders = Path(self.data_prefix["img_path"]), Path(self.data_prefix["seg_map_path"])
-            real = _folder_pairs(*folders, "‹data_root›")
-        pairs = real * self.repeat
-        if self.synthesized:
-            folder = Path(self.synthesized)
-            pairs += _folder_pairs(folder / "resampled_img", folder / "resampled_label", "‹synthesized›")
-        refuse_doubt(self.labels, [mask for _, mask in real], f"data_root {self.data_root or '.'}")
+        real = self.real_pairs()
+        synthesized = self._synthesized_pairs(len(real))
+        pseudo = _folder_pairs(*self.pseudo_folders, "‹pseudo_images›") if self.pseudo_folders else []
+        pairs = real * self.repeat + synthesized + pseudo
+        weights = {mask: str(self._weight_map(mask)) for _, mask in synthesized} if self.weighted else {}
         return [
             {
                 "img_path": str(image),
@@ -75,12 +104,57 @@ class MaskDataset(BaseSegDataset):
                 "labels": self.labels,
                 "reduce_zero_label": self.reduce_zero_label,
                 "seg_fields": [],
+                **({"weight_path": weights[mask]} if mask in weights else {}),
             }
             for image, mask in pairs
         ]
 
+    def real_pairs(self) -> list[FilePair]:
+        """The real images and masks that are taken, once each.
 
-def _folder_pairs(images: Path, masks: Path, option: str) -> list[tuple[Path, Path]]:
+        Raises:
+            InputError: see the class.
+        """
+        if self.ann_file:
+            pairs = _listed_pairs(Path(self.ann_file), Path(self.data_root or "."), self.follow_links)
+        else:
+            folders = Path(self.data_prefix["img_path"]), Path(self.data_prefix["seg_map_path"])
+            pairs = _folder_pairs(*folders, "‹data_root›")
+        refuse_doubt(self.labels, [mask for _, mask in pairs], f"data_root {self.data_root or '.'}")
+        if self.real_share == 0:
+            return []
+        return nested(pairs, max(1, round(self.real_share * len(pairs))))
+
+    def _synthesized_pairs(self, real: int) -> list[FilePair]:
+        if not self.synthesized:
+            return []
+        folder = Path(self.synthesized)
+        pairs = _folder_pairs(folder / "resampled_img", folder / "resampled_label", "‹synthesized›")
+        if self.synthesized_per_real is None:
+            return pairs
+        count = round(self.synthesized_per_real * real)
+        if not 1 <= count <= len(pairs):
+            raise InputError(
+                f"‹synthesized› {folder}: has {len(pairs)} images; {self.synthesized_per_real:g} for each of {real} "
+                f"real ones would be {count}"
+            )
+        return nested(pairs, count)
+
+    def _weight_map(self, mask: Path) -> Path:
+        path = Path(self.synthesized or "", "resampled_weight", f"{mask.stem}.png")
+        if not path.is_file():
+            raise InputError(f"{path}: no such weight map; filter with ‹treatment› weight, re-sample with its maps")
+        return path
+
+
+def nested(pairs: Sequence[FilePair], count: int) -> list[FilePair]:
+    """So many of the pairs, in their order: drawn by the images' names alone, so that fewer are a part of more."""
+    drawn = sorted(pairs, key=lambda pair: (seed_from(Stream.SUBSET, pair[0].stem), pair[0].stem))
+    chosen = set(drawn[:count])
+    return [pair for pair in pairs if pair in chosen]
+
+
+def _folder_pairs(images: Path, masks: Path, option: str) -> list[FilePair]:
     """Images with their masks; masks without an image are named once, and left out."""
     found = list_files(images, IMAGE_SUFFIXES, option), list_files(masks, MASK_SUFFIXES, option)
     pairs, left_out = pair_files(*found, (option, f"{option} {masks}"), skip_invalid=True)
@@ -93,7 +167,7 @@ def _folder_pairs(images: Path, masks: Path, option: str) -> list[tuple[Path, Pa
     return [(pair.image, pair.mask) for pair in pairs]
 
 
-def _listed_pairs(path: Path, root: Path, follow_links: bool) -> list[tuple[Path, Path]]:
+def _listed_pairs(path: Path, root: Path, follow_links: bool) -> list[FilePair]:
     if not path.is_file():
         raise InputError(f"{one_line(path)}: no such mask list")
     pairs = []

@@ -9,10 +9,12 @@ from pathlib import Path
 from mmengine.config import Config
 
 from common.config_options import ConfigOptions
-from common.converters import integer, pixels
+from common.converters import integer, number, pixels
 from common.errors import InputError
 from common.options import option
 from segmentation.validation import METRICS
+
+TRICKS = ("copy_paste", "color_transfer", "fda")  # in the order in which a pipeline has them
 
 _of_config = "(default: the config's)"
 
@@ -56,9 +58,50 @@ class SegmentorOptions(ConfigOptions):
     )
 
 
+_data = "what it trains on"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(SegmentorOptions):
     """A training; see ``segmentation.training.train``."""
+
+    augment: tuple[str, ...] = option(
+        (),
+        choices=TRICKS,
+        group=_data,
+        help="steps added to the augmentation: Fourier style or colors of --references, rare classes pasted",
+    )
+    references: str | Path | None = option(
+        None, group=_data, help="folder of unlabeled images that fda and color_transfer take the style of"
+    )
+    fda_beta: float | None = option(
+        None,
+        convert=number(0, 0.5),
+        group=_data,
+        help="share of frequencies that fda swaps, 0..0.5 of the shorter side (default: 0.01)",
+    )
+    augment_prob: float | None = option(
+        None, convert=number(0, 1), group=_data, help="how often each of --augment is done, 0..1 (default: 0.5)"
+    )
+    rare_classes: tuple[str, ...] = option(
+        (), group=_data, help="names of the classes that copy_paste pastes (default: those far below an even share)"
+    )
+    real_share: float | None = option(
+        None,
+        convert=number(0, 1),
+        group=_data,
+        help="part of the real images to train on, by their names; a smaller part lies in a larger one; 0: none",
+    )
+    synthesized_per_real: float | None = option(
+        None, convert=number(0), group=_data, help="synthesized images for each real one, as nested (default: all)"
+    )
+    pseudo_images: str | Path | None = option(None, group=_data, help="folder of images that join the real ones")
+    pseudo_masks: str | Path | None = option(None, group=_data, help="their masks, as segmentor predict writes them")
+    loss_weights: bool = option(
+        False,
+        group=_data,
+        help="pixels of synthesized images count as the maps in <synthesized>/resampled_weight say",
+    )
 
     resume: bool = option(
         False, help="go on from the last whole weights in --work-dir, or from --load-from; with none, start"
@@ -105,6 +148,11 @@ class PredictOptions(ConfigOptions):
     )
     overlay: bool = option(False, help="write pictures of the images under their classes")
     probabilities: bool = option(False, help="write each class's probabilities")
+    sure: float | None = option(
+        None,
+        convert=number(0, 1),
+        help="pixels whose class has a probability below this, 0..1, are to be ignored (255): pseudo-labels",
+    )
     tta: bool = option(
         False,
         help="the mean over scaled and mirrored views of each image (the config's tta_pipeline, else 6 scales, "

@@ -55,11 +55,13 @@ class Outputs:
         folder: with ``masks``, ``overlays`` and ``probabilities``.
         overlay: the image with the classes' colors over it (PNG).
         probabilities: float16 (C, H, W), ``.npy``.
+        sure: least probability, 0..1, that a pixel's class has in the mask; others are to be ignored.
     """
 
     folder: Path
     overlay: bool = False
     probabilities: bool = False
+    sure: float | None = None
 
     def paths(self, name: str) -> dict[str, Path]:
         """The files of an image."""
@@ -118,6 +120,8 @@ def predict(options: PredictOptions) -> int:
     if options.tta:
         segmentor = from_views(segmentor)
     made_from = {"config": segmentor.settings(), "checkpoint": digest(Path(weights))}
+    if options.sure is not None:
+        made_from["‹sure›"] = str(options.sure)
     with room_for("‹out›", out):
         ranks = Ranks()
         check_writable(out, "‹out›")
@@ -125,7 +129,7 @@ def predict(options: PredictOptions) -> int:
             ranks.once(lambda: stamp_folder(out, made_from))
             if ranks.rank == 0:
                 write_class_table(segmentor, out)
-            outputs = Outputs(out, options.overlay, options.probabilities)
+            outputs = Outputs(out, options.overlay, options.probabilities, options.sure)
             predict_images(segmentor, images, outputs, ranks, options.batch_size, options.num_workers)
     return len(images)
 
@@ -180,10 +184,12 @@ def predict_images(
     items: list[tuple[Path, Path | None]] = [(path, None) for _, path in todo]
     batches = [range(start, min(start + batch_size, len(todo))) for start in range(0, len(todo), batch_size)]
     ids, colors = segmentor.rule.ids(), class_colors(segmentor)
+    if outputs.sure is not None:
+        ids[IGNORE] = segmentor.rule.labels().id_to_ignore
     predictions = segment(segmentor, items, batches, num_workers)
     for prediction in tqdm(predictions, "predict", len(todo), unit="image", disable=ranks.rank > 0):
         name, path = todo[prediction.index]
-        _write(outputs.paths(name), prediction, path, ids, colors)
+        _write(outputs.paths(name), prediction, path, ids[sure_classes(prediction, outputs.sure)], colors)
         journal.append(Predicted(name=name, state=_state(path)), str(ranks.rank) if ranks.size > 1 else "")
     ranks.wait()
     if ranks.rank == 0:
@@ -220,11 +226,20 @@ def _state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
+def sure_classes(prediction: Prediction, sure: float | None) -> NDArray[Any]:
+    """Classes that were decided for, uint8 (H, W); 255 where their probability is below ``sure``, if that is given."""
+    if sure is None:
+        return prediction.classes
+    chosen = torch.from_numpy(prediction.classes.astype(np.int64)).to(prediction.logits.device)
+    probability = prediction.logits.float().softmax(0).gather(0, chosen[None])[0].cpu().numpy()  # (H, W)
+    return np.where(probability >= sure, prediction.classes, np.uint8(IGNORE))
+
+
 def _write(
-    paths: dict[str, Path], prediction: Prediction, image: Path, ids: NDArray[Any], colors: NDArray[Any]
+    paths: dict[str, Path], prediction: Prediction, image: Path, mask: NDArray[Any], colors: NDArray[Any]
 ) -> None:
     writers: dict[str, Callable[[Path], Any]] = {
-        "masks": lambda path: Image.fromarray(ids[prediction.classes]).save(path),
+        "masks": lambda path: Image.fromarray(mask).save(path),
         "overlays": lambda path: Image.fromarray(painted(read_image(image), prediction.classes, colors)).save(path),
         "probabilities": lambda path: np.save(path, _probabilities(prediction.logits)),
     }

@@ -16,7 +16,13 @@ from segmentation.classes import class_table
 
 TRAIN = ("model", "train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "custom_hooks", "randomness")
 TEST = ("test_dataloader", "test_cfg", "test_evaluator")
-_FOLDERS = ("data_root", "synthesized")  # moved data stay the same data: files are compared by content
+_FOLDERS = (
+    "data_root",
+    "synthesized",
+    "references",
+    "pseudo_images",
+    "pseudo_masks",
+)  # moved data stay the same data: files are compared by content
 
 
 def _plain(config: Config, parts: tuple[str, ...]) -> dict[str, Any]:

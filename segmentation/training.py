@@ -22,6 +22,7 @@ from segmentation.rehearsal import rehearse
 from segmentation.resolved_config import resolve
 from segmentation.runner import SegmentorRunner, globals_restored, join_processes
 from segmentation.saving import POINTER, last_weights
+from segmentation.training_data import set_training_data
 from segmentation.validation import chosen_on_test, set_validation
 
 
@@ -46,9 +47,11 @@ def training_config(options: TrainOptions) -> Config:
     """The config that ``train`` takes.
 
     Raises:
-        InputError: see ``resolved_config.resolve``; or it validates on nothing that the options could change.
+        InputError: see ``resolved_config.resolve`` and ``set_training_data``; or it validates on nothing that the
+            options could change.
     """
     config = resolve(options)
+    set_training_data(config, options)
     set_validation(config, options.val_split, options.val_interval, options.best)
     config.resume = options.resume
     save_between_updates(config)
