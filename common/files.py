@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import threading
 import unicodedata
@@ -47,6 +48,39 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path, option: str) -> Iterator[Path]:
+    """Yields a new folder beside ``folder``, which gets its name once the block has ended without an error.
+
+    Args:
+        folder: not there yet, or empty.
+        option: the command-line option that named it.
+
+    Raises:
+        InputError: something is there, or nothing can be written there.
+    """
+    refuse_content(folder, option)
+    parent = check_writable(folder.absolute().parent, option)
+    temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    try:
+        with room_for(option, folder):
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_content(folder: Path, option: str) -> None:
+    """Refuses a name for a new folder under which there is something.
+
+    Raises:
+        InputError: there is.
+    """
+    if folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{option} {folder}: is there already; name another folder, or remove it")
 
 
 def _umask() -> int:

@@ -38,6 +38,7 @@ class Stream:
     CROP = "crop"  # training of a first stage: which part of which image, with its number
     SEGMENTOR_ITEM = "item"  # training of a segmentor: crop, flip, colors of an item
     SEGMENTOR_STEP = "iteration"  # training of a segmentor: dropout and the like
+    LAYOUT = "layout"  # new masks of real pieces: all of one, with its number
     RESAMPLE_HARDNESS = "resample hardness"  # re-sampling: chance against an image's hardness
     SUBSET = "subset"  # comparison: which images a part of a data set has, before the image's name
 

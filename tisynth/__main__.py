@@ -12,6 +12,7 @@ COMMANDS = {
     "synthesize": ("inference", "paint images of known masks in the style of references"),
     "filter": ("filter", "drop the pixels of painted images that a segmentor finds wrong"),
     "resample": ("resample", "keep the painted images that help, as a training set"),
+    "layouts": ("layouts", "make new masks of real pieces, towards class shares that you name"),
     "segmentor": ("segmentor", "train or test a segmentor, or predict masks with one (train|test|predict)"),
     "compare": ("compare", "segmentors trained with and without painted images, over several seeds"),
     "evaluate-samples": ("evaluate_samples", "measure painted images: agreement with masks, FID, copies"),
