@@ -134,6 +134,24 @@ def load_class_table(name_or_path: str, distinct_colors: bool = False) -> ClassT
     if size > MAX_BYTES:
         raise InputError(f"{shown}: has {size} bytes; a class table needs less than {MAX_BYTES}")
     content = load_json(path, 'write {"classes": ["water", "forest"]} as UTF-8')
+    table = class_table(content, shown, table_name, variant)
+    if distinct_colors:
+        _check_distinct(shown, table)
+    return table
+
+
+def class_table(content: Any, shown: str, name: str = "", variant: str = "") -> ClassTable:
+    """The table that the content of a ``classes.json`` is; see ``load_class_table`` for its fields.
+
+    Args:
+        content: what JSON gave, or another tool's list of classes brought into that form.
+        shown: the file, for messages.
+        name: of the table, for messages.
+        variant: one of ``VARIANTS``, or nothing.
+
+    Raises:
+        InputError: it is none; the message names file and field.
+    """
     if not isinstance(content, dict):
         raise InputError(f'{shown}: must be a JSON object such as {{"classes": ["water", "forest"]}}')
     for key in set(content) - set(_FIELDS):
@@ -141,11 +159,8 @@ def load_class_table(name_or_path: str, distinct_colors: bool = False) -> ClassT
             raise InputError(f"{shown}: unknown field {one_line(key, 60)}; write {meant[0]}, or name a note otherwise")
     names = _names(shown, content.get("classes"))
     ignore_index = _ignore_index(shown, content, names)
-    labels = labels_of(shown, content, len(names), ignore_index, table_name, variant)
-    table = ClassTable(names, _palette(shown, content.get("palette"), len(names)), ignore_index, labels)
-    if distinct_colors:
-        _check_distinct(shown, table)
-    return table
+    labels = labels_of(shown, content, len(names), ignore_index, name, variant)
+    return ClassTable(names, _palette(shown, content.get("palette"), len(names)), ignore_index, labels)
 
 
 def plain_name(name: str) -> str:

@@ -41,6 +41,8 @@ class Stream:
     LAYOUT = "layout"  # new masks of real pieces: all of one, with its number
     RESAMPLE_HARDNESS = "resample hardness"  # re-sampling: chance against an image's hardness
     SUBSET = "subset"  # comparison: which images a part of a data set has, before the image's name
+    IMPORT_SPLIT = "import split"  # import: the order in which scenes become training, validation, test data
+    IMPORT_REFERENCE = "import reference"  # import: which reference a mask is painted after
 
 
 def item_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:

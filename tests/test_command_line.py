@@ -29,6 +29,7 @@ WITHOUT_TORCH = (
     "count_memory",
     "evaluate_samples",
     "filter",
+    "import_data",
     "inference",
     "init_checkpoint",
     "resample",

@@ -17,10 +17,11 @@ PAGES = [
     "docs/memory.md",
     "docs/recipe.md",
     "docs/audit.md",
+    "docs/your_data.md",
     "README.md",
     "configs/gss/README.md",
 ]
-FOLDERS = "cldm|common|configs|demo|docs|gss|ldm|post_processing|scripts|segmentation|tests"
+FOLDERS = "cldm|common|configs|demo|docs|gss|importing|ldm|post_processing|scripts|segmentation|tests"
 MADE = ("demo/output", "configs/train/my")  # by commands, or by the reader
 COMMAND = re.compile(r"(?:^|\s)(?:bash ([a-z]+)\.sh|(?:python|torchrun .*) -m scripts\.(\w+))(?=\s|$)")
 OPTION = re.compile(r"--[A-Za-z][\w-]*")

@@ -23,12 +23,22 @@ ALLOWED = {
     "post_processing": {"common", "post_processing"},
     "evaluation": {"common", "evaluation", "segmentation"},  # what it says of images, segmentors say
     "segmentation": {"common", "segmentation"},
-    "scripts": {"common", "scripts", "cldm", "ldm", "gss", "post_processing", "evaluation", "segmentation"},
+    "importing": {"common", "importing"},
+    "scripts": {
+        *("common", "scripts", "cldm", "ldm", "gss", "post_processing", "evaluation", "segmentation", "importing")
+    },
 }
-PACKAGES = ("common", "ldm", "cldm", "gss", "post_processing", "evaluation", "segmentation", "scripts")
+PACKAGES = ("common", "ldm", "cldm", "gss", "post_processing", "evaluation", "segmentation", "importing", "scripts")
 PROJECT = (*PACKAGES, "tests", "demo")
 _MM = ("mmseg", "mmengine", "mmcv")
-FOREIGN = {"common": _MM, "post_processing": _MM, "evaluation": _MM, "ldm": ("mmseg",), "cldm": ("mmseg",)}
+FOREIGN = {
+    "common": _MM,
+    "importing": (*_MM, "torch"),
+    "post_processing": _MM,
+    "evaluation": _MM,
+    "ldm": ("mmseg",),
+    "cldm": ("mmseg",),
+}
 
 
 def imports(path):

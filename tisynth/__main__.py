@@ -8,6 +8,8 @@ from pathlib import Path
 
 # name -> (module of scripts, what it does); a module is imported when its command is called
 COMMANDS = {
+    "import": ("import_data", "bring data of other formats into this project's layout"),
+    "check": ("check_data", "look a data set over: classes, numbering, near-copies, prompts"),
     "train": ("train", "train a model that paints satellite images from mask, reference and text"),
     "synthesize": ("inference", "paint images of known masks in the style of references"),
     "filter": ("filter", "drop the pixels of painted images that a segmentor finds wrong"),

@@ -1,0 +1,1 @@
+"""``tisynth check``: what may be wrong with a data set in this project's layout."""
