@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 if TYPE_CHECKING:  # a command that only draws need not wait for torch
     from torch import Tensor
@@ -41,3 +44,12 @@ def rows_by_id(rows: NDArray[Any]) -> NDArray[Any]:
     table = np.zeros((256, rows.shape[1]), dtype=rows.dtype)
     table[: len(rows)] = rows
     return table
+
+
+def data_uri(image: Image.Image, side: int = 256, lossless: bool = False) -> str:
+    """An image as a data: address, at most ``side`` pixels high and wide."""
+    image = image.convert("RGB")
+    image.thumbnail((side, side), Image.Resampling.NEAREST if lossless else Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    image.save(buffer, "PNG" if lossless else "JPEG", **({} if lossless else {"quality": 88}))
+    return f"data:image/{'png' if lossless else 'jpeg'};base64,{b64encode(buffer.getvalue()).decode()}"

@@ -5,14 +5,13 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.pictures import colorize
+from common.pictures import colorize, data_uri
 from evaluation.comparison import SCORES, no_spread, verdict
 
 STYLE = """
@@ -81,15 +80,6 @@ def sentence(split: str, result: Mapping[str, Any]) -> str:
         return f"{text}: no clear effect."
     few = f", as far as {seeds} seeds can tell" if seeds < 3 else ""
     return f"{text}: it {'helps' if result['verdict'] == 'better' else 'harms'}{few}."
-
-
-def data_uri(image: Image.Image, side: int = 256, lossless: bool = False) -> str:
-    """An image as a data: address, at most ``side`` pixels high and wide."""
-    image = image.convert("RGB")
-    image.thumbnail((side, side), Image.Resampling.NEAREST if lossless else Image.Resampling.LANCZOS)
-    buffer = BytesIO()
-    image.save(buffer, "PNG" if lossless else "JPEG", **({} if lossless else {"quality": 88}))
-    return f"data:image/{'png' if lossless else 'jpeg'};base64,{b64encode(buffer.getvalue()).decode()}"
 
 
 def gallery(items: Sequence[Mapping[str, Any]], classes: Sequence[str], palette: NDArray[Any]) -> str:

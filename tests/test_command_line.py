@@ -25,6 +25,7 @@ COMMANDS = sorted(
 # to read their help, or for the whole of their work
 WITHOUT_TORCH = (
     "benchmark",
+    "check_data",
     "compare",
     "count_memory",
     "evaluate_samples",
