@@ -38,15 +38,18 @@ def recognize(options: ImportOptions) -> Source:
         readers["labelme"] = lambda: read_labelme(jsons, root, options)
     if options.format in (None, "vector") and (maps := vector_files(root, options)):
         readers["vector"] = lambda: read_vectors(maps, root, options)
-    both = options.images is not None and options.masks is not None and options.masks.is_dir()
-    if options.format in (None, "folders") and both:
-        readers = {"folders": lambda: read_folders(two_folders(options.images, options.masks), root, options)}  # type: ignore[arg-type]
+    masks = options.masks if options.masks is not None and not options.masks.is_file() else None
+    if masks is not None and options.format in (None, "folders") and "vector" not in readers:
+        files = two_folders(options.images or root, masks)
+        readers = {"folders": lambda: read_folders(files, root, options)}
     elif root.is_dir():
         pictures = pictures_below(root)
         for layout in LAYOUTS:
-            usual = layout.name == "folders" and readers  # what fits anything is the last choice
-            if options.format in (None, layout.name) and not usual and (files := files_of(layout, root, pictures)):
-                readers[layout.name] = lambda files=files: read_folders(files, root, options)  # type: ignore[misc]
+            usual = layout.name == "folders" and set(readers) - {"vector"}  # what fits anything is the last choice
+            if options.format not in (None, layout.name) or usual:
+                continue
+            if own := files_of(layout, root, pictures, options.images):
+                readers[layout.name] = lambda own=own: read_folders(own, root, options)  # type: ignore[misc]
     for special, general in (("cvat", "voc"), ("roboflow-masks", "deepglobe")):
         if special in readers:
             readers.pop(general, None)

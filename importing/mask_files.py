@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from common.classes import ClassTable
 from common.decoding import ImageError, decode
-from common.images import IGNORE
 from importing.ringing import REACH, without_ringing
 from importing.source import Size
 
 JPEGS = (".jpg", ".jpeg")
 _AREA_OF_COLOR = 24.0  # distance in RGB that compression leaves in an area of one color
 _SHOWN = 5
+_MOST_COLORS = 1 << 16
 
 
 def is_jpeg(path: Path) -> bool:
@@ -112,26 +112,34 @@ class MaskFile:
         values = pixels_of(self.path)
         colors = np.repeat(values[..., None], 3, axis=-1) if values.ndim == 2 else values
         references, ids = self._references(gray=False)
-        numbers, place, counts = np.unique(packed(colors), return_inverse=True, return_counts=True)
-        found = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], axis=-1)
-        apart = np.sqrt(((found[:, None] - references[None]) ** 2).sum(axis=-1)) if len(found) <= 65536 else None
-        if apart is None:
-            raise ImageError.of(self.path, f"has {len(found)} colors; that is a picture, no mask")
-        nearest = apart.argmin(axis=1)
+        of_color = np.full(1 << 24, -1, np.int16)
+        of_color[packed(references)] = ids
+        numbers = packed(colors)
+        found: NDArray[Any] = of_color[numbers]
+        strange = found < 0
+        if strange.any():
+            others, counts = np.unique(numbers[strange], return_counts=True)
+            of_color[others] = self._nearby(others, counts, references, ids)
+            found[strange] = of_color[numbers[strange]]
+        return found.astype(np.uint8)
+
+    def _nearby(
+        self, numbers: NDArray[Any], counts: NDArray[Any], references: NDArray[Any], ids: NDArray[Any]
+    ) -> NDArray[Any]:
+        """Class ids of colors (as numbers) that are none of the table's, by the nearest one within the tolerance."""
+        if len(numbers) > _MOST_COLORS:
+            raise ImageError.of(self.path, f"has {len(numbers)} colors that are no class; that is a picture, no mask")
+        colors = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], axis=-1)
+        apart = np.sqrt(((colors[:, None] - references[None]) ** 2).sum(axis=-1))
         far = np.flatnonzero(apart.min(axis=1) > self.tolerance)
         if len(far):
             order = far[np.argsort(-counts[far], kind="stable")]
-            shown = ", ".join(f"{tuple(found[i].tolist())} on {counts[i]} px" for i in order[:_SHOWN].tolist())
+            shown = ", ".join(f"{tuple(colors[i].tolist())} on {counts[i]} px" for i in order[:_SHOWN].tolist())
             more = f", and {len(far) - _SHOWN} more" if len(far) > _SHOWN else ""
             raise ImageError.of(
                 self.path,
                 f"has colors that the class table {self.table.labels.name} does not have: {shown}{more}; name them in "
                 "its mask_colors or mask_ignore_colors, or take nearby colors with ‹color_tolerance›",
             )
-        taken: NDArray[np.uint8] = ids[nearest][place].reshape(colors.shape[:2])
+        taken: NDArray[np.uint8] = ids[apart.argmin(axis=1)]
         return taken
-
-
-def unlabeled_share(ids: NDArray[Any]) -> float:
-    """Share of a mask's pixels (H, W) that are to be ignored."""
-    return float((ids == IGNORE).mean())

@@ -12,6 +12,7 @@ from common.classes import ClassTable
 from common.decoding import decode
 from common.errors import InputError
 from common.files import inside
+from common.lists import read_lines
 from common.pairing import listed
 from common.schema import one_line
 from importing.formats.layouts import LAYOUTS, Layout, compiled
@@ -44,8 +45,15 @@ def pictures_below(root: Path) -> list[Path]:
     return found
 
 
-def files_of(layout: Layout, root: Path, pictures: Sequence[Path]) -> Files | None:
-    """What a layout finds among the pictures of a folder; None where it is another one."""
+def files_of(layout: Layout, root: Path, pictures: Sequence[Path], elsewhere: Path | None = None) -> Files | None:
+    """What a layout finds among the pictures of a folder; None where it is another one.
+
+    Args:
+        layout: to try.
+        root: the folder.
+        pictures: below it.
+        elsewhere: folder of the images, where they are not in ``root``; they have the masks' names.
+    """
     if layout.evidence and not any(root.glob(layout.evidence)):
         return None
     relative = [(path, path.relative_to(root).as_posix()) for path in pictures]
@@ -54,6 +62,10 @@ def files_of(layout: Layout, root: Path, pictures: Sequence[Path]) -> Files | No
     if number is None:
         return None
     masks = tried[number]
+    if elsewhere is not None:
+        by_name = {path.stem: path for path in pictures_below(elsewhere)}
+        stems = {key: dict(key)["stem"].rpartition("/")[2] for key in masks}
+        return Files(layout, {key: by_name[stem] for key, stem in stems.items() if stem in by_name}, masks, number)
     taken = set(masks.values())
     images: dict[Key, Path] = {}
     for pattern in compiled((layout.images[number],) if layout.paired else layout.images):
@@ -145,9 +157,8 @@ def _lists(root: Path, layout: Layout) -> dict[str, str]:
         split = split_of(path.stem)
         if split is None:
             continue
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
-            if name := line.strip():
-                found[re.sub(_KIND, "", name)] = split
+        for _, line in read_lines(path):
+            found[re.sub(_KIND, "", line.strip())] = split
     return found
 
 

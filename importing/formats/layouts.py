@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 _PICTURE = r"\.(?:png|jpe?g|tiff?|bmp|webp)"
 _MASK = r"\.(?:png|tiff?|bmp|gif)"
-_SPLIT = r"(?:(?P<split>train|training|val|valid|validation|test|testing)/)?"
+_NAMED = "(?P<split>train|training|val|valid|validation|test|testing)"
+_SPLIT = rf"(?:{_NAMED}/)?"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def _below(pattern: str) -> str:
     return rf"(?:.*?/)??{pattern}"
 
 
-# a folder of each kind, with splits in it; splits with both folders in each; all in one folder, told apart by endings
+# a folder of each kind, with splits in it; splits with both folders in each; folders named after both (train_images,
+# and this project's img_train); all in one folder, told apart by endings
 _IMAGE_FOLDERS = {
     "folder": "(?:images?|imgs?|rgb|tiles|inputs?|pictures)",
     "ending": "(?:_sat|_image|_img)?",
@@ -69,6 +71,8 @@ _MASK_FOLDERS = {
 _PLACES = (
     rf"%(folder)s/{_SPLIT}(?P<stem>.+?)%(ending)s{_PICTURE}",
     rf"{_SPLIT}%(folder)s/(?P<stem>.+?)%(ending)s{_PICTURE}",
+    rf"{_NAMED}[_-]%(folder)s/(?P<stem>.+?)%(ending)s{_PICTURE}",
+    rf"%(folder)s[_-]{_NAMED}/(?P<stem>.+?)%(ending)s{_PICTURE}",
     rf"(?P<stem>[^/]+?)%(alone)s{_PICTURE}",
 )
 

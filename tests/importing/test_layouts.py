@@ -53,6 +53,39 @@ def test_cvat(data):
         data.imported()
 
 
+def test_images_that_lie_elsewhere(data):
+    for number in range(2):
+        data.image(f"../photos/{number}.png", number)
+        data.save(f"SegmentationClass/{number}.png", painted(known_mask(number)))
+    rows = "".join(f"{name}:{','.join(map(str, color))}::\n" for name, color in zip(NAMES, COLORS, strict=True))
+    data.write("labelmap.txt", f"{rows}void:0,0,0::\n")
+    with pytest.raises(InputError, match="is in no format"):
+        data.imported()
+    data.imported("--images", data.root.parent / "photos")
+    assert all((data.masks()[str(number)] == known_mask(number)).all() for number in range(2))
+    data.out = data.out.with_name("second")
+    words = ["--masks", data.root / "SegmentationClass", "--classes", data.root / "labelmap.txt"]
+    data.imported(*words, source=data.root.parent / "photos")
+    assert all((data.masks()[str(number)] == known_mask(number)).all() for number in range(2))
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("img_train", "label_train"),
+        ("train_images", "train_masks"),
+        ("train/images", "train/gt"),
+        ("rgb/val", "labels/val"),
+    ],
+)
+def test_folders_of_splits(data, images, masks):
+    for number in range(2):
+        data.image(f"{images}/{number}.png", number)
+        data.save(f"{masks}/{number}.png", known_mask(number))
+    data.imported("--class-names", *NAMES)
+    assert all((data.masks()[str(number)] == known_mask(number)).all() for number in range(2))
+
+
 def test_mmseg(data):
     for split, number in (("train", 0), ("val", 1)):
         data.image(f"img_dir/{split}/x{number}.jpg", number)
