@@ -32,6 +32,7 @@ class Stream:
     ITEM_CROP = "crop"  # training: which part of an item, and how it is turned (after the item's seed)
     REFERENCE_LATENT = "reference"  # which latent of the reference's posterior (torch)
     SAMPLER = "eta"  # sampling: the noise that each step adds, with the step's number
+    CANDIDATE = "candidate"  # sampling: the second image of a seed and those that follow, with their number
     PALETTE_START = "palette"  # palette search: where colors start, with the start's number
     PALETTE_ORDER = "palette order"  # palette search: which class gets which color
     HELD_OUT = "validation"  # training of a first stage: which files validate, before the file's name
@@ -39,6 +40,7 @@ class Stream:
     SEGMENTOR_ITEM = "item"  # training of a segmentor: crop, flip, colors of an item
     SEGMENTOR_STEP = "iteration"  # training of a segmentor: dropout and the like
     LAYOUT = "layout"  # new masks of real pieces: all of one, with its number
+    ALLOTMENT = "allotment"  # which of equally good references a mask gets, with its name
     RESAMPLE_HARDNESS = "resample hardness"  # re-sampling: chance against an image's hardness
     SUBSET = "subset"  # comparison: which images a part of a data set has, before the image's name
     IMPORT_SPLIT = "import split"  # import: the order in which scenes become training, validation, test data

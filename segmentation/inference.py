@@ -64,7 +64,7 @@ class Segmentor:
         return digest(
             self.config.model.to_dict(),
             list(self.views) or test_steps(self.config),
-            self._half_precision(),
+            self.half_precision(),
             self.rule.targets().tolist(),
             self.rule.ignored,
             self.class_names,
@@ -101,13 +101,14 @@ class Segmentor:
         """Images a batch in the config's own test."""
         return int((self.config.get("test_dataloader") or {}).get("batch_size", 1))
 
-    def _half_precision(self) -> bool:
+    def half_precision(self) -> bool:
+        """Whether the config's own test is in half precision."""
         return bool((self.config.get("test_cfg") or {}).get("fp16", False))
 
     @torch.inference_mode()
     def test_step(self, data: dict[str, list[Any]]) -> list[Any]:
         """mmseg's samples with ``seg_logits`` and ``pred_sem_seg``, decided as in the config's own test."""
-        with autocast(enabled=self._half_precision()):
+        with autocast(enabled=self.half_precision()):
             return self.model.test_step(data)
 
 
@@ -343,11 +344,11 @@ def _prediction(index: int, ids: NDArray[Any], sample: Any, image: Path, segment
     if logits.isnan().any():
         raise InputError(f"{image}: the segmentor's output is not finite here; are its weights sound?")
     classes = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
-    return Prediction(index, ids, classes, _logits_of_all_classes(logits))
+    return Prediction(index, ids, classes, logits_of_all_classes(logits))
 
 
-def _logits_of_all_classes(logits: torch.Tensor) -> torch.Tensor:
-    """(C, H, W); a binary head's single probability p becomes the logits 0 and log(p / (1 - p))."""
+def logits_of_all_classes(logits: torch.Tensor) -> torch.Tensor:
+    """(C, H, W), C at least 2; a binary head's single probability p becomes the logits 0 and log(p / (1 - p))."""
     if len(logits) > 1:
         return logits
     logit = torch.logit(logits, eps=1e-7)

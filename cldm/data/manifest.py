@@ -1,7 +1,10 @@
 """Lists of items as JSON lines, and everything that can be wrong with them, found before any work.
 
 A line is ``{"source": mask, "target": image, "prompt": text, "ref_image": reference}``; paths are relative to the data
-root. All faults of a list are reported at once, each with line and field.
+root. In a synthesis, ``"seeds": [0, 3]`` says which images of the line are made; several lines may then share a mask,
+each with its own seeds, as for several references (scripts/allot.py writes such lists).
+
+All faults of a list are reported at once, each with line and field.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ class Item:
         name: stem of the mask's file name, or else of the image's; outputs carry it.
         line: line in the list, from 1.
         size: (height, width) of mask or image in pixels; None where files were not opened.
+        seeds: of the images that a synthesis makes of it; None leaves them to the command.
     """
 
     mask: Path | None
@@ -46,6 +50,7 @@ class Item:
     name: str
     line: int
     size: tuple[int, int] | None = None
+    seeds: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,12 @@ class _Line:
     pixels: int = 0  # of classes, in the mask
     turned: bool = False  # an EXIF tag asks to turn one of the files
     unlabeled: bool = False  # an image without a mask, where such are taken
+    seeds: tuple[int, ...] | None = None
 
     def item(self) -> Item:
         mask, image, reference = (self.paths.get(name) for name in ("source", "target", "ref_image"))
         named = self.paths["target" if self.unlabeled else "source"]
-        return Item(mask, image, reference, self.prompt, named.stem, self.number, self.size)
+        return Item(mask, image, reference, self.prompt, named.stem, self.number, self.size, self.seeds)
 
 
 def read_manifest(
@@ -136,6 +142,7 @@ def read_manifest(
     if not lines:
         raise InputError(f"{path}: no items; write one JSON object a line")
     _find_duplicates(lines, need_image=need_image)
+    _find_shared_outputs(lines)
     if check_files:
         if classes is not None:
             refuse_doubt(classes.labels, [line.paths["source"] for line in lines if "source" in line.paths], str(path))
@@ -207,7 +214,41 @@ def _parse(number: int, text: str, fields: list[str], root: Path, follow_links: 
                 line.paths[name] = locate(value, root, follow_links)
             except ValueError as error:
                 line.faults.append((name, str(error)))
+    if "target" not in fields and "seeds" in content:
+        if _are_seeds(seeds := content["seeds"]):
+            line.seeds = tuple(seeds)
+        else:
+            reason = f"must be whole numbers from 0, each once, as [0, 1]; is {json.dumps(seeds)[:40]}"
+            line.faults.append(("seeds", reason))
     return line
+
+
+def _are_seeds(value: object) -> bool:
+    """Whether a value is a list of distinct seeds."""
+    if not isinstance(value, list) or not value or any(type(seed) is not int for seed in value):
+        return False
+    return min(value) >= 0 and max(value) < 2**62 and len(set(value)) == len(value)
+
+
+def _find_shared_outputs(lines: list[_Line]) -> None:
+    """Lines with seeds may share a mask, as long as no two make the same image."""
+    without = {line.paths["source"].stem: line for line in lines if line.seeds is None and "source" in line.paths}
+    masks: dict[str, _Line] = {}
+    taken: dict[tuple[str, int], int] = {}
+    for line in lines:
+        if line.seeds is None or "source" not in line.paths:
+            continue
+        mask = line.paths["source"]
+        first = masks.setdefault(mask.stem, line)
+        if other := without.get(mask.stem):
+            line.faults.append(("seeds", f"line {other.number}, of the same mask's name, has none; give it seeds, too"))
+        elif first.paths["source"].resolve() != mask.resolve():
+            reason = f"{line.names['source']} has the file name of line {first.number}'s mask; rename one"
+            line.faults.append(("source", reason))
+        for seed in line.seeds:
+            if (owner := taken.setdefault((mask.stem, seed), line.number)) != line.number:
+                line.faults.append(("seeds", f"seed {seed} of this mask is line {owner}'s already; take another"))
+                break
 
 
 def _find_duplicates(lines: list[_Line], need_image: bool) -> None:
@@ -215,7 +256,7 @@ def _find_duplicates(lines: list[_Line], need_image: bool) -> None:
     used: dict[tuple[str, str], int] = {}
     for line in lines:
         for name in ("source", "target"):
-            if path := line.paths.get(name):
+            if (path := line.paths.get(name)) and line.seeds is None:
                 first = used.setdefault((name, str(path.resolve())), line.number)
                 if first != line.number:
                     line.faults.append((name, f"{line.names[name]} is used by line {first} already; use each once"))

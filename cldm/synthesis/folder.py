@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from cldm.build import create_model, load_config
 from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
+from cldm.synthesis.judging import NO_JUDGES, Judges
 from cldm.synthesis.options import SynthesisOptions
 from cldm.synthesis.planning import (
     FolderState,
@@ -97,7 +99,7 @@ def never_hidden(options: SynthesisOptions) -> list[str]:
     return lines
 
 
-def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages) -> Recipe:
+def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages, judges: Judges = NO_JUDGES) -> Recipe:
     """What the records of these images will say."""
     of_model = {
         "checkpoint": options.ckpt.name,
@@ -108,14 +110,34 @@ def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages)
         "precision": options.precision,
     }
     spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr)
-    return Recipe(items, replace(options, spacing=spacing), of_model, partial(reading, model))
+    return Recipe(items, replace(options, spacing=spacing), of_model, partial(reading, model), judges)
 
 
-def synthesize_folder(options: SynthesisOptions) -> int:
+def check_judges(judges: Judges, options: SynthesisOptions, items: PairedImages) -> None:
+    """Refuses segmentors that cannot do what is asked of them.
+
+    Raises:
+        InputError: one is named and not there, or cannot take the masks or images of this size.
+    """
+    sizes = {items.size or item.size or (0, 0) for item in items.items}
+    masks = [str(item.mask) for item in items.items]
+    wanted = {"rectify": (bool(options.rectify), judges.guide), "judge": (options.chooses, judges.judge)}
+    for name, (asked, segmentor) in wanted.items():
+        if asked and segmentor is None:
+            raise InputError(f"‹{name}›: no segmentor is open: give synthesize_folder what opens it")
+        if asked and segmentor is not None:
+            segmentor.check(masks, sizes, gradient=name == "rectify")
+
+
+def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judges] = Judges) -> int:
     """Makes the images of a list that are missing in ``outdir``, and writes them with their records.
 
     Everything is checked before the first image is made, and said in a few lines. Images of ``outdir`` that were made
     of something else are refused by name, unless ``remake`` is set.
+
+    Args:
+        options: what, of what, and where to.
+        open_judges: opens the segmentors that the options name.
 
     Returns:
         how many images were made; 0 with ``dry_run``.
@@ -125,10 +147,12 @@ def synthesize_folder(options: SynthesisOptions) -> int:
     """
     trust(options.trust)
     parse_devices(options.gpus)  # refused before the model is built
+    judges = open_judges()
     model = create_model(options.config, options.ckpt, options.allow_mismatch, use_ema=options.use_ema)
     items = read_items(options, model)
     check_shape(options, model, items)
     condition_guidance(model, options)  # refused before the work
+    check_judges(judges, options, items)
     if items.faults:
         print(f"{len(items.faults)} faulty items are left out")
     check_names(items, options.seeds)
@@ -139,7 +163,7 @@ def synthesize_folder(options: SynthesisOptions) -> int:
         remedy = "shorten it" if options.long_prompts else "‹long_prompts› reads more, in windows of 75 tokens"
         for line in [*cut_lines(model, items, remedy), *few_steps(model, options), *never_hidden(options)]:
             note(line, sys.stdout)
-    recipe = recipe_of(options, model, items)
+    recipe = recipe_of(options, model, items, judges)
     state = FolderState() if options.only else compare_with_folder(items, recipe, options.outdir, options.seeds)
     if not options.remake:
         refuse_mixture(options.outdir, state.different)
@@ -147,8 +171,9 @@ def synthesize_folder(options: SynthesisOptions) -> int:
     if first:  # the other processes take its list: a command beside this one may change the folder at any time
         jobs = missing_images(items, recipe, options.seeds, state.as_asked, options.only)
         again = f", {len(state.different)} of them again" if state.different else ""
+        seeds = "seeds of their own" if any(item.seeds for item in items.items) else f"{options.num_samples} seeds"
         print(
-            f"{len(items)} items, {options.num_samples} seeds: {len(state.as_asked)} images are in {options.outdir}, "
+            f"{len(items)} items, {seeds}: {len(state.as_asked)} images are in {options.outdir}, "
             f"{len(jobs)} to make{again}"
         )
     nearest = next(folder for folder in (options.outdir, *options.outdir.absolute().parents) if folder.exists())
@@ -161,5 +186,5 @@ def synthesize_folder(options: SynthesisOptions) -> int:
         with working_in(options.outdir):  # tidies up what a killed run left, even if its images are all there
             return 0
     torch.set_float32_matmul_precision("high")
-    write_images(model, items, jobs, options, recipe)
+    write_images(model, items, jobs, options, recipe, judges)
     return len(jobs)

@@ -22,7 +22,9 @@ class SamplingOptions(Options):
     """How images are made of masks, references and texts; the defaults are the published ones, but for the latent."""
 
     seed: int = option(42, convert=integer(0, 2**62), help="first seed")
-    num_samples: int = option(1, convert=integer(1, 100_000), help="images a mask: seeds seed, seed + 1, ...")
+    num_samples: int = option(
+        1, convert=integer(1, 100_000), help="images a mask: seeds seed, seed + 1, ...; unless its line names seeds"
+    )
     scale: float = option(9.0, convert=number(0, 1000), help="guidance scale; 1 is no guidance")
     mask_scale: float = option(
         1.0, convert=number(0, 1000), help="guidance scale of the mask, for models trained with drop_mask_p; 1: none"
@@ -48,6 +50,19 @@ class SamplingOptions(Options):
         "drawn by image's name and seed)",
     )
     split_guidance: bool = option(False, help="the two texts one after the other: less memory, slower")
+    rectify_steps: int = option(
+        4, convert=integer(1, 500), help="with --rectify: in this many of the first steps, each by less than the last"
+    )
+    rectify_scale: float = option(
+        0.5, convert=number(0, 1000), help="with --rectify: size of the first, in standard deviations of the latent"
+    )
+    candidates: int = option(1, convert=integer(1, 1000), help="images made of each seed; the judge's best is kept")
+    retry: int = option(
+        0, convert=integer(0, 1000), help="make up to this many more while the best is under --retry-below"
+    )
+    retry_below: float = option(
+        0.5, convert=number(0, 1), help="mean IoU, 0..1, of the classes of an image's mask, as the judge finds them"
+    )
     batch_size: int = option(8, convert=batch_size, help="images at once on a device")
     num_workers: int = option(2, convert=workers, help="processes that read items, a device")
 
@@ -55,6 +70,11 @@ class SamplingOptions(Options):
         super().__post_init__()
         if self.eta and self.sampler != "ddim":
             raise InputError(f"‹eta› {self.eta}: only ‹sampler› ddim takes fresh noise")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether an image may be one of several."""
+        return self.candidates > 1 or self.retry > 0
 
     @property
     def seeds(self) -> range:
@@ -85,6 +105,19 @@ class SynthesisOptions(SamplingOptions, ModelOptions):
     classes: str | None = option(
         None, metavar="TABLE", help="class table to check masks by: FUSU, GID, LoveDA, MBRSC or a classes.json"
     )
+    rectify: tuple[str, ...] | None = option(
+        None,
+        nargs=2,
+        metavar=("CONFIG", "WEIGHTS"),
+        help="an mmseg segmentor that guides the first steps towards images in which it finds their masks",
+    )
+    judge: tuple[str, ...] | None = option(
+        None,
+        nargs=2,
+        metavar=("CONFIG", "WEIGHTS"),
+        help="an mmseg segmentor that chooses, for --candidates and --retry (default: that of --rectify)",
+    )
+    trust_config: bool = option(False, help="run a segmentor's config that lies in a folder of results")
     precision: str = option("32", choices=PRECISIONS, help="of the weights, or mixed: weights in 32 bit")
     gpus: str = option("auto", help="auto, cpu, or indices: 0 or 0,1,2,3")
     num_nodes: int = option(1, convert=integer(1), help="machines; start the same command on each by SLURM or torchrun")
@@ -133,3 +166,9 @@ class SynthesisOptions(SamplingOptions, ModelOptions):
         super().__post_init__()
         if self.size is not None and len(self.size) > 2:
             raise InputError("‹size›: write one number, or height and width")
+        if self.rectify and self.rectify_steps > self.steps:
+            raise InputError(f"‹rectify_steps› {self.rectify_steps}: there are {self.steps} ‹steps›; take fewer")
+        if self.chooses and not (self.judge or self.rectify):
+            raise InputError("‹candidates›, ‹retry›: need a segmentor that chooses; name one by ‹judge›")
+        if self.judge and not self.chooses:
+            raise InputError("‹judge›: has nothing to choose from; set ‹candidates› or ‹retry›")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cldm.data.pairs import PairedImages
-from cldm.synthesis.options import SynthesisOptions
+from cldm.synthesis.judging import NO_JUDGES, Judges
+from cldm.synthesis.options import SamplingOptions, SynthesisOptions
 from cldm.synthesis.records import Sample, images_in, read_records
 from common.errors import InputError
 from common.files import digest, file_hash, name_fault
@@ -52,6 +53,15 @@ MAKES = (
     "mask_scale",
     "reference_scale",
     "eta",
+    "rectify_hash",
+    "rectify_config_hash",
+    "rectify_steps",
+    "rectify_scale",
+    "candidates",
+    "judge_hash",
+    "judge_config_hash",
+    "retry",
+    "retry_below",
     "format",
     "quality",
     "height",
@@ -104,6 +114,7 @@ class Recipe:
         options: how.
         of_model: checkpoint, its hash, whether averaged, configuration, its hash, precision: the same for all images.
         reading: what is read of a prompt.
+        judges: the segmentors that guide and choose.
     """
 
     def __init__(
@@ -112,6 +123,7 @@ class Recipe:
         options: SynthesisOptions,
         of_model: Mapping[str, Any],
         reading: Callable[[str], Reading],
+        judges: Judges = NO_JUDGES,
     ) -> None:
         self.size = dataset.size
         self.reading = lru_cache(maxsize=4096)(reading)
@@ -129,6 +141,7 @@ class Recipe:
             "reference_fit": dataset.reference_fit,
             "reference_latent": options.reference_latent,
             "hint_encoding": dataset.hint_fingerprint,
+            **_of_judges(options, judges),
         }
 
     def sample(
@@ -142,6 +155,8 @@ class Recipe:
         reference_hash: str | None,
         height: int,
         width: int,
+        candidate: int = 0,
+        scores: Sequence[float] = (),
     ) -> Sample:
         """The record of one image."""
         return Sample(
@@ -155,13 +170,38 @@ class Recipe:
             reference=None if reference is None else _printable(reference),
             height=height,
             width=width,
+            candidate=candidate,
+            scores=[round(score, 5) for score in scores],
             **self._common,
         )
+
+
+def _of_judges(options: SamplingOptions, judges: Judges) -> dict[str, Any]:
+    """What records say of segmentors; nothing of one, or of settings, without effect."""
+    said: dict[str, Any] = {"candidates": options.candidates, "retry": options.retry}
+    if options.retry:
+        said["retry_below"] = options.retry_below
+    used = {"rectify": judges.guide, "judge": judges.judge if options.chooses else None}
+    for name, segmentor in used.items():
+        if segmentor is not None:
+            identity = segmentor.identity
+            said |= {name: identity["weights"], f"{name}_hash": identity["hash"]}
+            said[f"{name}_config_hash"] = identity["config_hash"]
+    if judges.guide is not None:
+        said |= {"rectify_steps": options.rectify_steps, "rectify_scale": options.rectify_scale}
+    return said
 
 
 def _printable(path: str) -> str:
     """A path as JSON can hold it, even where its bytes are no UTF-8."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def images_of(dataset: PairedImages, seeds: Sequence[int]) -> Iterator[tuple[int, int, str]]:
+    """Item, seed and name of each image of a list; an item's own seeds go before those of the command."""
+    for i, item in enumerate(dataset.items):
+        for seed in item.seeds or seeds:
+            yield i, seed, f"{item.name}_seed_{seed}"
 
 
 def check_names(dataset: PairedImages, seeds: Sequence[int]) -> None:
@@ -170,10 +210,10 @@ def check_names(dataset: PairedImages, seeds: Sequence[int]) -> None:
     Raises:
         InputError: names of masks that give no names of images, or too many images.
     """
-    if len(dataset) * len(seeds) > MOST_IMAGES:
-        raise InputError(f"‹num_samples› {len(seeds)}: {len(dataset) * len(seeds)} images; up to {MOST_IMAGES} at once")
+    if (count := sum(len(item.seeds or seeds) for item in dataset.items)) > MOST_IMAGES:
+        raise InputError(f"‹num_samples› {len(seeds)}: {count} images; up to {MOST_IMAGES} at once")
     for item in dataset.items:
-        if fault := name_fault(f"{item.name}_seed_{seeds[-1]}", LONGEST_NAME):
+        if fault := name_fault(f"{item.name}_seed_{max(item.seeds or seeds)}", LONGEST_NAME):
             raise InputError(
                 f"line {item.line} of the list, field source: {one_line(repr(item.name), 80)} is no name "
                 f"for images ({fault}); rename the mask"
@@ -193,12 +233,11 @@ def compare_with_folder(dataset: PairedImages, recipe: Recipe, outdir: Path, see
         InputError: damaged records.
     """
     present, records = images_in(outdir) if outdir.is_dir() else {}, read_records(outdir)
-    there = [(item, seed) for item in dataset.items for seed in seeds if f"{item.name}_seed_{seed}" in present]
-    hashes = _hashes(path for item, _ in there for path in (item.mask, item.reference) if path)
+    there = [(dataset.items[i], seed, name) for i, seed, name in images_of(dataset, seeds) if name in present]
+    hashes = _hashes(path for item, *_ in there for path in (item.mask, item.reference) if path)
     fine: set[str] = set()
     others: dict[str, str] = {}
-    for item, seed in there:
-        name = f"{item.name}_seed_{seed}"
+    for item, seed, name in there:
         height, width = recipe.size or item.size or (0, 0)
         reference = item.reference
         assert item.mask is not None  # a list of a synthesis is refused without
@@ -286,17 +325,18 @@ def missing_images(
     """
     windows = [recipe.reading(item.prompt).windows for item in dataset.items]
     if not only:
-        wanted = [(i, seed, f"{item.name}_seed_{seed}") for i, item in enumerate(dataset.items) for seed in seeds]
-        return [Job(i, seed, name, windows[i]) for i, seed, name in wanted if name not in as_asked]
+        return [Job(i, seed, name, windows[i]) for i, seed, name in images_of(dataset, seeds) if name not in as_asked]
     jobs = []
-    items = {item.name: i for i, item in enumerate(dataset.items)}
+    items = {item.name: i for i, item in enumerate(dataset.items) if item.seeds is None}  # of any seed
+    named = {f"{item.name}_seed_{seed}": i for i, item in enumerate(dataset.items) for seed in item.seeds or ()}
     for name in dict.fromkeys(text.removesuffix(".jpg").removesuffix(".png") for text in only):
         mask, _, number = name.rpartition("_seed_")
-        if mask not in items or not _is_seed(number):
+        item = named.get(name, items.get(mask))
+        if item is None or not _is_seed(number):
             raise InputError(
                 f"‹only› {one_line(name, 80)}: no such image; names are <mask name>_seed_<seed>, masks in the list"
             )
-        jobs.append(Job(items[mask], int(number), name, windows[items[mask]]))
+        jobs.append(Job(item, int(number), name, windows[item]))
     return jobs
 
 

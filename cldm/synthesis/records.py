@@ -17,6 +17,7 @@ from common.journal import Journal, Record
 from common.pairing import IMAGE_SUFFIXES
 
 RECORDS = "samples.jsonl"
+NO_SEGMENTOR = "none"
 LOCK, ACTIVE = ".samples.lock", ".active.lock"  # hidden, empty, and left behind: removing a lock would be a race
 
 
@@ -56,6 +57,19 @@ class Sample(Record):
     mask_scale: float = 1.0  # records that say none are older than these two
     reference_scale: float = 1.0
     eta: float | None = None
+    rectify: str | None = None  # the segmentor's weights, by name
+    rectify_hash: str = NO_SEGMENTOR  # as in records older than these fields
+    rectify_config_hash: str = NO_SEGMENTOR
+    rectify_steps: int = 0
+    rectify_scale: float = 0.0
+    judge: str | None = None
+    judge_hash: str = NO_SEGMENTOR
+    judge_config_hash: str = NO_SEGMENTOR
+    candidates: int = 1
+    retry: int = 0
+    retry_below: float = 0.0
+    candidate: int = 0  # which one was kept
+    scores: list[float] = []
     checkpoint: str | None = None
     checkpoint_hash: str | None = None
     use_ema: bool | None = None

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
@@ -23,15 +24,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
 from cldm.guidance import ConditionGuidance
+from cldm.synthesis.candidates import Painted, best_candidates, noise_seed
+from cldm.synthesis.judging import NO_JUDGES, Judge, Judges
 from cldm.synthesis.options import SamplingOptions, SynthesisOptions
-from cldm.synthesis.planning import Job, Recipe, same_size_batches
+from cldm.synthesis.planning import Job, Recipe, images_of, same_size_batches
 from cldm.synthesis.prompts import reading
 from cldm.synthesis.records import Sample, append_record, images_in, publishing, working_in
+from cldm.synthesis.rectify import Rectifier
 from common.devices import parse_devices
 from common.errors import InputError
 from common.files import atomic_path, file_hash
 from common.pictures import to_uint8
-from common.rng import item_noise, seed_from
+from common.rng import item_noise
 from ldm.models.guidance import Guidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
@@ -140,15 +144,31 @@ def condition_guidance(model: ControlLDM, options: SamplingOptions) -> Callable[
     return partial(ConditionGuidance, mask_scale=mask, reference_scale=reference, split=options.split_guidance)
 
 
-def paint(model: ControlLDM, batch: Mapping[str, Any], options: SamplingOptions) -> torch.Tensor:
-    """Images (B, 3, H, W), about [-1, 1], of a batch of jobs.
+def paint(
+    model: ControlLDM,
+    batch: Mapping[str, Any],
+    options: SamplingOptions,
+    guide: Judge | None = None,
+    candidate: int = 0,
+) -> torch.Tensor:
+    """Images (B, 3, H, W), about [-1, 1], of a batch of jobs, guided by a segmentor if there is one.
 
-    An image's noise follows from its seed and its mask's name alone: it is the same in any batch and on any device.
+    An image's noise follows from its seed, its mask's name and the candidate's number alone: it is the same in any
+    batch and on any device.
     """
-    seeds = [seed_from(seed, name) for seed, name in zip(batch["job_seed"], batch["name"], strict=True)]
+    seeds = [noise_seed(*job, candidate) for job in zip(batch["job_seed"], batch["name"], strict=True)]
     cond = model.conditions(batch, seeds if options.reference_latent == "sample" else None)
     shape = (model.channels, *(side // model.factor for side in cond.mask.shape[-2:]))
     x_T = item_noise(seeds, shape).to(cond.mask)
+    rectifier = None
+    if guide is not None:
+        height, width = cond.mask.shape[-2:]
+
+        def decode(latent: torch.Tensor) -> torch.Tensor:
+            return model.decode_with_gradient(latent.to(x_T.dtype))
+
+        labels = np.stack([guide.labels(mask, (height, width)) for mask in batch["mask_path"]])
+        rectifier = Rectifier(decode, guide, labels, options.rectify_steps, options.rectify_scale)
     latents = sample(
         model,
         cond,
@@ -161,30 +181,36 @@ def paint(model: ControlLDM, batch: Mapping[str, Any], options: SamplingOptions)
         seeds,
         spacing=options.spacing,
         guidance=condition_guidance(model, options),
+        correct_x0=rectifier,
         split=options.split_guidance,
     )
     return model.decode_first_stage(latents.to(x_T.dtype))
 
 
-def named_images(
-    model: ControlLDM, batch: Mapping[str, Any], options: SamplingOptions
-) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yields name and image (H, W, 3) uint8 of each job of a batch.
+def painted(
+    model: ControlLDM, batch: Mapping[str, Any], options: SamplingOptions, judges: Judges = NO_JUDGES
+) -> list[Painted]:
+    """The image of each job of a batch: of its candidates, the best.
 
     Raises:
-        InputError: the model gave numbers that are not finite.
+        InputError: the model gave numbers that are not finite, or nobody is there to choose.
     """
-    made = paint(model, batch, options)
-    if not torch.isfinite(made).all():
-        names = ", ".join(batch["job_name"])
-        raise InputError(f"not a number in one of the images {names}; take another ‹precision› or checkpoint")
-    yield from zip(batch["job_name"], to_uint8(made), strict=True)
+
+    def make(some: Mapping[str, Any], candidate: int) -> NDArray[Any]:
+        made = paint(model, some, options, judges.guide, candidate)
+        if not torch.isfinite(made).all():
+            names = ", ".join(some["job_name"])
+            raise InputError(f"not a number in one of the images {names}; take another ‹precision› or checkpoint")
+        return to_uint8(made)
+
+    return best_candidates(make, batch, options, judges.judge)
 
 
 def synthesize(
     model: ControlLDM,
     items: PairedImages,
     options: SamplingOptions,
+    judges: Judges = NO_JUDGES,
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Makes images in this process, on the model's device, and writes nothing: for notebooks and other programs.
 
@@ -192,6 +218,7 @@ def synthesize(
         model: with weights, in eval mode.
         items: masks, references and prompts.
         options: how, and which seeds of each item.
+        judges: segmentors that guide and choose (``segmentation.judge.open_judge``).
 
     Yields:
         name (``<mask name>_seed_<seed>``) and image (H, W, 3) uint8, batch by batch. They are those of the command.
@@ -199,16 +226,12 @@ def synthesize(
     model.accelerate()
     items.check_hints(model.control_model.hint_channels)
     windows = [reading(model, item.prompt).windows for item in items.items]
-    jobs = [
-        Job(i, seed, f"{item.name}_seed_{seed}", windows[i])
-        for i, item in enumerate(items.items)
-        for seed in options.seeds
-    ]
+    jobs = [Job(i, seed, name, windows[i]) for i, seed, name in images_of(items, options.seeds)]
     for batch in batch_loader(items, jobs, same_size_batches(items, jobs, options.batch_size), options.num_workers):
         with torch.inference_mode():
             on_device = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            images = list(named_images(model, on_device, options))
-        yield from images
+            images = painted(model, on_device, options, judges)
+        yield from ((name, one.image) for name, one in zip(batch["job_name"], images, strict=True))
 
 
 class Synthesizer(pl.LightningModule):
@@ -218,12 +241,15 @@ class Synthesizer(pl.LightningModule):
         model: with weights.
         options: sampler, scale, folder.
         recipe: what the records say.
+        judges: segmentors that guide and choose.
     """
 
-    def __init__(self, model: ControlLDM, options: SynthesisOptions, recipe: Recipe) -> None:
+    def __init__(
+        self, model: ControlLDM, options: SynthesisOptions, recipe: Recipe, judges: Judges = NO_JUDGES
+    ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than devices
-        self.model, self.options, self.recipe = model, options, recipe
+        self.model, self.options, self.recipe, self.judges = model, options, recipe, judges
         self.others = images_in(options.outdir)  # of these names, to be replaced, perhaps in another format
         self.pool = ThreadPoolExecutor(max_workers=4)
         self.writing: list[Future[None]] = []
@@ -234,10 +260,11 @@ class Synthesizer(pl.LightningModule):
             self.on_predict_end()
             print("SIGTERM: stopped; start again to make what is missing", file=sys.stderr)
             raise SystemExit(143)
-        for i, (name, image) in enumerate(named_images(self.model, batch, self.options)):
+        for i, one in enumerate(painted(self.model, batch, self.options, self.judges)):
             of_item = (batch[key][i] for key in RECORDED)
-            record = self.recipe.sample(name, *of_item, *image.shape[:2])
-            self.writing.append(self.pool.submit(self._write_whole, image, record))
+            of_image = (*one.image.shape[:2], one.candidate, one.scores)
+            record = self.recipe.sample(batch["job_name"][i], *of_item, *of_image)
+            self.writing.append(self.pool.submit(self._write_whole, one.image, record))
         # Lets a few batches of images wait for the disk, no more. A writer's error (the disk is full) is raised by
         # result(), and stops the run.
         while len(self.writing) > 4 * len(batch["job_name"]):
@@ -299,6 +326,7 @@ def write_images(
     jobs: Sequence[Job],
     options: SynthesisOptions,
     recipe: Recipe,
+    judges: Judges = NO_JUDGES,
 ) -> None:
     """Makes the images of all jobs on the devices that Lightning is given.
 
@@ -308,6 +336,7 @@ def write_images(
         jobs: images to make, on the first process; the others take its.
         options: how, where to, and on what devices.
         recipe: what the records say.
+        judges: segmentors that guide and choose.
     """
     model.accelerate(compile_networks=options.compile)
     precision = options.precision
@@ -329,7 +358,7 @@ def write_images(
     with working_in(options.outdir) if engine.is_global_zero else nullcontext():
         with ctrl_c(), memory_for(options.batch_size):
             engine.predict(
-                Synthesizer(model, options, recipe),
+                Synthesizer(model, options, recipe, judges),
                 datamodule=Jobs(dataset, jobs, options.batch_size, options.num_workers),
                 return_predictions=False,
             )

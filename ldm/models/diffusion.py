@@ -162,6 +162,10 @@ class LatentDiffusion(pl.LightningModule):
     @torch.no_grad()
     def decode_first_stage(self, latent: Tensor) -> Tensor:
         """Scaled latent (B, C, h, w) -> image (B, 3, H, W), about [-1, 1]."""
+        return self.decode_with_gradient(latent)
+
+    def decode_with_gradient(self, latent: Tensor) -> Tensor:
+        """As ``decode_first_stage``; what is computed of the image has a gradient with respect to the latent."""
         return self.first_stage_model.decode(latent / self.scale_factor)
 
     def image_latent(self, image: Tensor, seeds: Sequence[int] | None = None) -> Tensor:

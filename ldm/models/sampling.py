@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def sample(
     spacing: str = "auto",
     guidance: Callable[..., Guidance] | None = None,
     callback: Callable[[int, int, Tensor], None] | None = None,
+    correct_x0: Callable[[int, Tensor], Tensor] | None = None,
     split: bool = False,
     reuse: bool = True,
     share: bool = True,
@@ -54,6 +56,8 @@ def sample(
         spacing: of the time steps, see ``ldm.models.schedule.spacing_of``.
         guidance: makes the guidance, called with model, cond, uncond and scale; ``ClassifierFreeGuidance`` by default.
         callback: called after each step with its number from 0, its time step, and the latent (B, C, h, w) so far.
+        correct_x0: called at each step with its number from 0 and the predicted clean latent (B, C, h, w), and gives
+            the one to go on with; whatever the network predicts and whichever solver takes it.
         split: take ``SplitGuidance``.
         reuse: remember what no time step changes; False computes it anew.
         share: without effect; earlier versions computed what both texts share once.
@@ -80,12 +84,41 @@ def sample(
     precise = torch.promote_types(x_T.dtype, torch.float32)  # the solver's arithmetic, whatever the network's
     x = x_T.to(precise) * scheduler.init_noise_sigma
     for i, t in enumerate(tqdm(scheduler.timesteps, disable=not progress, desc=sampler, leave=False)):
-        prediction = predict(scheduler.scale_model_input(x, t).to(x_T.dtype), t.expand(x.shape[0]))
+        x_t = scheduler.scale_model_input(x, t)  # sqrt(abar) x_0 + sqrt(1 - abar) eps, however the solver scales x
+        prediction = predict(x_t.to(x_T.dtype), t.expand(x.shape[0])).to(precise)
+        if correct_x0 is not None:
+            abar = scheduler.alphas_cumprod[int(t)].to(x_t)
+            prediction = corrected(prediction, x_t, abar, model.parameterization, partial(correct_x0, i))
         extra = {}
         if eta:
             fresh = [seed_from(seed, Stream.SAMPLER, i) for seed in seeds or range(x.shape[0])]
             extra = {"eta": eta, "variance_noise": item_noise(fresh, x.shape[1:]).to(x)}
-        x = scheduler.step(prediction.to(precise), t, x, **extra).prev_sample
+        x = scheduler.step(prediction, t, x, **extra).prev_sample
         if callback is not None:
             callback(i, int(t), x)
     return x
+
+
+def corrected(
+    prediction: Tensor, x_t: Tensor, abar: Tensor, parameterization: str, correct: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What the network would have to predict for its clean latent to be the corrected one.
+
+    With x_t = s x_0 + n eps, s = sqrt(abar) and n = sqrt(1 - abar), each prediction is linear in x_0:
+    eps = (x_t - s x_0) / n, and v = s eps - n x_0 = (s x_t - x_0) / n. Where nothing is corrected, nothing changes.
+
+    Args:
+        prediction: of the network (B, C, h, w).
+        x_t: noisy latent (B, C, h, w).
+        abar: of the time step, below 1; above 0 for ``eps``.
+        parameterization: ``eps``, ``v`` or ``x0``.
+        correct: predicted clean latent -> the one that takes its place.
+    """
+    signal, noise = abar.sqrt(), (1 - abar).sqrt()
+    if parameterization == "x0":
+        return correct(prediction)
+    if parameterization == "v":
+        x0, slope = signal * x_t - noise * prediction, -1 / noise
+    else:
+        x0, slope = (x_t - noise * prediction) / signal, -signal / noise
+    return prediction + slope * (correct(x0) - x0)

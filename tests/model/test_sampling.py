@@ -105,6 +105,31 @@ def test_the_callback_sees_each_step():
     assert torch.equal(seen[-1][2], end) and not torch.equal(seen[0][2], end)
 
 
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_predicted_clean_latent_can_be_replaced(sampler, parameterization):
+    model, seen = GaussianModel(0.3, 0.5, parameterization), []
+    x_T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def as_it_is(i, x0):
+        seen.append((i, x0))
+        return x0
+
+    plain = sample(model, {"c_crossattn": []}, None, x_T, 10, sampler)
+    assert torch.equal(sample(model, {"c_crossattn": []}, None, x_T, 10, sampler, correct_x0=as_it_is), plain)
+    # E[x_0 | x] = mean + s^2 sqrt(a) (x - sqrt(a) mean) / (a s^2 + 1 - a)
+    a = model.alphas[901]
+    scheduler = make_scheduler(sampler, model.betas)
+    scheduler.set_timesteps(10)
+    x = scheduler.scale_model_input(x_T * scheduler.init_noise_sigma, scheduler.timesteps[0])
+    assert (seen[0][1] - (0.3 + 0.25 * a.sqrt() * (x - a.sqrt() * 0.3) / (a * 0.25 + 1 - a))).abs().max() < 1e-4
+    assert [i for i, _ in seen] == list(range(10))
+    # what every step takes for the clean latent is what comes out, but for the noise of the first time step
+    target = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).expand(2, -1, -1, -1)
+    end = sample(model, {"c_crossattn": []}, None, x_T, 10, sampler, correct_x0=lambda i, x0: target)
+    assert (end - target).abs().max() < 0.15
+
+
 def test_impossible_options_are_refused():
     model, x = GaussianModel(), torch.zeros(1, 1, 2, 2)
     for options in ({"steps": 0}, {"steps": 2000}, {"sampler": "magic"}, {"sampler": "unipc", "eta": 1.0}):
