@@ -50,15 +50,22 @@ def classes_by_score(
     Raises:
         InputError: the metrics are of other classes.
     """
-    by_plain_name = {plain_name(name): score for name, score in scores.items()}
-    if missing := [name for name in classes if plain_name(name) not in by_plain_name]:
-        raise InputError(f"‹metrics›: no class {', '.join(missing)} in it; made with other ‹classes›?")
-    measured = [
-        (score, index) for index, name in enumerate(classes) if (score := by_plain_name[plain_name(name)]) is not None
-    ]
+    measured = [(score, index) for index, score in enumerate(in_order(scores, classes)) if score is not None]
     if below is not None:
         return [index for score, index in measured if score < below]
     return sorted(index for _, index in sorted(measured)[:worst])
+
+
+def in_order(scores: Mapping[str, float | None], classes: Sequence[str]) -> list[float | None]:
+    """Scores by class name in the order of a class table's names.
+
+    Raises:
+        InputError: the metrics are of other classes.
+    """
+    by_plain_name = {plain_name(name): score for name, score in scores.items()}
+    if missing := [name for name in classes if plain_name(name) not in by_plain_name]:
+        raise InputError(f"‹metrics›: no class {', '.join(missing)} in it; made with other ‹classes›?")
+    return [by_plain_name[plain_name(name)] for name in classes]
 
 
 class _ClassLoss(OpenSchema):
@@ -154,17 +161,28 @@ def pixels_of_masks(folder: Path, pairs: Sequence[Pair], labels: Labels, workers
     if missing := [f"‹syn_mask_path› {folder}: no mask {name}.png" for name in names if name not in files]:
         raise InputError(listed(missing))
 
-    def pixels(name: str) -> NDArray[Any] | InputError:
+    counted = class_pixels([files[name] for name in names], labels, workers)
+    return MaskPixels(dict(zip(names, counted, strict=True)), mask_of)
+
+
+def class_pixels(masks: Sequence[Path], labels: Labels, workers: int) -> NDArray[Any]:
+    """Pixels of each class in each mask, int64 (M, C).
+
+    Raises:
+        InputError: damaged masks; names them.
+    """
+
+    def pixels(mask: Path) -> NDArray[Any] | InputError:
         try:
-            ids = pixels_of_ids(labels.file_ids(files[name]))
+            ids = pixels_of_ids(labels.file_ids(mask))
             if wrong := labels.wrong_ids(ids):
-                raise ImageError.of(files[name], wrong)
+                raise ImageError.of(mask, wrong)
         except InputError as error:
             return error
         return labels.pixels_of_classes(ids)
 
     with ThreadPoolExecutor(workers) as pool:
-        found = dict(zip(names, pool.map(pixels, names), strict=True))
-    if wrong := [str(fault) for fault in found.values() if isinstance(fault, InputError)]:
+        found = list(pool.map(pixels, masks))
+    if wrong := [str(fault) for fault in found if isinstance(fault, InputError)]:
         raise InputError(listed(wrong))
-    return MaskPixels({name: value for name, value in found.items() if not isinstance(value, InputError)}, mask_of)
+    return np.array(found, dtype=np.int64).reshape(len(masks), labels.num_classes)

@@ -24,6 +24,7 @@ COMMANDS = sorted(
 # to read their help, or for the whole of their work
 # to read their help, or for the whole of their work
 WITHOUT_TORCH = (
+    "allot",
     "benchmark",
     "check_data",
     "compare",

@@ -14,6 +14,7 @@ from tests.conftest import ROOT, SMALL
 
 PAGES = [
     "docs/from_published.md",
+    "docs/made_to_help.md",
     "docs/memory.md",
     "docs/recipe.md",
     "docs/audit.md",
