@@ -157,6 +157,23 @@ def test_outputs_may_not_overwrite_each_other(data: Path, line: Line) -> None:
     )
 
 
+def test_lines_of_a_synthesis_may_share_a_mask_if_they_name_their_seeds(data: Path, line: Line) -> None:
+    path = write(data, line(0, seeds=[0, 2]), line(0, ref_image="ref/m1.jpg", seeds=[1]), line(1))
+    items, _ = read_manifest(path, data, need_image=False, need_reference=True, progress=False)
+    assert [(item.name, item.seeds) for item in items] == [("m0", (0, 2)), ("m0", (1,)), ("m1", None)]
+    assert items[1].reference == data / "ref/m1.jpg"
+    for second, says in (
+        (line(0, seeds=[2]), "line 2, field seeds: seed 2 of this mask is line 1's already"),
+        (line(0), "line 1, field seeds: line 2, of the same mask's name, has none"),
+        (line(1, seeds=[]), "line 2, field seeds: must be whole numbers from 0, each once"),
+        (line(1, seeds=[0, 0]), "line 2, field seeds: must be whole numbers from 0, each once"),
+        (line(1, seeds=[True]), "line 2, field seeds: must be whole numbers from 0, each once"),
+    ):
+        assert fault_of(data, line(0, seeds=[0, 2]), second, need_image=False).startswith(says)
+    with pytest.raises(InputError, match="is used by line 1 already"):  # a training
+        read_manifest(write(data, line(0, seeds=[0]), line(0, seeds=[1])), data, progress=False)
+
+
 def test_all_faults_at_once_or_skipped(data: Path, line: Line) -> None:
     path = write(data, line(0, source="label/x.png", target=None), line(1), "{", line(2, source="label/y.png"))
     with pytest.raises(InputError) as error:

@@ -173,3 +173,15 @@ def test_without_a_judge_nothing_is_chosen():
 
     with pytest.raises(InputError, match="judge"):
         best_candidates(lambda *_: None, {"name": ["a"]}, SamplingOptions(candidates=2), None)
+
+
+def test_a_list_may_say_its_seeds(cli, command, scenes, tmp_path):
+    line = json.loads((scenes / "inference_set_items.json").read_text().splitlines()[0])
+    items = tmp_path / "items.json"
+    items.write_text("\n".join(json.dumps({**line, "seeds": seeds}) for seeds in ([0, 4], [1])))
+    given = command(tmp_path / "out", "--txt-file", items, "--ddim-steps", 1)
+    assert "2 items, seeds of their own: 0 images are in" in cli("inference", *given)
+    assert {record["name"]: record["seed"] for record in records(tmp_path / "out")} == {
+        f"train_0000_seed_{seed}": seed for seed in (0, 1, 4)
+    }
+    assert "no such image" in cli.refused("inference", *given, "--only", "train_0000_seed_2")
