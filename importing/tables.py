@@ -85,8 +85,8 @@ def with_map(table: ClassTable, given: Sequence[str]) -> ClassTable:
     return replace(table, labels=Labels(len(table), of_id=tuple(of_id), name="‹map›"))
 
 
-def refuse_equal_colors(table: ClassTable, shown: str) -> None:
-    """Refuses a table by whose colors masks are to be read, if two of its classes have one.
+def need_colors(table: ClassTable, shown: str) -> None:
+    """Refuses a table by whose colors masks are to be read, if two of its classes have one, or none has.
 
     Raises:
         InputError: names both classes.
@@ -101,6 +101,7 @@ def refuse_equal_colors(table: ClassTable, shown: str) -> None:
                 "one of its own for each class"
             )
         seen[color] = name
+    raise InputError(f"{shown}: names no colors, and the masks are pictures in colors; add palette or mask_colors")
 
 
 def _rows(path: Path) -> list[tuple[int, str]]:

@@ -25,6 +25,14 @@ from importing.source import Scene, Source, split_of, unique_names
 from importing.tables import table_named
 
 _PLACES = ("*.json", "annotations/*.json", "*/_annotations.coco.json", "*/*.json")
+_TYPES = (
+    ("images", "id", int | str),
+    ("images", "file_name", str),
+    ("categories", "id", int),
+    ("categories", "name", str),
+    ("annotations", "image_id", int | str),
+    ("annotations", "category_id", int),
+)
 _HEAD = 1 << 16  # bytes in which COCO's fields show
 _REMEDY = "export it again as COCO"
 
@@ -101,7 +109,7 @@ def _content(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}, field {field}: is no list of objects, as COCO's are; {_REMEDY}")
     if any("segments_info" in entry for entry in content["annotations"][:1]):
         raise InputError(f"{path}: is COCO's panoptic form, which is not read; export instances or stuff")
-    for field, key, kinds in (("images", "id", int | str), ("images", "file_name", str), ("categories", "name", str)):
+    for field, key, kinds in _TYPES:
         for number, entry in enumerate(content[field]):
             if not isinstance(entry.get(key), kinds):
                 raise InputError(f"{path}, {field}[{number}], field {key}: is missing or of another type; {_REMEDY}")
@@ -113,9 +121,7 @@ def _categories(paths: Sequence[Path], contents: Sequence[dict[str, Any]]) -> di
     found: dict[int, dict[str, Any]] = {}
     for path, content in zip(paths, contents, strict=True):
         for number, entry in enumerate(content["categories"]):
-            id_ = entry.get("id")
-            if not isinstance(id_, int):
-                raise InputError(f"{path}, categories[{number}], field id: must be a whole number; {_REMEDY}")
+            id_ = entry["id"]
             if found.setdefault(id_, entry)["name"] != entry["name"]:
                 raise InputError(
                     f"{path}, categories[{number}]: {entry['name']} has the id of {found[id_]['name']}; {_REMEDY}"
@@ -127,8 +133,8 @@ def _classes(
     path: Path, categories: Mapping[int, dict[str, Any]], contents: Sequence[dict[str, Any]], options: ImportOptions
 ) -> tuple[ClassTable, dict[int, int], list[str]]:
     """The class table, class id by category id, and what to say of it."""
-    used = {entry.get("category_id") for content in contents for entry in content["annotations"]}
-    supers = {entry.get("supercategory") for id_, entry in categories.items() if id_ in used}
+    used = {entry["category_id"] for content in contents for entry in content["annotations"]}
+    supers = {str(entry.get("supercategory")) for id_, entry in categories.items() if id_ in used}
     empty = {id_ for id_, entry in categories.items() if id_ not in used and {entry["name"]} == supers}
     notes = [f"category {categories[id_]['name']} is the data set's name, and no class" for id_ in sorted(empty)]
     kept = {id_: entry for id_, entry in categories.items() if id_ not in empty}

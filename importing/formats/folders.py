@@ -20,7 +20,7 @@ from importing.learning import learned_table
 from importing.mask_files import MaskFile, is_jpeg, pixels_of
 from importing.options import ImportOptions
 from importing.source import Scene, Source, split_of, unique_names
-from importing.tables import refuse_equal_colors, table_beside, table_named, table_of_names, with_map
+from importing.tables import need_colors, table_beside, table_named, table_of_names, with_map
 
 _KIND = re.compile(r"\.(?:png|jpe?g|tiff?|bmp|gif|webp|jp2)$", re.IGNORECASE)
 Key = tuple[tuple[str, str], ...]
@@ -183,7 +183,7 @@ def _table(files: Files, root: Path, masks: Sequence[Path], options: ImportOptio
         return with_map(table, options.map), False
     by_color = by_color or _in_colors(masks)
     if by_color:
-        refuse_equal_colors(table, shown)
+        need_colors(table, shown)
     return table, by_color
 
 

@@ -60,6 +60,13 @@ def test_two_classes_of_one_color_are_refused(data):
         path.unlink()
 
 
+def test_names_alone_do_not_say_what_colors_are(data):
+    fill(data, painted)
+    data.write("labels.txt", "\n".join(NAMES))
+    with pytest.raises(InputError, match=r"labels.txt: names no colors, and the masks are pictures in colors"):
+        data.imported()
+
+
 def test_a_palette_that_is_learned_is_shown_first(data, capsys):
     fill(data, painted)
     with pytest.raises(InputError, match=r"made_classes.json proposes those above"):
