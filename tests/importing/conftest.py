@@ -61,7 +61,7 @@ class Data:
 
     def masks(self) -> dict[str, np.ndarray]:
         """Ids of all masks that were made, by name."""
-        return {path.stem: np.asarray(Image.open(path)) for path in sorted(self.out.glob("label_*/*.png"))}
+        return {path.stem: np.asarray(Image.open(path)) for path in sorted(self.out.glob("label_*/*"))}
 
     def classes(self) -> list[str]:
         """Names in the class table that was made."""

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cldm.data.manifest import read_manifest
+from common.classes import load_class_table
+from common.command import read_options
 from common.errors import InputError
+from importing.checks.options import CheckOptions
+from importing.checks.run import check_data
 from tests.conftest import SHARED
 from tests.importing.conftest import COLORS, NAMES, known_mask, painted
 
@@ -169,6 +174,10 @@ def test_scenes_are_cut_and_split_whole(data):
     assert (np.asarray(Image.open(path)) == whole[24:40, 54:70]).all()
     assert data.lines("test")[0]["prompt"].startswith("test: ")
     assert {line["ref_image"].split("_y")[0] for line in data.lines("inference")} == {"ref_img/r"}
+    table = load_class_table(str(out / "classes.json"))
+    how = {"classes": table, "need_reference": True, "multiple_of": 16, "progress": False}
+    items, _ = read_manifest(out / "inference_set_items.json", out, **how)
+    assert len(items) == len(data.lines()) and check_data(read_options(CheckOptions, "", [str(out)]), len).clean
 
 
 def test_what_is_missing_or_faulty_leaves_nothing(data):
