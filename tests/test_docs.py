@@ -16,6 +16,7 @@ PAGES = [
     "docs/from_published.md",
     "docs/made_to_help.md",
     "docs/memory.md",
+    "docs/diffusers.md",
     "docs/recipe.md",
     "docs/audit.md",
     "docs/your_data.md",

@@ -24,6 +24,8 @@ COMMANDS = {
         "init_checkpoint",
         "make a start checkpoint of Stable Diffusion's weights, or a smaller model's",
     ),
+    "export-diffusers": ("export_diffusers", "write a model as a folder that diffusers loads without this project"),
+    "import-diffusers": ("import_diffusers", "make a checkpoint and a YAML file of such a folder"),
     "benchmark": ("benchmark", "measure time and memory of training and synthesis"),
     "count-memory": ("count_memory", "count the memory of training and synthesis, without a GPU"),
     "train-vae": ("train_vae", "train the first stage, pixels to latents and back"),

@@ -5,6 +5,7 @@ CLIP's vocabulary ships inside ``open_clip_torch``; nothing is downloaded.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import importlib.util
 from collections.abc import Iterable, Sequence
@@ -96,6 +97,12 @@ class ClipTokenizer:
         windows = max(1, min(most, -(-tokens // room)))
         cut = encoded["offset_mapping"][room * windows][0] if tokens > room * windows else len(text)
         return Reading(tokens, text[:cut].rstrip() if cut < len(text) else text, text[cut:], windows)
+
+    def save(self, folder: Path) -> None:
+        """Writes it as transformers' ``CLIPTokenizer`` reads it, with this one's length and padding."""
+        bpe = copy.deepcopy(self.bpe)
+        bpe.pad_token, bpe.model_max_length = bpe.convert_ids_to_tokens(self.pad_token), self.max_length
+        bpe.save_pretrained(folder)
 
     def _encode(self, text: str, **options: bool) -> Any:
         return self.bpe(text, add_special_tokens=False, verbose=False, **options)

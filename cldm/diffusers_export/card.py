@@ -1,0 +1,115 @@
+"""The model card of an exported folder, as Hugging Face shows it; what nobody has said stays blank, and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cldm.control_ldm import ControlLDM
+from cldm.diffusers_export.options import ExportOptions
+from common.classes import ClassTable
+from common.errors import InputError
+from common.schema import load_json, one_line
+
+BLANK = "*Not stated.*"
+MOST_SCORES = 60
+
+
+def numbers_in(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Name and value of each number of a file of scores: ``classes.road.IoU``, 0.71."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from numbers_in(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(content, int | float) and not isinstance(content, bool):
+        yield name, float(content)
+
+
+def scores_table(files: tuple[Path, ...]) -> str:
+    """A table of the numbers that files of scores hold.
+
+    Raises:
+        InputError: no JSON, or one without numbers.
+    """
+    if not files:
+        return BLANK
+    rows = []
+    for file in files:
+        found = list(numbers_in(load_json(file)))
+        if not found:
+            raise InputError(f"‹scores› {file}: holds no number; name a file that a command of this project wrote")
+        rows += [f"| {file.name} | {one_line(name, 60)} | {value:.4g} |" for name, value in found[:MOST_SCORES]]
+    return "\n".join(["| file | score | value |", "| --- | --- | --- |", *rows])
+
+
+def model_card(options: ExportOptions, model: ControlLDM, table: ClassTable | None, index: Mapping[str, Any]) -> str:
+    """The text of README.md.
+
+    Args:
+        options: what is said of license, data and scores.
+        model: what is exported.
+        table: its classes.
+        index: content of model_index.json.
+
+    Raises:
+        InputError: a file of scores that holds none.
+    """
+    title = options.title or options.out.absolute().name
+    head: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "image-to-image"}
+    head["tags"] = ["remote-sensing", "semantic-segmentation", "controlnet", "tisynth"]
+    if options.license is not None:
+        head["license"] = options.license
+    classes = (
+        "not known: ids from 0" if table is None else ", ".join(f"{i} {name}" for i, name in enumerate(table.names))
+    )
+    parts = "\n".join(
+        f"| `{name}` | {entry[1]} | {entry[0]} |"
+        for name, entry in index.items()
+        if isinstance(entry, list) and not name.startswith("_")
+    )
+    reads = "a mask, a reference image and a text" if model.fuses else "a mask and a text"
+    reference = ', Image.open("reference.jpg").convert("RGB")' if model.fuses else ""
+    return f"""---
+{yaml.safe_dump(head, sort_keys=False).strip()}
+---
+
+# {title}
+
+Paints satellite images from {reads} (TISynth, Information Fusion, 10.1016/j.inffus.2025.103839).
+
+```python
+import numpy as np
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
+mask = np.asarray(Image.open("mask.png"))  # class ids, 255 for no class
+pipe(mask{reference}, prompt="a satellite image").images[0].save("made.png")
+```
+
+Written for diffusers {index["_diffusers_version"]}. `trust_remote_code` runs the Python files in this folder: read them
+first. Images' sides are multiples of {model.multiple} pixels. Prompts are cut at
+{model.cond_stage_model.tokenizer.max_length - 2} tokens.
+
+| part | class | from |
+| --- | --- | --- |
+{parts}
+
+## Classes
+
+{classes}
+
+## License
+
+{options.license or BLANK}
+
+## Data
+
+{options.data or BLANK}
+
+## Scores
+
+{scores_table(options.scores)}
+"""

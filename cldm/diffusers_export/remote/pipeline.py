@@ -1,0 +1,214 @@
+"""TISynth: satellite images from a semantic mask, a reference image and a text.
+
+import numpy as np
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
+mask = np.asarray(Image.open("mask.png"))  # class ids, 255 for no class
+pipe(mask, Image.open("reference.jpg"), "a satellite image of road water").images[0].save("made.png")
+"""
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class TISynthPipeline(DiffusionPipeline):
+    """Paints masks in the style of references.
+
+    Args:
+        vae: pixels to latents and back.
+        text_encoder: CLIP's text transformer.
+        tokenizer: its tokenizer.
+        unet: TISynth's U-Net, or Stable Diffusion's where there is no reference branch.
+        controlnet: the mask branch.
+        scheduler: any of diffusers' that takes the noise schedule; the published one is DDIM.
+        reference_branch: the branch that reads the reference's latent; without one, a plain ControlNet.
+        factor: pixels a latent pixel.
+        multiple: height and width of images must be multiples of this many pixels.
+        hints: what the mask branch reads of a class id: ``values``, a row of channels a class, and ``ignored``, their
+            value where the id is 255; ``classes``, their names. Without it, id / 255 in three channels.
+        only_mid_control: without a reference branch: the mask's features join at the middle block alone.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["reference_branch"]
+
+    def __init__(
+        self,
+        vae: ModelMixin,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        unet: UNet2DConditionModel,
+        controlnet: ControlNetModel,
+        scheduler: SchedulerMixin,
+        reference_branch: ControlNetModel | None = None,
+        factor: int = 8,
+        multiple: int = 64,
+        hints: dict[str, Any] | None = None,
+        only_mid_control: bool = False,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            controlnet=controlnet,
+            scheduler=scheduler,
+            reference_branch=reference_branch,
+        )
+        self.register_to_config(factor=factor, multiple=multiple, hints=hints, only_mid_control=only_mid_control)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
+
+    def encode_mask(self, mask: Any) -> Tensor:
+        """What the mask branch reads (B, C', H, W) of class ids (H, W) or (B, H, W), 255 for no class.
+
+        Raises:
+            ValueError: an id that is neither a class nor 255.
+        """
+        ids = torch.from_numpy(np.asarray(mask).astype(np.int64))
+        ids = ids[None] if ids.ndim == 2 else ids
+        hints = self.config.hints
+        if hints is None:
+            return (ids[:, None] / 255).expand(-1, 3, -1, -1)
+        values = torch.tensor(hints["values"], dtype=torch.float32)  # (N, C')
+        if bool(((ids != 255) & ((ids < 0) | (ids >= len(values)))).any()):
+            raise ValueError(f"mask: class ids are 0 to {len(values) - 1}, and 255 for no class")
+        table = torch.full((256, values.shape[1]), hints["ignored"])
+        table[: len(values)] = values
+        return table[ids].permute(0, 3, 1, 2)
+
+    def encode_reference(self, reference: Any, size: tuple[int, int]) -> Tensor:
+        """The scaled latent (B, C, h, w) of reference images: one image, several, or a tensor (B, 3, H, W) in [-1, 1].
+
+        Args:
+            reference: images of PIL of another shape than ``size`` are cut to it, in the middle.
+            size: height and width of the mask.
+        """
+        if not isinstance(reference, Tensor):
+            height, width = size
+            pictures = [
+                ImageOps.fit(one.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
+                if one.size != (width, height)
+                else one.convert("RGB")
+                for one in (reference if isinstance(reference, list) else [reference])
+            ]
+            pixels = torch.from_numpy(np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures]))
+            reference = pixels.permute(0, 3, 1, 2) / 127.5 - 1
+        reference = reference.to(self._execution_device, self.vae.dtype)
+        return self.vae.encode(reference).latent_dist.mode() * self.vae.config.scaling_factor
+
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        """Text embeddings (B, L, D); what is longer than the encoder reads is cut."""
+        tokens = self.tokenizer(
+            texts,
+            padding="max_length",
+            max_length=self.text_encoder.config.max_position_embeddings,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]
+
+    def predict(self, x: Tensor, t: Tensor, text: Tensor, hint: Tensor, reference: Tensor | None) -> Tensor:
+        """The networks' prediction (B, C, h, w) of a noisy latent: both branches, then the U-Net that reads them."""
+        maps, middle = self.controlnet(x, t, text, hint, return_dict=False)
+        if self.reference_branch is None:
+            maps = [torch.zeros_like(one) for one in maps] if self.config.only_mid_control else maps
+            return self.unet(
+                x,
+                t,
+                text,
+                down_block_additional_residuals=maps,
+                mid_block_additional_residual=middle,
+                return_dict=False,
+            )[0]
+        reference_maps, reference_middle = self.reference_branch(x, t, text, reference, return_dict=False)
+        features = ([*maps, middle], [*reference_maps, reference_middle])
+        return self.unet(x, t, text, *features, return_dict=False)[0]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        mask: Any,
+        reference: Any = None,
+        prompt: str | list[str] = "",
+        num_inference_steps: int = 50,
+        guidance_scale: float = 9.0,
+        negative_prompt: str = "",
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Paints.
+
+        Args:
+            mask: class ids (H, W) or (B, H, W) as numbers or an image of them, 255 for no class; or what the mask
+                branch reads, a float tensor (B, C', H, W).
+            reference: see ``encode_reference``; unused without a reference branch.
+            prompt: one for all images, or one each.
+            num_inference_steps: denoising steps.
+            guidance_scale: of classifier-free guidance; 1 is none.
+            negative_prompt: what guidance leads away from.
+            eta: share of fresh noise a step, for DDIM.
+            generator: of the noise.
+            latents: the noise itself, standard normal (B, C, h, w).
+            output_type: ``pil``, ``np``, ``pt`` (in [0, 1]), or ``latent``.
+            return_dict: an output object, or a tuple.
+
+        Raises:
+            ValueError: a size that the networks cannot have, ids that are no classes, or no reference.
+        """
+        device, dtype = self._execution_device, self.unet.dtype
+        is_hint = isinstance(mask, Tensor) and mask.is_floating_point() and mask.ndim == 4
+        hint = (mask if is_hint else self.encode_mask(mask)).to(device, dtype)
+        count, _, height, width = hint.shape
+        if height % self.config.multiple or width % self.config.multiple:
+            raise ValueError(f"mask: {height} x {width} pixels; must be multiples of {self.config.multiple}")
+        reference_latent = None
+        if self.reference_branch is not None:
+            if reference is None:
+                raise ValueError("reference: this model needs one")
+            reference_latent = self.encode_reference(reference, (height, width)).to(dtype).expand(count, -1, -1, -1)
+        prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+        text = self.encode_texts(prompts).to(dtype)
+        guided = guidance_scale != 1
+        if guided:  # without the text, and with it, in one batch
+            text = torch.cat([self.encode_texts([negative_prompt] * count).to(dtype), text])
+            hint = torch.cat([hint, hint])
+            reference_latent = None if reference_latent is None else torch.cat([reference_latent, reference_latent])
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        if latents is None:
+            shape = (count, self.unet.config.in_channels, height // self.config.factor, width // self.config.factor)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        x = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma  # the solver's arithmetic is in 32 bit
+        known = inspect.signature(self.scheduler.step).parameters
+        extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in known}
+        for t in self.progress_bar(self.scheduler.timesteps):
+            taken = self.scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t).to(dtype)
+            prediction = self.predict(taken, t, text, hint, reference_latent).float()
+            if guided:
+                without, with_text = prediction.chunk(2)
+                prediction = without + guidance_scale * (with_text - without)
+            x = self.scheduler.step(prediction, t, x, **extra).prev_sample
+
+        images: Any = x
+        if output_type != "latent":
+            scaled = (x / self.vae.config.scaling_factor).to(self.vae.dtype)
+            images = self.image_processor.postprocess(self.vae.decode(scaled, return_dict=False)[0], output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
