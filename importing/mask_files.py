@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from common.classes import ClassTable
 from common.decoding import ImageError, decode
+from common.images import IGNORE
 from importing.ringing import REACH, without_ringing
 from importing.source import Size
 
@@ -68,7 +69,10 @@ class MaskFile:
         if is_jpeg(self.path):
             ids = self._without_ringing(notes)
         else:
-            ids = self._by_color() if self.by_color else self.table.labels.read(self.path)
+            by_palette = not self.by_color and self._palette_has_another_order()
+            if by_palette:
+                notes.append(f"{self.path}: is read by its palette's colors, whose order is not that of the classes")
+            ids = self._by_color() if self.by_color or by_palette else self.table.labels.read(self.path)
         if ids.shape != size:
             raise ImageError.of(
                 self.path,
@@ -76,6 +80,25 @@ class MaskFile:
                 "agree",
             )
         return ids
+
+    def _palette_has_another_order(self) -> bool:
+        """Whether a palette PNG shows colors of the classes alone, and its indices are other classes.
+
+        A program that turns pictures into palettes numbers colors as it likes; then these are what was meant.
+        """
+        if not self.table.labels.colors or self.path.suffix.lower() not in (".png", ".gif", ".bmp"):
+            return False
+        image = decode(self.path).image
+        if image.mode != "P":
+            return False
+        used = np.unique(np.asarray(image)).tolist()
+        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        known = {color[:3]: int(self.table.labels.table[color[3]]) for color in self.table.labels.colors}
+        by_index = [int(self.table.labels.table[index]) for index in used]
+        if max(used) >= len(palette) or IGNORE in by_index:  # an index to ignore is no program's own choice
+            return False
+        by_color = [known.get(tuple(palette[index].tolist())) for index in used]
+        return None not in by_color and by_color != by_index
 
     def _references(self, gray: bool) -> tuple[NDArray[Any], NDArray[Any]]:
         """Values that a file may hold, ids (N,) or colors (N, 3), and the class ids (N,) that they are."""

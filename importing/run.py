@@ -30,12 +30,13 @@ from common.rng import Stream, seed_from
 from importing.detect import recognize
 from importing.options import ImportOptions
 from importing.pictures import Picture, read_picture
-from importing.source import Scene, Source
+from importing.source import DRAWN, Scene, Source
 from importing.splits import splits_of
 from importing.tiles import tiles
 
 _SHOWN = 200  # notes that the report keeps
 _TOLD = 8  # notes that the summary shows
+_MUCH = 0.3  # share of pixels without label from which it is said
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,15 @@ def import_data(options: ImportOptions) -> Imported:
     labeled = [scene for scene in source.scenes if scene.mask is not None]
     alone = [scene for scene in source.scenes if scene.mask is None]
     if not labeled:
-        raise InputError(f"‹source› {options.source}: no image has a mask")
-    if alone and options.unlabeled == "refuse" and source.format != "coco":
+        raise InputError(f"‹source› {options.source}: no image has a mask (format {source.format})")
+    if alone and options.unlabeled == "refuse" and source.format not in DRAWN:
         raise InputError(
             f"{listed([f'{scene.image}: has no mask' for scene in alone])}; add them, or say with ‹unlabeled› whether "
             "such images are left out or become references"
         )
     splits, notes = splits_of(labeled, options)
+    if alone and options.unlabeled != "reference":
+        notes.append(f"{len(alone)} images have no mask, and are left out")
     if options.dry_run:
         found = Imported(
             {}, "\n".join([_found(source, labeled), *_told([*source.notes, *notes]), "dry run: nothing is written"])
@@ -280,6 +283,9 @@ def _summary(report: dict[str, Any], source: Source, labeled: Sequence[Scene], o
     lines = [_found(source, labeled), *_told(report["notes"])]
     if report["left_out_count"]:
         lines.append(f"  {report['left_out_count']} left out, the first: {report['left_out'][0]}")
+    bare = report["shares"]["train"]["unlabeled"]
+    if source.format in DRAWN and options.background is None and bare > _MUCH:
+        lines.append(f"  {bare:.0%} of the training pixels have no label; --background NAME makes a class of them")
     if not report["images"]["reference"]:
         lines.append("  no list to paint from: give a folder of unlabeled images with --references")
     return "\n".join([*lines, f"{options.out}: {images}", f"look it over: tisynth check {options.out}"])

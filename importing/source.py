@@ -20,6 +20,10 @@ _SPLITS = {
 }
 
 
+DRAWN = ("coco", "labelme", "vector")
+"""Formats in which an image on which nobody drew is no fault, but one without a mask."""
+
+
 class Mask(Protocol):
     """Where the class ids of a scene come from."""
 

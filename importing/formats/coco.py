@@ -88,8 +88,6 @@ def read_coco(paths: Sequence[Path], root: Path, options: ImportOptions) -> Sour
     entries.sort(key=lambda entry: entry[0])
     if len({entry[0] for entry in entries}) < len(entries):
         raise InputError(f"{paths[0]}: an image is listed twice; list each once")
-    if bare := sum(drawing is None for _, drawing, _ in entries):
-        notes.append(f"{bare} of {len(entries)} images have no annotation, and count as images without a mask")
     names = unique_names([entry[0] for entry in entries], root if root.is_dir() else root.parent)
     scenes = [
         Scene(name, image, drawing, split, upright=True)

@@ -12,14 +12,25 @@ from tests.importing.conftest import COLORS, NAMES, known_mask, painted
 def palette_png(data, name, ids, colors):
     path = data.root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(ids, "L").convert("P")
-    image = Image.fromarray(ids)
-    image = image.convert("P")
-    image.putdata(ids.ravel().tolist())
     flat = np.zeros((256, 3), np.uint8)
     flat[: len(colors)] = colors
+    image = Image.fromarray(ids)
     image.putpalette(flat.ravel().tolist())
     image.save(path)
+
+
+def test_a_palette_in_another_order(data):
+    colors = [list(color) for color in COLORS]
+    data.write("classes.json", {"classes": list(NAMES), "palette": colors, "mask_colors": colors})
+    for number in range(2):
+        data.image(f"images/{number}.png", number)
+    ids = [np.minimum(known_mask(number), 2) for number in range(2)]  # no pixel without label
+    turned = np.array([2, 0, 1], np.uint8)
+    palette_png(data, "masks/0.png", turned[ids[0]], [COLORS[1], COLORS[2], COLORS[0]])
+    palette_png(data, "masks/1.png", ids[1], COLORS)
+    data.imported()
+    assert all((data.masks()[str(number)] == ids[number]).all() for number in range(2))
+    assert [note for note in data.report["notes"] if "0.png: is read by its palette's colors" in note]
 
 
 def test_voc(data):

@@ -202,6 +202,7 @@ def test_labelme(data):
         ([shape("a", [[1, 1], [5, "x"]])], {}, r"shapes\[0\], field points: must be a list"),
         ([shape("a", [[50, 1], [60, 1], [50, 5]])], {}, r"shapes\[0\]: lies outside of its image"),
         ([shape("a", [[1, 1], [9, 1], [5, 5]])], {"imageWidth": 64}, "is for an image of 64 x 32 px"),
+        ([], {}, "its files have no shape"),
         ([{"points": []}], {}, r"shapes\[0\], field label: must be a text"),
     ],
 )
