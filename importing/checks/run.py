@@ -63,10 +63,9 @@ def check_data(options: CheckOptions, count_tokens: CountTokens) -> Checked:
         found, missing = _pairs(root, split)
         pairs += [(split, image, mask) for image, mask in found]
         findings += missing
-    if (root / "ref_img").is_dir():
-        left_out: list[str] = []
-        references = list_files(root / "ref_img", IMAGE_SUFFIXES, "ref_img", left_out)
-        pairs += [("ref", path, None) for path in references.values()]
+    references, unread = _references(root)
+    pairs += [("ref", path, None) for path in references]
+    findings += unread
     facts = facts_of(pairs, table.labels, options.num_workers)
     by_split = rules.shares(facts, table)
     findings += rules.readable(facts) + rules.numbering(facts, table) + rules.sizes(facts) + rules.empty(facts, table)
@@ -90,6 +89,19 @@ def _own_table(root: Path) -> str:
     if not path.is_file():
         raise InputError(f"‹data› {root}: has no classes.json; name the class table with ‹classes›")
     return str(path)
+
+
+def _references(root: Path) -> tuple[list[Path], list[Finding]]:
+    """Reference images, and what is wrong with their folder."""
+    if not (root / "ref_img").is_dir():
+        return [], []
+    left_out: list[str] = []
+    try:
+        found = list(list_files(root / "ref_img", IMAGE_SUFFIXES, "ref_img", left_out).values())
+    except InputError as error:
+        return [], [Finding(WARNING, "unread", f"references cannot be used: {error}")]
+    message = "references are of a kind or in a place that is not read"
+    return found, [Finding(WARNING, "unread", message, left_out)] if left_out else []
 
 
 def _pairs(root: Path, split: str) -> tuple[list[tuple[Path, Path]], list[Finding]]:

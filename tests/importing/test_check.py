@@ -129,6 +129,7 @@ FAULTS = {
         "note",
         lambda data: data.write("train_set_items.json", (data.root / "test_set_items.json").read_text()),
     ),
+    "unread": ("warning", lambda data: (data.root / "ref_img" / "r.png").rename(data.root / "ref_img" / "r.bmp")),
     "no-list": ("warning", lambda data: [path.unlink() for path in data.root.glob("*_items.json")]),
 }
 
