@@ -69,9 +69,7 @@ def make_layouts(options: LayoutsOptions) -> str:
         InputError: a mask cannot be read or holds other classes, the options do not fit, or the folder is there.
     """
     table = load_class_table(options.classes)
-    masks = [
-        path for folder in options.mask_path for path in list_files(folder, MASK_SUFFIXES, "‹mask_path›").values()
-    ]
+    masks = [path for folder in options.mask_path for path in list_files(folder, MASK_SUFFIXES, "‹mask_path›").values()]
     refuse_doubt(table.labels, masks, "‹mask_path›")
     counts = _counts(masks, table)
     target = target_shares(options.towards, table, counts.sum(0))
@@ -90,7 +88,9 @@ def make_layouts(options: LayoutsOptions) -> str:
             origins[name] = _origin(layout, masks, table)
             total += pixels
             if n < SHOWN:
-                shown.append([colorize(ids, table.palette) for ids in (table.labels.read(masks[layout.base]), layout.ids)])
+                shown.append(
+                    [colorize(ids, table.palette) for ids in (table.labels.read(masks[layout.base]), layout.ids)]
+                )
         (folder / "items.json").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         reached = {
             name: {"real": round(real, 4), "asked": round(asked, 4), "layouts": round(got, 4)}

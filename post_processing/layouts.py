@@ -1,8 +1,8 @@
 """New layouts: masks of real pieces, moved, mirrored, turned, scaled and pasted into masks of other scenes.
 
-A piece is a connected region of one class with a margin of what surrounds it, so that a building brings its yard along. It is
-cut and pasted as ClassMix (Olsson et al., WACV 2021, section 3.1) cuts and pastes classes, between masks instead of
-images: no image is needed, since one is painted afterwards.
+A piece is a connected region of one class with a margin of what surrounds it, so that a building brings its yard along.
+It is cut and pasted as ClassMix (Olsson et al., WACV 2021, section 3.1) cuts and pastes classes, between masks instead
+of images: no image is needed, since one is painted afterwards.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-r"""Makes new masks of real pieces: moved, mirrored, turned, scaled, pasted from other scenes, towards given class shares.
+r"""Makes new masks of real pieces, moved, mirrored, turned, scaled, pasted from other scenes, towards class shares.
 
   python -m scripts.layouts --mask-path data/label_train --classes MBRSC --out out/layouts --count 500 \
       --towards building=0.2 road=0.15
 
-Writes OUT/label, OUT/items.json (masks and prompts, to which `tisynth allot` gives references), OUT/layouts.json (what each was made of, and
-the shares reached) and OUT/layouts.png.
+Writes OUT/label, OUT/items.json (masks and prompts, to which scripts/allot.py gives references), OUT/layouts.json (what
+each was made of, and the shares reached) and OUT/layouts.png.
 """
 
 from __future__ import annotations

@@ -1,0 +1,38 @@
+r"""Trains a segmentor, paints images where it is weak, trains it again with them, until that brings nothing more.
+
+A round: masks by hardness and references that suit them (and new layouts, if asked for) -> images, guided by the
+segmentor if asked for -> filter -> re-sampling -> a segmentor trained on real and painted images -> its score on scenes
+of the training set that are held out. These scores choose everything. The test sets are looked at once, at the end:
+the best round's images against real images alone, over several seeds.
+
+  bash improve.sh DATA OUT --config model.yaml --ckpt model.safetensors --segmentor configs/mmseg/tiny.py \
+      --painting "--ddim-steps 20 --scale 2" --training "--max-iters 2000" --splits test target
+
+OUT/improve.html shows all rounds; OUT/round_N has each stage's log. The same command goes on where it was stopped.
+Several GPUs: --gpus 0,1,2,3 paints on all, --processes 4 trains on all; on SLURM see demo/improve.sbatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cldm.synthesis.records import read_records
+from common.command import read_options, run
+from evaluation.improve.options import ImproveOptions
+from evaluation.improve.run import improve
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """What synthesis recorded of a folder's images, by name."""
+    return {name: record.model_dump() for name, record in read_records(folder).items()}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parses, goes round, tells."""
+    print(improve(read_options(ImproveOptions, __doc__ or "", words), records))
+
+
+if __name__ == "__main__":
+    run(main)
