@@ -161,7 +161,7 @@ def target_shares(towards: Sequence[str], table: ClassTable, counts: NDArray[np.
     others = np.array([0.0 if index in asked else float(count) for index, count in enumerate(counts)])
     if others.sum() == 0 and abs(named - 1) > 1e-9:
         raise InputError(f"‹towards›: the shares add up to {named:g}, and no class is left for the rest")
-    target = others * ((1 - named) / max(others.sum(), 1))
+    target: NDArray[np.float64] = others * ((1 - named) / max(others.sum(), 1))
     target[list(asked)] = list(asked.values())
     return target
 

@@ -233,7 +233,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         shown = image  # what the reference is made of
         if self.crop is not None:
             draw = np.random.default_rng(seed_from(seed, Stream.ITEM_CROP))
-            here, elsewhere = (draw.integers([side - self.crop + 1 for side in mask.shape]) for _ in range(2))
+            here, elsewhere = (draw.integers([side - self.crop + 1 for side in mask.shape]).tolist() for _ in range(2))
             turns = draw.integers(4, size=2) if self.quarter_turns else (0, 0)
             shown = _cut(image, elsewhere if self.reference_from == "elsewhere" else here, self.crop, turns[1])
             mask, image = (_cut(pixels, here, self.crop, turns[0]) for pixels in (mask, image))

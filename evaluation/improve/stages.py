@@ -120,8 +120,8 @@ class Loop:
         )
         stage("paint", "inference", painted, options.painting)
         images = flags(syn_img_path=folder / "images", filtered_mask_path=folder / "filtered")
-        real = flags(real_img_path=self.data / "img_train", real_label_path=self.data / "label_train")
-        words = [config, weights, *real, *images, *flags(syn_mask_path=masks, skip_invalid=True)]
+        of_real = flags(real_img_path=self.data / "img_train", real_label_path=self.data / "label_train")
+        words = [config, weights, *of_real, *images, *flags(syn_mask_path=masks, skip_invalid=True)]
         stage("filter", "filter", words, options.filtering)
         worst = options.worst or max(1, len(before.metrics.classes) // 2)
         kept = flags(out_dir=folder / "resampled", classes=table, metrics=metrics, worst=worst)

@@ -76,8 +76,8 @@ class TrainingOptions(Schema):
         decay: the rate falls to zero, as a cosine, at ``max_steps``.
         gradient_clip: norm that the gradients of each network are cut to.
         ema_decay: of the running average of the weights.
-        trainable: ``all``, or the ``decoder`` alone: latents stay what they are, so that a diffusion model that learns, or
-            has learned, on them is not disturbed. Stable Diffusion's ft-MSE decoder was made so.
+        trainable: ``all``, or the ``decoder`` alone: latents stay what they are, so that a diffusion model that learns,
+            or has learned, on them is not disturbed. Stable Diffusion's ft-MSE decoder was made so.
         precision: see Lightning.
         seed: of everything random.
         save_every: steps between two writings of ``last.ckpt``.
