@@ -181,8 +181,8 @@ def changed(piece: Piece, moves: Moves, draw: np.random.Generator) -> Piece:
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
     cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])  # times the scale
     size = (int(np.ceil(height * sin + width * cos)) + 1, int(np.ceil(height * cos + width * sin)) + 1)  # (w, h)
-    matrix = np.asarray(matrix, dtype=np.float64)
-    matrix[:, 2] += ((size[0] - width) / 2, (size[1] - height) / 2)
+    matrix[0, 2] += (size[0] - width) / 2
+    matrix[1, 2] += (size[1] - height) / 2
     warped = (
         cv2.warpAffine(np.ascontiguousarray(part), matrix, size, flags=cv2.INTER_NEAREST) for part in (ids, shape)
     )

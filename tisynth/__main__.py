@@ -17,6 +17,10 @@ COMMANDS = {
     "resample": ("resample", "keep the painted images that help, as a training set"),
     "layouts": ("layouts", "make new masks of real pieces, towards class shares that you name"),
     "segmentor": ("segmentor", "train or test a segmentor, or predict masks with one (train|test|predict)"),
+    "improve": (
+        "improve",
+        "the closed loop: paint where a segmentor is weak, train it again, until that brings nothing",
+    ),
     "compare": ("compare", "segmentors trained with and without painted images, over several seeds"),
     "evaluate-samples": ("evaluate_samples", "measure painted images: agreement with masks, FID, copies"),
     "contact-sheet": ("contact_sheet", "one picture of masks, references and painted images"),
