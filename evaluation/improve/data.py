@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import atomic_path
-from common.lists import read_lines
+from common.lists import parse_line, read_lines
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files
 from common.rng import Stream, seed_from
 from common.schema import one_line
@@ -106,7 +106,7 @@ def cut_in_two(data: Path, out: Path, pattern: str, share: float, splits: Sequen
         for path in sorted((data / folder).iterdir()):
             if path.is_file():
                 link(path, out / folder / path.name)
-    lines = [json.loads(text) for _, text in read_lines(data / LIST)]
+    lines = [parse_line(text) for _, text in read_lines(data / LIST)]
     kept = [line for line in lines if Path(line["source"]).stem not in validates]
     write_list(kept, out / LIST)
     return len(images) - len(validates), len(validates)
@@ -131,12 +131,12 @@ def round_masks(data: Path, folder: str, layouts: Path | None) -> tuple[Path, Pa
     """
     masks, items = data / folder / "label", []
     for _, text in read_lines(data / LIST):
-        item = json.loads(text)
+        item = parse_line(text)
         source = data / item["source"]
         link(source, masks / source.name)
         items.append({**item, "source": f"{folder}/label/{source.name}"})
     for _, text in read_lines(layouts / "items.json") if layouts else ():
-        item = json.loads(text)
+        item = parse_line(text)
         source = layouts / item["source"] if layouts else data
         link(source, masks / source.name)
         items.append({**item, "source": f"{folder}/label/{source.name}"})
