@@ -1,22 +1,28 @@
 #!/usr/bin/env bash
-# Does it help? Unattended: trains the synthesis model, paints every training mask, filters, re-samples, and compares
-# segmentors with and without the synthesized images over several seeds. Started again, it goes on where it stopped;
-# ended by a signal, it leaves no process behind.
+# Does it help? The protocol of docs/proof.md, unattended: trains the synthesis model, paints every training mask,
+# chooses the baseline's learning rate on tiles that are held out, filters, re-samples, and compares segmentors over
+# several seeds: real images alone, free tricks, synthesized images. Started again, it goes on where it stopped; ended by
+# a signal, it leaves no process behind.
 #   bash demo/prove.sh DATA OUT
 # DATA: img_train, label_train, img_test, label_test, ref_img, classes.json, and the lists train_set_items.json,
 # test_set_items.json, inference_set_items.json. Settings, with their defaults for one GPU (about 50 M parameters); files
 # are named from the repository:
 #   MINUTES=20 MODEL=configs/model/tisynth_small.yaml SIZE=256 BATCH=16 PRECISION=bf16-mixed SAMPLES=2 STEPS=50 SCALE=2
-#   SEGMENTOR=configs/mmseg/tiny.py SEEDS=5 ITERS=4000 JOBS=1 SPLITS="test target" WORST=2 GPUS=0
+#   SEGMENTOR=configs/mmseg/tiny.py CROP= SEEDS=5 ITERS=4000 JOBS=1 SPLITS="test target" WORST=2 GPUS=0
+#   CHOOSE= (folder with img_train, label_train, img_val, label_val; empty: the config's rate)
+#   RATES="5e-4 1e-3 2e-3 4e-3" (rates to choose from) REPEAT=10 TREATMENT=ignore (or relabel, weight; see filter.sh)
+#   ARMS="real joint" AMOUNTS= SHARES= (see compare --help)
 set -euo pipefail
-[ $# = 2 ] || { sed -n 2,10p "$0" | cut -c3- >&2; exit 2; }
+[ $# = 2 ] || { sed -n 2,15p "$0" | cut -c3- >&2; exit 2; }
 data=$(realpath "$1") out=$(realpath -m "$2")
+[ -z "${CHOOSE:-}" ] || CHOOSE=$(realpath "$CHOOSE")
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 : "${MINUTES:=20}" "${MODEL:=configs/model/tisynth_small.yaml}" "${SIZE:=256}" "${BATCH:=16}" "${PRECISION:=bf16-mixed}"
 : "${SAMPLES:=2}" "${STEPS:=50}" "${SCALE:=2}" "${SEGMENTOR:=configs/mmseg/tiny.py}" "${SEEDS:=5}" "${ITERS:=4000}"
-: "${JOBS:=1}" "${SPLITS:=test target}" "${WORST:=2}" "${GPUS:=0}"
-tiles=(--data-root "$data" --classes "$data/classes.json" --pretrained none)
+: "${JOBS:=1}" "${SPLITS:=test target}" "${WORST:=2}" "${GPUS:=0}" "${CROP:=}" "${CHOOSE:=}" "${REPEAT:=10}"
+: "${RATES:=5e-4 1e-3 2e-3 4e-3}" "${ARMS:=real joint}" "${AMOUNTS:=}" "${SHARES:=}" "${TREATMENT:=ignore}"
+tiles=(--data-root "$data" --classes "$data/classes.json" --pretrained none ${CROP:+--crop-size "$CROP"})
 name=$(basename "$SEGMENTOR")
 say() { echo "== $* ($(date +%T))"; }
 die() { echo "error: $*" >&2; exit 2; }
@@ -65,8 +71,30 @@ run_python -m scripts.inference --config "$run/config.yaml" --use-ema --gpus "$G
   --ckpt "$run/checkpoints/last.ckpt" --data-root "$data" --outdir "$out/images" --size "$SIZE" \
   --train-txt-file "$data/inference_set_items.json" --num-samples "$SAMPLES" --steps "$STEPS" --scale "$SCALE"
 
+rate=
+if [ -n "$CHOOSE" ]; then
+  say "learning rate of the baseline, chosen on held-out tiles of the training set: $RATES"
+  for value in $RATES; do
+    run="$out/choose/rate_$value"
+    settings="$ITERS iterations, crop ${CROP:-as configured}, segmentor $(contents "$SEGMENTOR")"
+    settings+=", data $(cd "$CHOOSE" && contents .)"
+    if ! is_done "$run" "$settings"; then
+      held=("$SEGMENTOR" --data-root "$CHOOSE" --classes "$data/classes.json" --pretrained none
+        ${CROP:+--crop-size "$CROP"} --work-dir "$run" --cfg-options optim_wrapper.optimizer.lr="$value")
+      run_python -m scripts.segmentor train "${held[@]}" --max-iters "$ITERS" --resume --val-split val \
+        --val-interval $((ITERS / 20 > 0 ? ITERS / 20 : 1))
+      run_python -m scripts.segmentor test "${held[@]}" --load-from "$(cat "$run/last_checkpoint")" --split val
+      set_done "$run" "$settings"
+    fi
+  done
+  rate=$(run_python -m demo.choose "$out/choose")
+  say "learning rate $rate; has the baseline stopped rising? $out/choose/curves.svg"
+  tiles+=(--cfg-options optim_wrapper.optimizer.lr="$rate")
+fi
+
 say "segmentor trained on real images"
 settings="$ITERS iterations, segmentor $(contents "$SEGMENTOR"), data $tiles_sum"
+settings+="${CROP:+, crop $CROP}${rate:+, rate $rate}"
 if ! is_done "$out/segmentor" "$settings"; then
   run_python -m scripts.segmentor train "$SEGMENTOR" "${tiles[@]}" --max-iters "$ITERS" --work-dir "$out/segmentor" \
     --resume
@@ -77,19 +105,24 @@ weights=$(cat "$out/segmentor/last_checkpoint")
 run_python -m scripts.segmentor test "$SEGMENTOR" "${tiles[@]}" --load-from "$weights" --work-dir "$out/segmentor" \
   --split train
 
-say "filter, re-sample, evaluate"
+say "filter ($TREATMENT), re-sample, evaluate"
+suffix=$([ "$TREATMENT" = ignore ] || echo "_$TREATMENT")
+filtered=$out/filtered$suffix resampled=$out/resampled$suffix maps=()
+[ "$TREATMENT" != weight ] || maps=(--weight-map-path "$out/weights")
 pairs=(--syn-img-path "$out/images" --syn-mask-path "$data/label_train")
 run_bash filter.sh "$out/segmentor/$name" "$weights" --real-img-path "$data/img_train" \
   --real-label-path "$data/label_train" \
-  "${pairs[@]}" --filtered-mask-path "$out/filtered"
-run_bash resample.sh --filtered-mask-path "$out/filtered" --syn-img-path "$out/images" --out-dir "$out/resampled" \
-  --classes "$data/classes.json" --metrics "$out/segmentor/metrics.json" --worst "$WORST"
+  "${pairs[@]}" --filtered-mask-path "$filtered" --treatment "$TREATMENT" "${maps[@]}"
+run_bash resample.sh --filtered-mask-path "$filtered" --syn-img-path "$out/images" --out-dir "$resampled" \
+  --classes "$data/classes.json" --metrics "$out/segmentor/metrics.json" --worst "$WORST" "${maps[@]}"
 run_python -m scripts.evaluate_samples "$out/segmentor/$name" "$weights" --real-img-path "$data/img_test" \
   --real-label-path "$data/label_test" "${pairs[@]}" --train-img-path "$data/img_train" "$data/ref_img" \
   --out-dir "$out/evaluation"
 
-say "comparison over $SEEDS seeds"
+say "comparison over $SEEDS seeds: $ARMS"
 # shellcheck disable=SC2086
-run_python -m scripts.compare "$SEGMENTOR" "${tiles[@]}" --synthesized "$out/resampled" --seeds "$SEEDS" --jobs "$JOBS" \
-  --max-iters "$ITERS" --splits $SPLITS --out-dir "$out/comparison" --syn-img-path "$out/images" \
-  --mask-path "$data/label_train" --filtered-mask-path "$out/filtered" --evaluation "$out/evaluation"
+run_python -m scripts.compare "$SEGMENTOR" "${tiles[@]}" --synthesized "$resampled" --repeat "$REPEAT" \
+  --seeds "$SEEDS" --jobs "$JOBS" --max-iters "$ITERS" --splits $SPLITS --out-dir "$out/comparison$suffix" --arms $ARMS \
+  --references "$data/ref_img" ${AMOUNTS:+--amounts $AMOUNTS} ${SHARES:+--real-share $SHARES} \
+  --syn-img-path "$out/images" --mask-path "$data/label_train" --filtered-mask-path "$filtered" \
+  --evaluation "$out/evaluation"

@@ -77,5 +77,5 @@ say "comparison over two seeds"
 share "$PYTHON" -m scripts.compare configs/mmseg/tiny_unet.py "${tiles[@]}" --synthesized "$OUT/resampled" \
   --repeat 1 --seeds 2 --jobs "$PROCESSES" --splits test target --out-dir "$OUT/comparison" \
   --syn-img-path "$OUT/images" --mask-path "$data/label_train" --filtered-mask-path "$OUT/filtered" \
-  --evaluation "$OUT/evaluation"
+  --evaluation "$OUT/evaluation" --title "Example: real images alone, or joined by synthesized ones?"
 say "done: open $OUT/contact_sheet.png and $OUT/comparison/comparison.html"

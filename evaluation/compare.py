@@ -1,31 +1,76 @@
-"""Do synthesized images help? Segmentors trained with and without them, over several seeds, compared on one page."""
+"""Do synthesized images help, and more than free tricks do? Segmentors over several seeds, compared on one page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.classes import load_class_table
+from common.command import note
 from common.config_options import ConfigOptions
-from common.converters import integer, pixels
+from common.converters import integer, number, pixels
 from common.errors import InputError
 from common.files import check_writable, only_writer, room_for
 from common.options import option, recorded
 from common.schema import one_line
-from evaluation.comparison_page import gallery_of, read_svg, write_comparison
+from evaluation.comparison_page import Compared, gallery_of, read_svg, write_comparison
+from evaluation.recipes import PARTS, Recipe, recipes_of
+
+SEEDS = 5  # fewer make an example, not a verdict
+_arms, _curves = "arms: what is compared with real images alone", "curves"
 
 Records = Callable[[Path], Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(ConfigOptions):
-    """Both kinds of training, their test sets and seeds, and what the page shows."""
+    """The arms and their data, their test sets and seeds, and what the page shows."""
 
     config: str = option(positional=True, help="mmseg config of the baseline, trained on real images")
     joint_config: str | None = option(None, help="config of the joint training (default: the same, with --synthesized)")
     synthesized: str | None = option(None, help="folder with resampled_img and resampled_label")
+    arms: tuple[str, ...] = option(
+        ("real", "joint"),
+        group=_arms,
+        help=f"trainings of equal iterations on the same real images: parts of {', '.join(PARTS)} with + between them, "
+        "e.g. joint+fda; joint:NAME takes the images of --others",
+    )
+    others: tuple[str, ...] = option(
+        (), metavar="NAME=DIR", group=_arms, help="further folders of synthesized images, for arms joint:NAME"
+    )
+    references: Path | None = option(
+        None, group=_arms, help="unlabeled images for fda, color_transfer and self_training; no test images"
+    )
+    fda_beta: float | None = option(
+        None, convert=number(0, 0.5), group=_arms, help="fda: share of frequencies swapped (default: 0.01)"
+    )
+    augment_prob: float | None = option(
+        None, convert=number(0, 1), group=_arms, help="fda, color_transfer, copy_paste: how often (default: 0.5)"
+    )
+    rare_classes: tuple[str, ...] = option(
+        (), group=_arms, help="copy_paste: classes by name (default: those far below an even share)"
+    )
+    sure: float = option(
+        0.9, convert=number(0, 1), group=_arms, help="self_training: probability that a pseudo-label needs"
+    )
+    self_repeat: int = option(
+        1,
+        convert=integer(1, 10**6),
+        group=_arms,
+        help="self_training: how often a real pair counts beside pseudo-labels",
+    )
+    pretrain_share: float = option(
+        0.5, convert=number(0, 1), group=_arms, help="pretrain: share of the iterations on synthesized images alone"
+    )
+    amounts: tuple[float, ...] = option(
+        (), convert=number(0), group=_curves, help="joint with so many synthesized images for each real one, nested"
+    )
+    real_share: tuple[float, ...] = option(
+        (), convert=number(0, 1), group=_curves, help="real and joint with this part of the real images, nested"
+    )
     repeat: int = option(10, convert=integer(1, 10**6), help="how often a real pair counts in joint training")
     data_root: str | None = option(None, help="data set's folder (default: the config's)")
     classes: str | None = option(None, help="class table, by name or path to a classes.json (default: the config's)")
@@ -43,12 +88,25 @@ class CompareOptions(ConfigOptions):
     filtered_mask_path: Path | None = option(None, help="gallery: masks that filter.sh wrote")
     evaluation: Path | None = option(None, help="scripts/evaluate_samples.py's --out-dir, to show its figure")
     gallery: int = option(12, convert=integer(0, 1000), help="images in the gallery, evenly spread over all")
+    title: str | None = option(None, help="of the page; one of an example or of few seeds says so")
+    plan: bool = option(False, help="say how many trainings there are, and how long they take; train nothing")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.joint_config or self.synthesized):
+        painted = any(recipe.source and not recipe.folder for recipe in recipes_of(self.arms))
+        if (painted or self.amounts or self.real_share) and not (self.joint_config or self.synthesized):
             raise InputError("give ‹synthesized› DIR (resample.sh's --out-dir), or ‹joint_config›")
-        for name in ("syn_img_path", "mask_path", "filtered_mask_path", "evaluation"):
+        self.folders()
+        for name in ("amounts", "real_share"):
+            values = getattr(self, name)
+            if any(value <= 0 for value in values) or len({*values}) < len(values):
+                raise InputError(f"‹{name}›: write each number once, above 0")
+        said = (self.title or "example").lower()
+        if "example" not in said and (self.seeds < SEEDS or "demonstration" in said):
+            raise InputError(
+                f'‹title›: a demonstration, or fewer than {SEEDS} seeds, is no verdict: say "example" in it'
+            )
+        for name in ("syn_img_path", "mask_path", "filtered_mask_path", "evaluation", "references"):
             folder = getattr(self, name)
             if folder and not folder.is_dir():
                 raise InputError(f"‹{name}› {folder}: no such folder")
@@ -60,6 +118,29 @@ class CompareOptions(ConfigOptions):
                     f"‹splits› {one_line(split)}: name each test set once, by what follows img_ and label_"
                 )
 
+    def folders(self) -> dict[str, str]:
+        """Folders of synthesized images by the name that arms have for them; that of ``synthesized`` is empty.
+
+        Raises:
+            InputError: ``others`` are not written as NAME=DIR.
+        """
+        found = {"": self.synthesized} if self.synthesized else {}
+        for word in self.others:
+            name, _, folder = word.partition("=")
+            if not (name.replace("_", "").isalnum() and name.isascii() and folder) or name in found:
+                raise InputError(f"‹others› {one_line(word, 80)}: write NAME=DIR, each name once")
+            found[name] = folder
+        return found
+
+    def heading(self) -> str:
+        """The page's title, which says so where it is an example."""
+        if self.title:
+            return self.title
+        question = "Real images alone, or joined by synthesized ones?"
+        if len(recipes_of(self.arms)) > 2:
+            question = "What helps a segmentor beside its real images?"
+        return question if self.seeds >= SEEDS else f"Example of {self.seeds} seed{'s' * (self.seeds > 1)}: {question}"
+
 
 def compare_trainings(options: CompareOptions, records: Records | None = None) -> dict[str, dict[str, Any]]:
     """Trains and tests what is left to do, and writes comparison.json and comparison.html.
@@ -69,28 +150,56 @@ def compare_trainings(options: CompareOptions, records: Records | None = None) -
         records: reads what synthesis recorded of a folder's images, by name, for the gallery.
 
     Returns:
-        The comparisons by split, see ``evaluation.comparison.compare``.
+        The comparisons by split, see ``evaluation.comparison_page.write_comparison``; nothing for a plan.
 
     Raises:
         InputError: an unfair comparison; runs that are identical, failed, or were made from something else.
     """
     from evaluation import trainings  # torch and mmseg take seconds to load
 
-    configs = trainings.training_configs(options)
+    arms = trainings.arms_of(options)
+    configs = trainings.training_configs(options, arms)
     out = check_writable(options.out_dir, "‹out_dir›")
     with room_for("‹out_dir›", out), only_writer(out, "‹out_dir›"):
-        comparison = trainings.comparison_of(options, configs)
+        comparison = trainings.comparison_of(options, arms, configs)
         comparison.check()
+        for line in comparison.plan(options.jobs, each=options.plan):
+            note(line, sys.stdout)
+        if options.plan:
+            return {}
         # before the work, as damaged pictures should not end it
         pictures, reports = _gallery(options, trainings.class_table_of(configs), records), _reports(options)
         if not comparison.is_done():
-            trainings.check_data(options, configs)
+            trainings.check_data(options, arms, configs)
         outcomes = comparison.run(options.jobs)
-        made_from = comparison.made_from["joint"]
-        facts = {key: str(value) for key, value in recorded(options).items() if value not in (None, [])}
-        facts["max_iters"] = f"{made_from['max_iters']}, of {made_from['batch_size']} images, both trainings"
-        runs = {kind: [outcome.metrics for outcome in done] for kind, done in outcomes.items()}
-        return write_comparison(out, runs, facts, {**made_from, **comparison.test_sets}, pictures, reports)
+        made_from = comparison.made_from["joint" if "joint" in arms else "baseline"]
+        facts = {key: str(value) for key, value in recorded(options).items() if value not in (None, [], False)}
+        facts["max_iters"] = f"{made_from['max_iters']}, of {made_from['batch_size']} images, every training"
+        curves = trainings.curve_recipes(options, configs["baseline"])
+        return write_comparison(
+            out,
+            Compared(
+                title=options.heading(),
+                runs={kind: [outcome.metrics for outcome in done] for kind, done in outcomes.items()},
+                arms=[(recipe, arms[recipe.kind].cost) for recipe in recipes_of(options.arms)[1:]],
+                curves=_curves_of(options, curves),
+                facts=facts,
+                made_from={**made_from, **comparison.test_sets},
+                pictures=pictures,
+                reports=reports,
+            ),
+        )
+
+
+def _curves_of(
+    options: CompareOptions, curves: Mapping[str, Sequence[Recipe]]
+) -> dict[str, list[tuple[float, Recipe]]]:
+    """By what varies: its values in rising order, and the arm with synthesized images of each."""
+    values = {"amount": options.amounts, "share": options.real_share}
+    return {
+        varied: sorted(zip(values[varied], [recipe for recipe in points if recipe.source], strict=True))
+        for varied, points in curves.items()
+    }
 
 
 def _gallery(options: CompareOptions, table: str | None, records: Records | None) -> str:

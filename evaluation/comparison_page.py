@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from common.errors import InputError
 from common.files import atomic_path, write_json
 from common.images import IGNORE, read_image
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, mask_name
-from evaluation.comparison import SCORES, check_runs, check_spread, compare
-from evaluation.figures import classes_figure, seeds_figure
+from evaluation.comparison import SCORES, check_runs, check_spread, compare_arms, paired_difference
+from evaluation.figures import arms_figure, classes_figure, curve_figure, seeds_figure
 from evaluation.page import gallery, page
+from evaluation.recipes import REAL, Recipe
 
 
 def read_svg(path: Path) -> bytes:
@@ -88,40 +90,101 @@ def _recorded_file(name: object, root: str | None) -> Path | None:
     return next((path for path in (Path(name), Path(root or ".", name)) if path.is_file()), None)
 
 
-def write_comparison(
-    out: Path,
-    runs: Mapping[str, Sequence[Mapping[str, Mapping[str, Any]]]],
-    facts: Mapping[str, str],
-    made_from: Mapping[str, Any],
-    pictures: str,
-    reports: Mapping[str, bytes],
-) -> dict[str, dict[str, Any]]:
-    """Writes comparison.json and comparison.html.
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison found, and what its page says beside it.
 
-    Args:
-        out: folder.
+    Attributes:
+        title: of the page.
         runs: metrics by kind, seed and split.
+        arms: what is compared with the real images alone, and the iterations of all of its trainings.
+        curves: by what varies (``amount``, ``share``): its values, and the arm with synthesized images of each.
         facts: options, shown as a table.
         made_from: what trainings and tests were made from.
         pictures: see ``gallery_of``.
         reports: further figures (SVG) by title.
+    """
+
+    title: str
+    runs: Mapping[str, Sequence[Mapping[str, Mapping[str, Any]]]]
+    arms: Sequence[tuple[Recipe, int]]
+    curves: Mapping[str, Sequence[tuple[float, Recipe]]]
+    facts: Mapping[str, str]
+    made_from: Mapping[str, Any]
+    pictures: str
+    reports: Mapping[str, bytes]
+
+    def of(self, recipe: Recipe, split: str) -> list[Mapping[str, Any]]:
+        """An arm's metrics on a test set, one a seed."""
+        return [run[split] for run in self.runs[recipe.kind]]
+
+
+def write_comparison(out: Path, found: Compared) -> dict[str, dict[str, Any]]:
+    """Writes comparison.json and comparison.html.
+
+    Args:
+        out: folder.
+        found: what to write.
 
     Returns:
-        The comparisons by split, see ``compare``.
+        By split: ``arms`` by name (see ``compare_arms``, and ``iterations``, ``free``), ``curves`` by what varies (a
+        list of ``value`` and what ``paired_difference`` gives for mIoU); ``best``: the names of the best ``free`` trick
+        and of the best arm with synthesized images (``painted``), and the paired difference of their mIoU; and what
+        ``compare`` gives of the arm joint, if there is one.
 
     Raises:
         InputError: see ``check_runs`` and ``check_spread``.
     """
     results, plots = {}, {}
-    for split in runs["baseline"][0]:
-        baseline, joint = ([run[split] for run in runs[kind]] for kind in ("baseline", "joint"))
-        check_runs(split, baseline, joint)
-        results[split] = compare(baseline, joint)
-        check_spread(split, results[split])
-        plots[split] = [seeds_figure(baseline, joint, SCORES), classes_figure(results[split]["classes"])]
-    write_json(
-        {"options": dict(facts), "settings": dict(made_from), "results": results, "runs": runs}, out / "comparison.json"
-    )
+    for split in found.runs["baseline"][0]:
+        baseline = found.of(REAL, split)
+        runs = {recipe.name: found.of(recipe, split) for recipe, _ in found.arms}
+        for metrics in runs.values():
+            check_runs(split, baseline, metrics)
+        arms = compare_arms(baseline, runs)
+        for recipe, iterations in found.arms:
+            check_spread(split, arms[recipe.name])
+            arms[recipe.name] |= {"iterations": iterations, "free": recipe.free}
+        curves = {
+            varied: [{"value": value, **_point(found, recipe, split)} for value, recipe in points]
+            for varied, points in found.curves.items()
+        }
+        results[split] = {**arms.get("joint", {}), "arms": arms, "curves": curves, "best": _best(found, arms, split)}
+        if len(arms) == 1:
+            ((name, metrics),) = runs.items()
+            plots[split] = [seeds_figure(baseline, metrics, SCORES, name), classes_figure(arms[name]["classes"], name)]
+        else:
+            plots[split] = [arms_figure(arms)]
+        plots[split] += [curve_figure(varied, points) for varied, points in curves.items()]
+    content = {"title": found.title, "options": dict(found.facts), "settings": dict(found.made_from)}
+    write_json({**content, "results": results, "runs": found.runs}, out / "comparison.json")
+    text = page(results, plots, found.facts, found.pictures, found.reports, found.title)
     with atomic_path(out / "comparison.html") as path:
-        path.write_text(page(results, plots, facts, pictures, reports), encoding="utf-8", errors="xmlcharrefreplace")
+        path.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
     return results
+
+
+def _best(found: Compared, arms: Mapping[str, Mapping[str, Any]], split: str) -> dict[str, Any] | None:
+    """The best arm with synthesized images against the best free trick; None where one of them is not compared."""
+
+    def best(free: bool) -> Recipe | None:
+        recipes = [recipe for recipe, _ in found.arms if recipe.free == free]
+        means = [arms[recipe.name]["scores"]["mIoU"]["joint"]["mean"] for recipe in recipes]
+        return recipes[int(np.argmax(means))] if recipes else None
+
+    free, painted = best(True), best(False)
+    if free is None or painted is None:
+        return None
+    scores = [[run["mIoU"] for run in found.of(recipe, split)] for recipe in (free, painted)]
+    return {"free": free.name, "painted": painted.name, **(paired_difference(*scores) or {})}
+
+
+def _point(found: Compared, recipe: Recipe, split: str) -> dict[str, Any]:
+    """mIoU of an arm of a curve, against the same real images alone.
+
+    Raises:
+        InputError: a score is not defined.
+    """
+    baseline, metrics = found.of(replace(REAL, share=recipe.share), split), found.of(recipe, split)
+    check_runs(split, baseline, metrics)
+    return paired_difference([run["mIoU"] for run in baseline], [run["mIoU"] for run in metrics]) or {}

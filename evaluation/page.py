@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.pictures import colorize, data_uri
+from evaluation.arms_text import arms_table, curve_sentence, curve_table, headline, percent
 from evaluation.comparison import SCORES, no_spread, verdict
 
 STYLE = """
@@ -34,11 +35,6 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--li
 """
 
 
-def percent(value: float | None, sign: bool = False) -> str:
-    """0.5 -> ``50.00``; None -> a dash."""
-    return "–" if value is None else f"{100 * value:{'+' if sign else ''}.2f}"
-
-
 def _cells(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return '<td colspan="4">not in the test set</td>'
@@ -58,19 +54,19 @@ def _cells(entry: Mapping[str, Any] | None) -> str:
     )
 
 
-def score_table(rows: Mapping[str, Mapping[str, Any] | None], title: str) -> str:
+def score_table(rows: Mapping[str, Mapping[str, Any] | None], title: str, arm: str = "joint") -> str:
     """A table of ``paired_difference`` results, in percent."""
-    head = "".join(f"<th>{text}</th>" for text in (title, "real", "joint", "difference", "95 % interval"))
+    head = "".join(f"<th>{text}</th>" for text in (title, "real", escape(arm), "difference", "95 % interval"))
     body = "".join(f"<tr><td>{escape(name)}</td>{_cells(entry)}</tr>" for name, entry in rows.items())
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def sentence(split: str, result: Mapping[str, Any]) -> str:
-    """What the comparison says about mIoU, in words."""
+def sentence(split: str, result: Mapping[str, Any], arm: str = "joint") -> str:
+    """What the comparison with one arm says about mIoU, in words."""
     entry = result["scores"]["mIoU"]
     difference, seeds = entry["difference"], entry["seeds"]
     text = (
-        f"On {split}, joint training changes mIoU from {percent(entry['baseline']['mean'])} to "
+        f"On {split}, {arm} training changes mIoU from {percent(entry['baseline']['mean'])} to "
         f"{percent(entry['joint']['mean'])} %, by {percent(difference['mean'], True)} points"
     )
     if difference["low"] is None:
@@ -134,26 +130,51 @@ def page(
     facts: Mapping[str, str],
     gallery_html: str = "",
     reports: Mapping[str, bytes] | None = None,
+    title: str = "Real images alone, or joined by synthesized ones?",
 ) -> str:
-    """The whole page.
+    """The whole page: first in words what helps, then tables and figures.
 
     Args:
-        results: by test split, see ``compare``.
+        results: by test split, see ``comparison_page.write_comparison``; or what ``compare`` gives, of the arm joint.
         plots: by test split, <svg> elements.
         facts: settings of the comparison, shown as a table.
         gallery_html: see ``gallery``.
         reports: further figures, SVG files, by title.
+        title: the page's.
     """
-    parts = ["<h1>Real images alone, or joined by synthesized ones?</h1>"]
-    for split, result in results.items():
-        parts.append(f'<p class="verdict {result["verdict"]}">{escape(sentence(split, result))}</p>')
-    for split, result in results.items():
+    parts = [f"<h1>{escape(title)}</h1>"]
+    if "example" in title.lower():
+        parts.append("<p><b>An example of what such a page says; no verdict on the method.</b></p>")
+    arms = {split: result.get("arms") or {"joint": result} for split, result in results.items()}
+    for split, compared in arms.items():
+        if len(compared) > 1:
+            parts += headline(split, compared, results[split].get("best"))
+        else:
+            parts += [
+                f'<p class="verdict {one["verdict"]}">{escape(sentence(split, one, arm))}</p>'
+                for arm, one in compared.items()
+            ]
+        parts += [
+            f"<p>{escape(curve_sentence(split, varied, points))}</p>"
+            for varied, points in results[split].get("curves", {}).items()
+        ]
+    for split, compared in arms.items():
         parts.append(f"<h2>Test set: {escape(split)}</h2>")
-        parts.append(score_table({name: result["scores"][name] for name in SCORES}, "score (%)"))
-        parts.append(score_table(result["classes"], "IoU by class (%)"))
+        if len(compared) > 1:
+            parts.append(arms_table(compared))
+        details = [
+            score_table({name: one["scores"][name] for name in SCORES}, "score (%)", arm)
+            + score_table(one["classes"], "IoU by class (%)", arm)
+            for arm, one in compared.items()
+        ]
+        if len(compared) > 1:
+            shown = "".join(f"<h3>{escape(arm)}</h3>{detail}" for arm, detail in zip(compared, details, strict=True))
+            details = [f"<details><summary>All scores and classes of each arm</summary>{shown}</details>"]
+        parts += details
+        parts += [curve_table(*curve) for curve in results[split].get("curves", {}).items()]
         parts += [f"<figure>{svg_image(plot, f'scores on {split}')}</figure>" for plot in plots[split]]
     parts.append(
-        "<small>Mean ± standard deviation over seeds; a seed's two trainings differ in their data alone. "
+        "<small>Mean ± standard deviation over seeds; a seed's trainings differ in their data alone. "
         "The interval is Student's t over paired seeds; colored where it leaves out 0. "
         "A training that was stopped and resumed counts like an unbroken one: it has the same weights, to the "
         "bit on a CPU, and on a GPU with randomness.deterministic=True, but for augmentation with random "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,11 @@ from common.processes import Children
 from common.schema import Schema, one_line, read_json
 from common.stamps import changed
 from common.weights import read_tensors, refuse_not_finite
+from evaluation.arms import Arm
 from evaluation.comparison import SCORES
 from segmentation.options import SegmentorOptions, TestOptions, TrainOptions
 
-KINDS = ("baseline", "joint")
+KINDS = ("baseline", "joint")  # of a comparison without further arms
 Stamp = Mapping[str, str | int]
 
 
@@ -37,10 +40,14 @@ class _Stamp(Schema):
 
 
 class _Trained(Schema):
-    """``trained``, written after a training: the weights' file in the run's folder, and a hash of their values."""
+    """``trained``, written after a training: the weights' file in the run's folder, and a hash of their values.
+
+    ``seconds``: that the training took, if it was not stopped; runs of former versions have none.
+    """
 
     weights: str
     values: str
+    seconds: float | None = None
 
 
 class _Tested(Metrics):
@@ -65,20 +72,58 @@ class Comparison:
     Attributes:
         out_dir: holds ``runs/<kind>_seed_<seed>``.
         seeds: their number.
-        trainings: by kind, for every seed.
+        arms: by kind, for every seed.
         made_from: what trainings are made from, by kind.
         test_sets: hashes of the test sets by split.
     """
 
     out_dir: Path
     seeds: int
-    trainings: Mapping[str, TrainOptions]
+    arms: Mapping[str, Arm]
     made_from: Mapping[str, Stamp]
     test_sets: Mapping[str, str]
 
     def jobs(self) -> list[tuple[str, int]]:
-        """Kinds and seeds in the order of training."""
-        return [(kind, seed) for seed in range(self.seeds) for kind in KINDS]
+        """Kinds and seeds in the order of training: what learns from a teacher's labels after all teachers."""
+        jobs = [(kind, seed) for seed in range(self.seeds) for kind in self.arms]
+        return sorted(jobs, key=self._learns_from_teacher)
+
+    def _learns_from_teacher(self, job: tuple[str, int]) -> bool:
+        return self.arms[job[0]].teacher is not None
+
+    def plan(self, at_once: int, each: bool = False) -> list[str]:
+        """What is left to do, in words, and how long it takes by what is done.
+
+        Args:
+            at_once: trainings at a time.
+            each: also a line for each arm.
+
+        Returns:
+            Lines; none where nothing is left.
+        """
+        done = {job: trained for job in self.jobs() if (trained := _trained(self.folder(*job)))}
+        todo = [job for job in self.jobs() if job not in done]
+        if not todo and not each:
+            return []
+        own = {kind: arm.iterations for kind, arm in self.arms.items()}
+        iterations = sum(own[kind] for kind, _ in todo)
+        trained_of = [kind for kind, _ in done]
+        lines = [
+            f"{arm.recipe.name}: {trained_of.count(kind)} of {self.seeds} trained, {own[kind]} iterations each"
+            for kind, arm in self.arms.items()
+            if each
+        ]
+        lines.append(
+            f"{len(todo)} of {len(todo) + len(done)} trainings left ({len(self.arms)} arms, {self.seeds} seeds), "
+            f"{iterations} iterations, {at_once} at once"
+        )
+        timed = [(trained.seconds, own[kind]) for (kind, _), trained in done.items() if trained.seconds and own[kind]]
+        if timed and todo:
+            pace = sum(seconds for seconds, _ in timed) / sum(count for _, count in timed)
+            lines.append(f"about {iterations * pace / at_once / 60:.0f} minutes, by {len(timed)} that are done")
+        elif todo:
+            lines.append("how long that takes is known once the first training is done; ask again with ‹plan›")
+        return lines
 
     def folder(self, kind: str, seed: int) -> Path:
         """Where one training keeps its weights, log and metrics."""
@@ -96,7 +141,7 @@ class Comparison:
         """
         for folder in sorted((self.out_dir / "runs").glob("*_seed_*")):
             kind = folder.name.split("_seed_")[0]
-            if kind not in KINDS or not any(path.name[0] != "." for path in folder.iterdir()):
+            if kind not in self.arms or not any(path.name[0] != "." for path in folder.iterdir()):
                 continue
             stamp = read_json(folder / "stamp.json", _Stamp, f"remove {folder}, it will be made again")
             other = changed(stamp.made_from, self.made_from[kind])
@@ -125,30 +170,37 @@ class Comparison:
         jobs, done = self.jobs(), dict[tuple[str, int], Outcome]()
         with Children() as children, ThreadPoolExecutor(jobs_at_once) as pool:
             try:
-                outcomes = pool.map(lambda job: self._run(children, *job), jobs)
-                for job, outcome in zip(jobs, tqdm(outcomes, "trainings", len(jobs), unit="run"), strict=True):
-                    self._refuse_twins(job, outcome, done)
-                    done[job] = outcome
+                bar = tqdm(desc="trainings", total=len(jobs), unit="run")
+                for _, wave in groupby(jobs, self._learns_from_teacher):  # teachers are done before they are asked
+                    at_once = list(wave)
+                    for job, outcome in zip(
+                        at_once, pool.map(lambda job: self._run(children, *job), at_once), strict=True
+                    ):
+                        bar.update()
+                        self._refuse_twins(job, outcome, done)
+                        done[job] = outcome
+                bar.close()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 children.stop()
                 raise
-        return {kind: [done[kind, seed] for seed in range(self.seeds)] for kind in KINDS}
+        return {kind: [done[kind, seed] for seed in range(self.seeds)] for kind in self.arms}
 
     def _run(self, children: Children, kind: str, seed: int) -> Outcome:
         """Trains and tests one seed, where that is not done yet."""
         folder = self.folder(kind, seed)
-        training = replace(self.trainings[kind], work_dir=folder, seed=seed, unchecked=True, resume=True)
-        from segmentation.saving import named_weights  # mmengine takes seconds to load
-
+        training = replace(self.arms[kind].training, work_dir=folder, seed=seed, unchecked=True, resume=True)
         trained = _trained(folder)
         if trained is None:
+            fresh, began = not (folder / "stamp.json").exists(), time.monotonic()
             write_json({"made_from": dict(self.made_from[kind])}, folder / "stamp.json")
-            segmentor(children, ["train", *words(training)], folder / "log.txt")
-            weights = named_weights(folder)
-            if weights is None:
-                raise InputError(f"{folder}: its training left no whole weights; remove it, it will be made again")
-            trained = _Trained(weights=weights.name, values=hash_of_values(_read_weights(weights)))
+            segmentor(children, ["train", *words(self._begun(children, kind, training))], folder / "log.txt")
+            weights = _weights_of(folder)
+            trained = _Trained(
+                weights=weights.name,
+                values=hash_of_values(_read_weights(weights)),
+                seconds=round(time.monotonic() - began, 1) if fresh else None,
+            )
             write_json(trained.model_dump(), folder / "trained")
         metrics = {}
         for split, test_set in self.test_sets.items():
@@ -157,6 +209,23 @@ class Comparison:
                 tested = self._test(children, training, trained, split, test_set)
             metrics[split] = tested.model_dump()
         return Outcome(trained.values, metrics)
+
+    def _begun(self, children: Children, kind: str, training: TrainOptions) -> TrainOptions:
+        """The training with what its arm makes before it: pseudo-labels, weights that it starts from."""
+        from segmentation.saving import last_weights  # mmengine takes seconds to load
+
+        arm, seed = self.arms[kind], training.seed or 0
+        folder = self.folder(kind, seed)
+        if arm.teacher is not None:
+            weights = _weights_of(self.folder("baseline", seed))
+            labeling = replace(arm.teacher, load_from=weights, out=folder / "pseudo")
+            segmentor(children, ["predict", *words(labeling)], folder / "log.txt")
+            training = replace(training, pseudo_images=labeling.images, pseudo_masks=folder / "pseudo" / "masks")
+        if arm.pretraining is not None and last_weights(folder) is None:
+            first = replace(arm.pretraining, work_dir=folder / "pretraining", seed=seed, unchecked=True, resume=True)
+            segmentor(children, ["train", *words(first)], folder / "log.txt")
+            training = replace(training, load_from=_weights_of(folder / "pretraining"), resume=False)
+        return training
 
     def _test(
         self, children: Children, training: TrainOptions, trained: _Trained, split: str, test_set: str
@@ -211,6 +280,20 @@ def test_options(training: TrainOptions, split: str) -> TestOptions:
     """Those of a test set's test that are the training's, too."""
     shared = {field.name: getattr(training, field.name) for field in fields(SegmentorOptions)}
     return TestOptions(split=split, **shared)
+
+
+def _weights_of(folder: Path) -> Path:
+    """The weights that a training left.
+
+    Raises:
+        InputError: none that are whole.
+    """
+    from segmentation.saving import named_weights  # mmengine takes seconds to load
+
+    weights = named_weights(folder)
+    if weights is None:
+        raise InputError(f"{folder}: its training left no whole weights; remove it, it will be made again")
+    return weights
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

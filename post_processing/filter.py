@@ -1,4 +1,7 @@
-"""The filter: what a segmentor trained on real images finds wrong in synthesized ones becomes 255 in their masks."""
+"""The filter: what a segmentor trained on real images finds wrong in synthesized ones, and what becomes of it.
+
+It becomes 255 in their masks, as published; or is relabeled where the segmentor is sure; or counts less.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +57,16 @@ class Filtered:
     @property
     def summary(self) -> str:
         """The same in a line."""
-        return (
-            f"{len(self.names)} masks in {self.folder}, {100 * self.kept_share:.1f} % of their pixels kept; "
-            f"{STATS} and filter_stats.svg say more"
-        )
+        classes = self.statistics["per_class"].values()
+        pixels = max(sum(values["kept"] + values["dropped"] for values in classes), 1)
+        share, what = self.kept_share, "of their pixels kept"
+        if any("mean_weight" in values for values in classes):
+            total = sum((values["mean_weight"] or 0) * (values["kept"] + values["dropped"]) for values in classes)
+            share, what = total / pixels, "is the mean weight of their pixels"
+        text = f"{len(self.names)} masks in {self.folder}, {100 * share:.1f} % {what}"
+        if relabeled := sum(values.get("relabeled", 0) for values in classes):
+            text += f", {100 * relabeled / pixels:.1f} % relabeled"
+        return f"{text}; {STATS} and filter_stats.svg say more"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +126,10 @@ def _refuse_folders(options: FilterOptions) -> None:
     for name, out in options.outputs().items():
         if folder := next((folder for folder in inputs if inside(out, folder)), None):
             raise InputError(f"{name} {out}: lies inside {folder}; name another one")
-    if options.save_loss and options.save_loss.resolve() == options.filtered_mask_path.resolve():
-        raise InputError("‹save_loss› and ‹filtered_mask_path›: name two folders")
+    named: dict[Path, str] = {}
+    for name, out in options.outputs().items():
+        if (other := named.setdefault(out.resolve(), name)) != name:
+            raise InputError(f"{name} and {other}: name two folders")
 
 
 def _from_segmentor(options: FilterOptions, segmentor: PixelLosses, ranks: Ranks) -> _Start:
@@ -172,8 +183,18 @@ def _from_saved_losses(options: FilterOptions, folder: Path, ranks: Ranks) -> _S
 
 
 def _rule_settings(options: FilterOptions) -> dict[str, str | float]:
-    """What the rule depends on, under the names that it has in folders' settings."""
-    return {"--tolerance-margin": options.tolerance_margin, "--unseen-class": options.unseen_class}
+    """What the rule depends on, under the names that it has in folders' settings; the usual treatment has none."""
+    settings: dict[str, str | float] = {
+        "--tolerance-margin": options.tolerance_margin,
+        "--unseen-class": options.unseen_class,
+    }
+    if options.treatment != "ignore":
+        settings["--treatment"] = options.treatment
+    if options.treatment == "relabel":
+        settings["--sure"] = options.sure
+    if options.ensemble:
+        settings["--ensemble"] = digest(*map(Path, options.ensemble))
+    return settings
 
 
 def _say(start: _Start, options: FilterOptions) -> None:

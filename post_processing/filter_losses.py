@@ -43,6 +43,11 @@ class PixelLosses(Protocol):
             num_workers: processes that read images.
         """
 
+    def opinions(
+        self, files: Sequence[Files], batches: Sequence[Sequence[int]], num_workers: int
+    ) -> Iterator[tuple[int, NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]]:
+        """As ``pixel_losses``, and each pixel's most probable class, uint8 (H, W), with its probability (H, W)."""
+
 
 @dataclass(frozen=True, eq=False)
 class SavedLosses:
@@ -77,6 +82,12 @@ class SavedLosses:
             path, mask = files[index]
             ids = labels.file_ids(mask)
             yield index, self.read(path, ids), ids
+
+    def opinions(
+        self, files: Sequence[Files], batches: Sequence[Sequence[int]], num_workers: int
+    ) -> Iterator[tuple[int, NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]]:
+        """There are none."""
+        raise InputError("‹from_loss›: losses do not say what else a pixel may be; name a segmentor")
 
     def read(self, path: Path, mask: NDArray[Any]) -> NDArray[Any]:
         """Losses of a mask's pixels, float32 (H, W).

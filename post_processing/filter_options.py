@@ -11,6 +11,7 @@ from common.converters import integer, number
 from common.errors import InputError
 from common.options import option
 
+TREATMENTS = ("ignore", "relabel", "weight")
 _OF_SEGMENTOR = ("config", "checkpoint", "real_img_path", "real_label_path", "syn_img_path")
 
 
@@ -36,6 +37,22 @@ class FilterOptions(ConfigOptions):
         choices=("ignore", "keep"),
         help="pixels of a class that no real image shows: set to 255, or kept",
     )
+    treatment: str = option(
+        "ignore",
+        choices=TREATMENTS,
+        help="pixels above the limit: set to 255, as published; relabeled where the segmentor is sure of a class, else "
+        "255; or all pixels weighted, exp(-loss / limit), by a map beside the mask, which stays as it is",
+    )
+    sure: float = option(0.9, convert=number(0, 1), help="with --treatment relabel: probability that a new label needs")
+    ensemble: tuple[str, ...] = option(
+        (),
+        metavar="WEIGHTS",
+        help="with --treatment relabel: weights of more trainings of the config (other seeds); probabilities are their "
+        "mean, losses CHECKPOINT's",
+    )
+    weight_map_path: Path | None = option(
+        None, help="with --treatment weight: folder for the maps, PNGs of the masks' names, 255 for weight 1"
+    )
     save_loss: Path | None = option(None, help="folder for each pixel's loss (float16), for --from-loss")
     from_loss: Path | None = option(None, help="folder that --save-loss wrote; replaces segmentor and images")
     skip_invalid: bool = option(False, help="leave out files that are unpaired or damaged")
@@ -55,15 +72,26 @@ class FilterOptions(ConfigOptions):
                 raise InputError(f"‹from_loss› replaces {', '.join(surplus)}; leave out one or the other")
         elif missing := [f"‹{name}›" for name in _OF_SEGMENTOR if not getattr(self, name)]:
             raise InputError(f"missing: {', '.join(missing)} (see --help)")
+        if self.treatment != "relabel" and (self.ensemble or self.sure != 0.9):
+            raise InputError(f"‹{'ensemble' if self.ensemble else 'sure'}›: belongs to ‹treatment› relabel")
+        if self.treatment == "relabel" and self.from_loss:
+            raise InputError("‹treatment› relabel: needs a segmentor, saved losses do not say what else a pixel is")
+        if (self.treatment == "weight") != (self.weight_map_path is not None):
+            raise InputError("‹treatment› weight and ‹weight_map_path› DIR: give both, or none")
         if not self.tolerance_margin > 0:
             raise InputError(f"‹tolerance_margin› {self.tolerance_margin}: must be above 0")
 
     def outputs(self) -> dict[str, Path]:
         """The folders that are written to, by the option that names them."""
-        folders = {"‹filtered_mask_path›": self.filtered_mask_path, "‹save_loss›": self.save_loss}
+        folders = {
+            "‹filtered_mask_path›": self.filtered_mask_path,
+            "‹weight_map_path›": self.weight_map_path,
+            "‹save_loss›": self.save_loss,
+        }
         return {name: folder for name, folder in folders.items() if folder}
 
     def files_of(self, name: str) -> list[Path]:
-        """The files that are written for an image: its mask, and its losses, if they are saved."""
+        """The files that are written for an image: its mask, its weight map, and its losses, if there are any."""
+        weights = [self.weight_map_path / f"{name}.png"] if self.weight_map_path else []
         losses = [self.save_loss / f"{name}.npy"] if self.save_loss else []
-        return [self.filtered_mask_path / f"{name}.png", *losses]
+        return [self.filtered_mask_path / f"{name}.png", *weights, *losses]

@@ -6,7 +6,7 @@ Both stop at any moment and go on: what is done is in records, and batches are t
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Passes:
         self.ranks.wait()  # everybody has read before anybody writes
         labels = self.losses.labels()
         count = labels.num_classes
-        for pair, loss, _, ids in self._not_done(pairs, done, "real"):
+        for pair, loss, _, ids, _ in self._not_done(pairs, done, "real"):
             if not np.isfinite(loss).all():
                 raise InputError(f"{pair.image}: the segmentor's loss is not finite here; are its weights sound?")
             self.state.real.append(
@@ -83,12 +83,12 @@ class Passes:
         )
 
     def filter_synthesized(self, pairs: Sequence[Pair], real: RealLoss) -> dict[str, FilteredRecord]:
-        """Writes the filtered masks, in their files' own ids; returns what was kept, by image name."""
+        """Writes the masks as ``options.treatment`` has them, in their files' own ids; what was kept, by image name."""
         options = self.options
         limits = rule.thresholds(real.means(), options.tolerance_margin, options.unseen_class)  # (C,)
         stamps, shown = {pair.name: self.state.stamp(pair, limits.tolist()) for pair in pairs}, _in_figure(pairs)
-        if options.save_loss and self.ranks.rank == 0:
-            for left_over in options.save_loss.glob(".*.tmp.*"):
+        for folder in (options.save_loss, options.weight_map_path):
+            for left_over in folder.glob(".*.tmp.*") if folder and self.ranks.rank == 0 else ():
                 left_over.unlink()
         done = {
             name
@@ -96,18 +96,30 @@ class Passes:
             if record.stamp == stamps.get(name) and self._are_there(record)
         }
         self.ranks.wait()
-        count, ignored = len(limits), self.losses.labels().id_to_ignore
-        for pair, loss, file_ids, ids in self._not_done(pairs, done, "synthesized"):
-            kept = rule.filter_mask(loss, ids, limits)
+        count, labels = len(limits), self.losses.labels()
+        relabels, weighs = options.treatment == "relabel", options.treatment == "weight"
+        for pair, loss, file_ids, ids, opinion in self._not_done(pairs, done, "synthesized", relabels):
+            kept = ids if weighs else rule.filter_mask(loss, ids, limits)
+            written = rule.relabel(kept, ids, opinion[0], opinion[1], options.sure) if relabels else kept
+            in_file = np.where(written == rule.IGNORE, labels.id_to_ignore, labels.to_file(written))
+            weights = rule.pixel_weights(loss, ids, limits) if weighs else None
             checksum = None
             for path in reversed(options.files_of(pair.name)):  # the mask last: it says that all is there
                 if path.suffix == ".npy":
                     stored = np.nan_to_num(loss, nan=_LARGEST).clip(max=_LARGEST).astype(np.float16)
                     write_array(stored, path)
                     checksum = zlib.crc32(stored.tobytes())
+                elif weights is not None and path.parent == options.weight_map_path:
+                    _write_mask(np.rint(255 * weights), path)
                 else:
-                    dropped = (kept == rule.IGNORE) & (ids != rule.IGNORE)
-                    _write_mask(np.where(dropped, ignored, file_ids), path)
+                    _write_mask(np.where(written != ids, in_file, file_ids), path)
+            treated: dict[str, Any] = {}
+            if relabels:
+                treated["relabeled"] = rule.class_counts(
+                    np.where(written != kept, written, rule.IGNORE), count
+                ).tolist()
+            if weights is not None:
+                treated["weights"] = rule.class_sums(weights, ids, count).tolist()
             self.state.filtered.append(
                 FilteredRecord(
                     name=pair.name,
@@ -117,6 +129,7 @@ class Passes:
                     total=rule.class_counts(ids, count).tolist(),
                     kept=rule.class_counts(kept, count).tolist(),
                     histogram=rule.loss_histogram(loss, ids, count).tolist() if pair.name in shown else None,
+                    **treated,
                 ),
                 str(self.ranks.rank),
             )
@@ -130,18 +143,23 @@ class Passes:
         return bool(there) and there == record.files[: len(there)]
 
     def _not_done(
-        self, pairs: Sequence[Pair], done: set[str], title: str
-    ) -> Iterator[tuple[Pair, NDArray[Any], NDArray[Any], NDArray[Any]]]:
-        """Pairs with loss, file ids and class ids (H, W); in the batches that they have in an unbroken run."""
+        self, pairs: Sequence[Pair], done: set[str], title: str, opinions: bool = False
+    ) -> Iterator[tuple[Pair, NDArray[Any], NDArray[Any], NDArray[Any], list[NDArray[Any]]]]:
+        """Pairs with loss, file ids and class ids (H, W); in the batches that they have in an unbroken run.
+
+        With ``opinions`` also the most probable classes and their probability, each (H, W); else an empty list.
+        """
         size, rank = self.batch_size, self.ranks.rank
         batches = [range(start, min(start + size, len(pairs))) for start in range(0, len(pairs), size)]
         todo = [batch for batch in self.ranks.share(batches) if any(pairs[i].name not in done for i in batch)]
         files = [(pair.image, pair.mask) for pair in pairs]
-        found = self.losses.pixel_losses(files, todo, self.options.num_workers)
+        source: Callable[..., Iterator[Any]] = self.losses.opinions if opinions else self.losses.pixel_losses
+        found = source(files, todo, self.options.num_workers)
         table = self.losses.labels().table
-        for index, loss, ids in tqdm(found, title, sum(map(len, todo)), unit="image", disable=rank > 0 or not todo):
+        bar = tqdm(found, title, sum(map(len, todo)), unit="image", disable=rank > 0 or not todo)
+        for index, loss, ids, *opinion in bar:
             if pairs[index].name not in done:
-                yield pairs[index], loss, ids, table[ids].astype(np.uint8)
+                yield pairs[index], loss, ids, table[ids].astype(np.uint8), opinion
 
 
 def _write_mask(ids: NDArray[Any], path: Path) -> None:

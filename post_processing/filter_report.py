@@ -34,7 +34,8 @@ def filter_statistics(
         records: by image name.
 
     Returns:
-        ``per_class`` by class name and ``images`` by image name.
+        ``per_class`` by class name and ``images`` by image name. By treatment, a class also has ``relabeled``, the
+        pixels that became it, or ``mean_weight``, 0..1.
     """
     total = np.array([record.total for record in records.values()]).sum(axis=0)
     kept = np.array([record.kept for record in records.values()]).sum(axis=0)
@@ -53,6 +54,11 @@ def filter_statistics(
         }
         for c, name in enumerate(real.classes)
     }
+    for c, values in enumerate(per_class.values()):
+        if relabeled := [record.relabeled[c] for record in records.values() if record.relabeled is not None]:
+            values["relabeled"] = sum(relabeled)
+        if weights := [record.weights[c] for record in records.values() if record.weights is not None]:
+            values["mean_weight"] = finite(sum(weights) / total[c]) if total[c] else None
     images = {
         name: {"kept": record.kept, "dropped": [t - k for t, k in zip(record.total, record.kept, strict=True)]}
         for name, record in sorted(records.items())
@@ -81,12 +87,16 @@ def filter_figure(
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 1.6 + 0.45 * len(names)), sharey=True, width_ratios=(2, 3), layout="constrained"
     )
-    shares = np.array([100 * (values["kept_share"] or 0) for values in per_class.values()])
-    shown = np.array([100 if values["kept_share"] is not None else 0 for values in per_class.values()])
-    left.barh(rows, shares, color=SYNTHESIZED, label="kept")
-    left.barh(rows, shown - shares, left=shares, color=DROPPED, label="dropped (255)")
+    weighted = any("mean_weight" in values for values in per_class.values())
+    relabeled = any("relabeled" in values for values in per_class.values())
+    key, kept = ("mean_weight", "mean weight") if weighted else ("kept_share", "kept")
+    dropped = "weighed down" if weighted else "relabeled or dropped (255)" if relabeled else "dropped (255)"
+    shares = np.array([100 * (values[key] or 0) for values in per_class.values()])
+    shown = np.array([100 if values[key] is not None else 0 for values in per_class.values()])
+    left.barh(rows, shares, color=SYNTHESIZED, label=kept)
+    left.barh(rows, shown - shares, left=shares, color=DROPPED, label=dropped)
     for row, values in zip(rows, per_class.values(), strict=True):
-        share = values["kept_share"]
+        share = values[key]
         left.text(2, row, "no pixels" if share is None else f"{100 * share:.1f} %", va="center")
     left.set(xlabel="share of the class's synthesized pixels (%)", xlim=(0, 100), yticks=rows, yticklabels=names)
     centers = np.sqrt(HISTOGRAM_EDGES[:-1] * HISTOGRAM_EDGES[1:])

@@ -83,6 +83,43 @@ def filter_mask(loss: NDArray[Any], mask: NDArray[Any], limits: NDArray[Any]) ->
     return np.where(loss <= table[mask], mask, np.uint8(IGNORE))
 
 
+def relabel(
+    kept: NDArray[Any], mask: NDArray[Any], classes: NDArray[Any], sureness: NDArray[Any], sure: float
+) -> NDArray[Any]:
+    """The filtered mask in which a dropped pixel has the class that was found there, where that is sure.
+
+    Args:
+        kept: what ``filter_mask`` gives, uint8 (H, W).
+        mask: class ids before it, uint8 (H, W); pixels that are 255 here stay so.
+        classes: the most probable class of each pixel, uint8 (H, W).
+        sureness: its probability, 0..1 (H, W).
+        sure: probability from which a class is believed.
+
+    Returns:
+        uint8 (H, W).
+    """
+    dropped = (kept == IGNORE) & (mask != IGNORE)
+    return np.where(dropped & (sureness >= sure), classes, kept)
+
+
+def pixel_weights(loss: NDArray[Any], mask: NDArray[Any], limits: NDArray[Any]) -> NDArray[Any]:
+    """How much each pixel counts: exp(-loss / limit of its class); 1 / e at the limit, where ``filter_mask`` drops.
+
+    Args:
+        loss: per pixel cross-entropy in nats (H, W). One that is not a number counts as endless.
+        mask: class ids, uint8 (H, W); what is none of them has weight 0.
+        limits: largest loss of each class (C,), see ``thresholds``; an endless one gives weight 1, minus that gives 0.
+
+    Returns:
+        float64 (H, W), 0..1.
+    """
+    table = np.full(256, -np.inf)
+    table[: len(limits)] = limits
+    limit, loss = table[mask], np.nan_to_num(loss, nan=np.inf, posinf=np.inf)
+    weights = (loss == 0) & (limit == 0)
+    return np.where(limit > 0, np.exp(-loss / np.where(limit > 0, limit, 1)), weights)
+
+
 def loss_histogram(loss: NDArray[Any], mask: NDArray[Any], num_classes: int) -> NDArray[Any]:
     """Pixels of each class in each bin of ``HISTOGRAM_EDGES``, int64 (C, bins)."""
     bins = len(HISTOGRAM_EDGES) - 1

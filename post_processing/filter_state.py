@@ -49,7 +49,8 @@ class RealRecord(Record):
 class FilteredRecord(Record):
     """A synthesized image: what its result is made of, the files that were written, total and kept pixels a class.
 
-    ``losses``: checksum of the losses that were saved, if they were.
+    ``losses``: checksum of the losses that were saved, if they were. ``relabeled``: pixels that were given each class.
+    ``weights``: summed weight of each class's pixels.
     """
 
     stamp: str
@@ -58,6 +59,8 @@ class FilteredRecord(Record):
     total: Counts
     kept: Counts
     histogram: Histogram | None
+    relabeled: Counts | None = None
+    weights: list[Number] | None = None
 
     @model_validator(mode="after")
     def _kept_of_total(self) -> FilteredRecord:
@@ -187,7 +190,9 @@ class State:
             left_over.unlink()
         if path.is_file():
             found = read_json(path, Settings, f"remove {path}, it will be made again").settings
-            if changed := [_as_field(key) for key in self.settings if found.get(key) != self.settings[key]]:
+            # one that is named on one side alone differs, too: the usual treatment is not named
+            names = {**self.settings, **found}
+            if changed := [_as_field(key) for key in names if found.get(key) != self.settings.get(key)]:
                 raise InputError(
                     f"‹filtered_mask_path› {out}: holds masks filtered with another {', '.join(changed)}; "
                     "name another folder or remove this one"

@@ -75,6 +75,9 @@ class ResampleOptions(Options):
         f"{STATS} in --filtered-mask-path counts them)",
     )
     seed: int = option(0, convert=integer(0), help="with --rule hardness: of the draws")
+    weight_map_path: Path | None = option(
+        None, help="folder of the masks' weight maps, as filter.sh --treatment weight writes it; they go along"
+    )
     copy: bool = option(False, help="copy files, where hard links would share them")
     skip_invalid: bool = option(False, help="leave out files that are unpaired or damaged")
     num_workers: int = option(len(os.sched_getaffinity(0)), convert=integer(1, 256), help="threads that read files")
@@ -190,7 +193,7 @@ def _resample(options: ResampleOptions) -> Resampled:
         for pair, seen in zip(found.pairs, found.checked, strict=True)
         if seen.image_size != seen.size
     }
-    fill_folders(options.out_dir, kept, sizes, options.copy, options.num_workers)
+    fill_folders(options.out_dir, kept, sizes, options.copy, options.num_workers, options.weight_map_path)
     statistics = _write_report(options, found, classes, choice)
     summary = f"{len(kept)} of {len(found.pairs)} images kept in {options.out_dir}: {choice.summary}"
     return Resampled([pair.name for pair in kept], statistics, summary)

@@ -19,16 +19,19 @@ from common.images import read_image
 from common.pairing import Pair
 from common.processes import bounded
 
-IMAGES, LABELS = "resampled_img", "resampled_label"
+IMAGES, LABELS, WEIGHTS = "resampled_img", "resampled_label", "resampled_weight"
 
 
-def prepare_folders(out: Path, kept: Sequence[Pair]) -> None:
-    """Makes the two folders, clears what a killed run left half written. To be called by the only writer.
+def prepare_folders(out: Path, kept: Sequence[Pair], weighted: bool = False) -> None:
+    """Makes the folders, clears what a killed run left half written. To be called by the only writer.
 
     Raises:
         InputError: they hold files of another selection, which would join the training set.
     """
-    for folder, names in ((IMAGES, {pair.image.name for pair in kept}), (LABELS, {pair.mask.name for pair in kept})):
+    expected = {IMAGES: {pair.image.name for pair in kept}, LABELS: {pair.mask.name for pair in kept}}
+    if weighted:
+        expected[WEIGHTS] = {f"{pair.mask.stem}.png" for pair in kept}
+    for folder, names in expected.items():
         path = check_writable(out / folder, "‹out_dir›")
         for left_over in path.glob(".*.tmp.*"):
             left_over.unlink()
@@ -40,9 +43,14 @@ def prepare_folders(out: Path, kept: Sequence[Pair]) -> None:
 
 
 def fill_folders(
-    out: Path, kept: Sequence[Pair], sizes: Mapping[str, tuple[int, int]], copy: bool, workers: int
+    out: Path,
+    kept: Sequence[Pair],
+    sizes: Mapping[str, tuple[int, int]],
+    copy: bool,
+    workers: int,
+    weights: Path | None = None,
 ) -> None:
-    """Puts pairs into the two folders, in threads, which end with this process; to be called by the only writer.
+    """Puts pairs into the folders, in threads, which end with this process; to be called by the only writer.
 
     Args:
         out: holds the folders.
@@ -50,13 +58,19 @@ def fill_folders(
         sizes: (H, W) that images are brought to, by name; others stay as they are.
         copy: copies, no hard links.
         workers: threads.
+        weights: folder of weight maps, which go with their masks.
 
     Raises:
-        InputError: the folders hold files of another selection.
+        InputError: the folders hold files of another selection; a mask has no weight map.
     """
-    prepare_folders(out, kept)
+    if weights and (missing := [pair for pair in kept if not (weights / f"{pair.mask.stem}.png").is_file()]):
+        raise InputError(
+            f"‹weight_map_path› {weights}: no {missing[0].mask.stem}.png ({len(missing)} of {len(kept)} missing); make "
+            "them with filter.sh ‹treatment› weight"
+        )
+    prepare_folders(out, kept, weights is not None)
     with ThreadPoolExecutor(max(1, bounded(workers, len(kept)))) as pool:
-        jobs = [pool.submit(add_pair, pair, out, copy, sizes.get(pair.name)) for pair in kept]
+        jobs = [pool.submit(add_pair, pair, out, copy, sizes.get(pair.name), weights) for pair in kept]
         try:
             for job in tqdm(jobs, "keep", unit="image"):
                 job.result()
@@ -65,14 +79,17 @@ def fill_folders(
             raise
 
 
-def add_pair(pair: Pair, out: Path, copy: bool, size: tuple[int, int] | None = None) -> None:
-    """Puts image and mask into the folders, by hard link where possible.
+def add_pair(
+    pair: Pair, out: Path, copy: bool, size: tuple[int, int] | None = None, weights: Path | None = None
+) -> None:
+    """Puts image and mask, and the mask's weight map, into the folders, by hard link where possible.
 
     Args:
         pair: image and mask.
         out: holds the folders.
         copy: copies, no hard links.
         size: (H, W) that the image is brought to; None: as it is.
+        weights: folder of weight maps, if there are any.
     """
     target = out / IMAGES / pair.image.name
     if size is None:
@@ -81,6 +98,9 @@ def add_pair(pair: Pair, out: Path, copy: bool, size: tuple[int, int] | None = N
         with atomic_path(target) as path:
             small = Image.fromarray(read_image(pair.image)).resize(size[::-1], Image.Resampling.BICUBIC)
             small.save(path, quality=95)
+    if weights is not None:
+        name = f"{pair.mask.stem}.png"
+        link_or_copy(weights / name, out / WEIGHTS / name, copy)
     link_or_copy(pair.mask, out / LABELS / pair.mask.name, copy)
 
 

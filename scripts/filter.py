@@ -10,6 +10,11 @@ normal; a synthesized pixel whose loss exceeds margin x its class's mean becomes
 Another margin, from losses that --save-loss wrote, without the segmentor:
   python -m scripts.filter --from-loss out/loss --syn-mask-path data/label_train --filtered-mask-path out/filtered_2 \
       --tolerance-margin 2
+Instead of 255 (--treatment): relabel, where the segmentor, or it and --ensemble WEIGHTS of other seeds on average, is
+sure of another class; or weight, a map exp(-loss / limit) a mask, for resample.sh --weight-map-path and then
+scripts.segmentor train --loss-weights:
+  python -m scripts.filter ... --filtered-mask-path out/relabeled --treatment relabel --sure 0.9 --ensemble other.pth
+  python -m scripts.filter ... --filtered-mask-path out/weighted --treatment weight --weight-map-path out/weights
 Several GPUs: torchrun --nproc-per-node 4 -m scripts.filter ... A stopped run goes on with the same command.
 """
 
@@ -23,11 +28,14 @@ from post_processing.filter_losses import PixelLosses
 
 
 def segmentor_of(options: FilterOptions) -> PixelLosses:
-    """The segmentor that the options name."""
-    from segmentation.inference import open_segmentor  # mmseg takes seconds to load, which --from-loss need not wait
+    """The segmentor that the options name, with the others of its ensemble."""
+    from segmentation.ensemble import Ensemble  # mmseg takes seconds to load, which --from-loss need not wait
+    from segmentation.inference import open_segmentor
 
-    assert options.config is not None and options.checkpoint is not None
-    return open_segmentor(options.config, options.checkpoint, options, options.classes, options.device)
+    config, checkpoint = options.config, options.checkpoint
+    assert config is not None and checkpoint is not None
+    weights = (checkpoint, *options.ensemble)
+    return Ensemble(tuple(open_segmentor(config, one, options, options.classes, options.device) for one in weights))
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -16,13 +16,9 @@ from segmentation.classes import class_table
 
 TRAIN = ("model", "train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "custom_hooks", "randomness")
 TEST = ("test_dataloader", "test_cfg", "test_evaluator")
-_FOLDERS = (
-    "data_root",
-    "synthesized",
-    "references",
-    "pseudo_images",
-    "pseudo_masks",
-)  # moved data stay the same data: files are compared by content
+# moved data stay the same data: files are compared by content
+_FOLDERS = ("data_root", "synthesized", "references", "pseudo_images", "pseudo_masks")
+_FILES = ("img_path", "seg_map_path", "weight_path")
 
 
 def _plain(config: Config, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -64,7 +60,7 @@ def named_files(config: Config, parts: tuple[str, ...]) -> list[Path]:
 
 
 def data_files(loader: Any) -> list[Path]:
-    """Images and masks that a data loader's data sets read, each once, in the data sets' order."""
+    """Images, masks and weight maps that a data loader's data sets read, each once, in the data sets' order."""
 
     def data_sets(tree: Any) -> Iterator[dict[str, Any]]:
         if isinstance(tree, dict):
@@ -80,7 +76,4 @@ def data_files(loader: Any) -> list[Path]:
 
     built = (DATASETS.build({**entry, "lazy_init": True}) for entry in data_sets(loader))
     items = (item for dataset in built for item in dataset.load_data_list())
-    return [
-        Path(path)
-        for path in dict.fromkeys(item[key] for item in items for key in ("img_path", "seg_map_path") if item.get(key))
-    ]
+    return [Path(path) for path in dict.fromkeys(item[key] for item in items for key in _FILES if item.get(key))]

@@ -17,6 +17,7 @@ PAGES = [
     "docs/made_to_help.md",
     "docs/memory.md",
     "docs/diffusers.md",
+    "docs/proof.md",
     "docs/recipe.md",
     "docs/audit.md",
     "docs/your_data.md",

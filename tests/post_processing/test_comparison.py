@@ -9,7 +9,8 @@ from scipy import stats
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from common.scores import confusion, scores
-from evaluation.comparison import compare, paired_difference, verdict
+from evaluation.arms_text import curve_table, headline
+from evaluation.comparison import compare, compare_arms, holm, paired_difference, verdict
 from evaluation.copies import nearest, symmetries, thumbnail
 from evaluation.figures import classes_figure, seeds_figure
 from evaluation.page import gallery, page, sentence
@@ -27,6 +28,37 @@ def test_the_interval_is_the_paired_t_test():
     assert (entry["difference"]["low"], entry["difference"]["high"]) == pytest.approx((expected.low, expected.high))
     assert entry["difference"]["mean"] == pytest.approx(0.028)
     assert entry["baseline"]["sd"] == pytest.approx(np.std(BASELINE, ddof=1))
+
+
+def test_holms_correction_by_hand():
+    """Of 0.01, 0.04, 0.03, 0.005: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which may not fall below that."""
+    assert holm([0.01, 0.04, 0.03, None, 0.005]) == pytest.approx([0.03, 0.06, 0.06, None, 0.02])
+    assert holm([0.4, 0.6]) == [0.8, 0.8] and holm([]) == []
+
+
+def test_many_arms_are_judged_by_corrected_p():
+    """One arm's interval leaves out 0 by itself; of two arms that is not enough."""
+    baseline = [metrics(x) for x in BASELINE]
+    arms = {"joint": [metrics(x) for x in JOINT], "fda": [metrics(x - y) for x, y in zip(BASELINE, JOINT, strict=True)]}
+    alone = compare_arms(baseline, {"joint": arms["joint"]})["joint"]
+    p = alone["scores"]["mIoU"]["difference"]["p"]
+    assert alone["verdict"] == "better" and alone["p_holm"] == p == pytest.approx(
+        stats.ttest_rel(JOINT, BASELINE).pvalue
+    )
+    both = compare_arms(baseline, {**arms, "copy": [metrics(x + 0.002 * i) for i, x in enumerate(JOINT)]})
+    assert both["fda"]["verdict"] == "worse" and both["joint"]["p_holm"] > p
+    for name, arm in both.items():
+        arm |= {"iterations": 10, "free": name != "joint"}
+    best = {"free": "copy", "painted": "joint", **paired_difference(BASELINE, JOINT)}
+    text = " ".join(headline("test", both, best))
+    assert text.index("Helps:") < text.index("joint +1.40") < text.index("Harms:") < text.index("fda -")
+    assert (
+        f"corrected p {both['joint']['p_holm']:.3f}" in text
+        and "5 seeds" in text
+        and "trick, copy, by +2.80 points (95 % interval" in text
+    )
+    point = {"value": 0.5, **paired_difference(BASELINE, JOINT)}
+    assert "50% of the real images" in curve_table("share", [point]) and "+2.80" in curve_table("amount", [point])
 
 
 def test_a_score_that_is_not_defined_leaves_its_seed_out():

@@ -10,6 +10,8 @@ from post_processing.filter_rule import (
     filter_mask,
     loss_histogram,
     mean_loss,
+    pixel_weights,
+    relabel,
     thresholds,
 )
 
@@ -32,6 +34,21 @@ def test_the_mean_does_not_depend_on_the_order_of_images():
     sums, counts = rng.random((1000, 3)) * 10.0 ** rng.integers(-9, 9, (1000, 1)), rng.integers(1, 9, (1000, 3))
     order = rng.permutation(1000)
     assert mean_loss(sums.tolist(), counts).tobytes() == mean_loss(sums[order].tolist(), counts[order]).tobytes()
+
+
+def test_a_dropped_pixel_is_relabeled_where_that_is_sure():
+    kept = np.array([[0, 255, 1], [255, 255, 255]], dtype=np.uint8)  # of MASK: 255 was there before
+    classes, sureness = np.full_like(MASK, 2), np.array([[1.0, 0.9, 1.0], [0.8999, 1.0, 0.95]])
+    assert relabel(kept, MASK, classes, sureness, 0.9).tolist() == [[0, 2, 1], [255, 255, 2]]
+
+
+def test_weights_fall_with_the_loss():
+    limits = np.array([2.0, 0.0, np.inf])
+    loss = np.array([[2.0, 0.0, 0.0], [0.1, 9.0, 4.0]])
+    assert pixel_weights(loss, MASK, limits).tolist() == [[np.exp(-1), 1, 1], [0, 0, 1]]
+    assert pixel_weights(np.full((2, 3), np.nan), MASK, limits[:2]).tolist() == [[0, 0, 0], [0, 0, 0]]
+    unseen = thresholds(np.array([np.nan, np.nan, 1.0]))
+    assert pixel_weights(loss, MASK, unseen).tolist() == [[0, 0, 0], [0, 0, np.exp(-3.2)]]
 
 
 def test_only_a_loss_above_the_limit_is_dropped():

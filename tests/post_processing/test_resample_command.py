@@ -134,6 +134,19 @@ def test_report_and_hard_links(data):
     assert (data / "out/resampled_img/full_seed_1.jpg").stat().st_ctime_ns == before
 
 
+def test_weight_maps_go_along(data, capsys):
+    (data / "weights").mkdir()
+    for name in ("full", "over", "both"):
+        Image.new("L", (10, 10), 99).save(data / f"weights/{name}_seed_1.png")
+    assert run(*options(data, "--weight-map-path", data / "weights")) == 0
+    names = {path.name for path in (data / "out/resampled_weight").iterdir()}
+    assert names == {path.name for path in (data / "out/resampled_label").iterdir()} and len(names) == 3
+    assert (data / "out/resampled_weight/full_seed_1.png").samefile(data / "weights/full_seed_1.png")
+    (data / "weights/over_seed_1.png").unlink()
+    assert run(*options(data, "--weight-map-path", data / "weights", out="other")) == 2
+    assert "no over_seed_1.png (1 of 3 missing)" in capsys.readouterr().err
+
+
 def test_copies_do_not_share_the_file(data):
     for _ in range(2):
         assert run(*options(data, "--copy")) == 0
