@@ -56,10 +56,10 @@ def headline(split: str, arms: Arms, best: Mapping[str, Any] | None = None) -> l
         if named or fate == "better":
             paragraphs.append(f'<p class="verdict {fate}"><b>{words}:</b> {escape("; ".join(named) or "none")}.</p>')
     if best:
+        by = f"{percent(best['difference']['mean'], True)} points (95 % interval {interval(best['difference'])})"
         text = (
-            f"The best arm with synthesized images, {best['painted']}, differs from the best free trick, {best['free']}, "
-            f"by {percent(best['difference']['mean'], True)} points (95 % interval {interval(best['difference'])}); both "
-            "are chosen by these very scores."
+            f"The best arm with synthesized images, {best['painted']}, differs from the best free trick, "
+            f"{best['free']}, by {by}; both are chosen by these very scores."
         )
         paragraphs.append(f"<p>{escape(text)}</p>")
     return paragraphs

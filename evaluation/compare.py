@@ -173,7 +173,11 @@ def compare_trainings(options: CompareOptions, records: Records | None = None) -
             trainings.check_data(options, arms, configs)
         outcomes = comparison.run(options.jobs)
         made_from = comparison.made_from["joint" if "joint" in arms else "baseline"]
-        facts = {key: str(value) for key, value in recorded(options).items() if value not in (None, [], False)}
+        facts = {
+            key: str(value)
+            for key, value in recorded(options).items()
+            if value is not False and value not in (None, [])
+        }
         facts["max_iters"] = f"{made_from['max_iters']}, of {made_from['batch_size']} images, every training"
         curves = trainings.curve_recipes(options, configs["baseline"])
         return write_comparison(

@@ -121,7 +121,7 @@ def predict(options: PredictOptions) -> int:
         segmentor = from_views(segmentor)
     made_from = {"config": segmentor.settings(), "checkpoint": digest(Path(weights))}
     if options.sure is not None:
-        made_from["‹sure›"] = str(options.sure)
+        made_from["sure"] = str(options.sure)
     with room_for("‹out›", out):
         ranks = Ranks()
         check_writable(out, "‹out›")

@@ -1,13 +1,17 @@
 """The demonstrations' scripts: one at a time, no command outlives them, and "done" says what was done."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from demo import choose, half_scale
 from tests.conftest import ROOT
 from tests.test_processes import alive, gone
 
@@ -58,6 +62,39 @@ def test_nothing_outlives_the_script(place, number):
         assert second.returncode == 2 and alive(training)
         first.send_signal(number)
         assert gone([training])
+
+
+def test_a_data_set_at_half_scale(tmp_path):
+    """Means over 2 x 2 pixels, masks that make no class up, one tile held out; a second start changes nothing."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 8, 6, 3), dtype=np.uint8)
+    for tile, image in zip(("t1_a", "t2_a"), images, strict=True):
+        for folder, content in (("img_train", image), ("label_train", image[..., 0] % 5), ("ref_img", image)):
+            (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(tmp_path / "data" / folder / f"{tile}.png")
+    (tmp_path / "data/classes.json").write_text(json.dumps({"classes": [*"abcde"]}))
+    words = [str(tmp_path / "data"), str(tmp_path / "half"), "--held-out", "t2"]
+    half_scale.main(words)
+    found = np.array(Image.open(tmp_path / "half/choose/img_val/t2_a.png"), float)
+    assert np.abs(found - images[1].reshape(4, 2, 3, 2, 3).mean((1, 3))).max() <= 0.5
+    mask = np.array(Image.open(tmp_path / "half/data/label_train/t1_a.png"))
+    assert (mask == images[0, ::2, ::2, 0] % 5).all()
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("half/*/*/*")}
+    assert len(files) == 6 + 4 and len(list((tmp_path / "half/choose/label_train").iterdir())) == 1
+    half_scale.main(words)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("half/*/*/*")} == files
+
+
+def test_the_best_rate_is_chosen(tmp_path, capsys):
+    for rate, score in (("1e-3", 0.3), ("2e-3", 0.4)):
+        run = tmp_path / f"rate_{rate}"
+        (run / "log/vis_data").mkdir(parents=True)
+        (run / "metrics.json").write_text(json.dumps({"mIoU": score, "classes": {"a": {"IoU": score}}}))
+        lines = [{"loss": 1.0, "step": 1}, {"mIoU": score / 2, "step": 5}, {"mIoU": score, "step": 10}]
+        (run / "log/vis_data/scalars.json").write_text("\n".join(map(json.dumps, lines)))
+    choose.main(tmp_path)
+    assert capsys.readouterr().out == "2e-3\n" and "<svg" in (tmp_path / "curves.svg").read_text()
+    assert json.loads((tmp_path / "choose.json").read_text())["curves"]["1e-3"] == [[5, 0.15], [10, 0.3]]
 
 
 def test_done_is_of_certain_settings_and_data(place):
