@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from common.errors import InputError
 from common.pairing import IMAGE_SUFFIXES, list_files
@@ -24,19 +23,12 @@ class Arm:
         training: the one that is tested.
         pretraining: one before it, which it starts from; or none.
         teacher: how the real arm's segmentor of the same seed labels the references before it; or none.
-        iterations: of its trainings together, without the teacher's.
     """
 
     recipe: Recipe
     training: TrainOptions
     pretraining: TrainOptions | None = None
     teacher: PredictOptions | None = None
-    iterations: int = 0
-
-    @property
-    def cost(self) -> int:
-        """Iterations of all that it needs: the teacher, too, has trained so long."""
-        return self.iterations * (2 if self.teacher else 1)
 
 
 def arms_of(options: CompareOptions) -> dict[str, Arm]:
@@ -55,23 +47,18 @@ def arms_of(options: CompareOptions) -> dict[str, Arm]:
         crop_size=options.crop_size,
         pretrained=options.pretrained,
     )
-    config = training_config(base)
     recipes = recipes_of(options.arms)
-    for points in curve_recipes(options, config).values():
+    for points in curve_recipes(options, base).values():
         recipes += [recipe for recipe in points if recipe not in recipes]
-    iterations = config.train_cfg.get("max_iters")
-    if iterations is None and any(recipe.source == "pretrain" for recipe in recipes):
-        raise InputError(f"{options.config}: an arm pretrain needs a number of iterations; name ‹max_iters›")
-    workers = int((config.get("test_dataloader") or {}).get("num_workers", 0))  # of a teacher's predictions, too
-    return {recipe.kind: _arm(options, recipe, base, int(iterations or 0), workers) for recipe in recipes}
+    return {recipe.kind: _arm(options, recipe, base) for recipe in recipes}
 
 
-def curve_recipes(options: CompareOptions, config: Any) -> dict[str, list[Recipe]]:
+def curve_recipes(options: CompareOptions, base: TrainOptions) -> dict[str, list[Recipe]]:
     """The arms that a curve compares, by what varies: ``amount`` or ``share``; those of all images are plain arms.
 
     Args:
         options: of the comparison.
-        config: of the baseline, which says how many real images there are.
+        base: the real arm's training, which says how many real images there are.
 
     Raises:
         InputError: an amount is more than there are synthesized images, or less than one.
@@ -79,7 +66,7 @@ def curve_recipes(options: CompareOptions, config: Any) -> dict[str, list[Recipe
     curves: dict[str, list[Recipe]] = {}
     if options.amounts:
         folder = Path(_folder(options, JOINT))
-        real = len(data_files(config.train_dataloader)) // 2
+        real = len(data_files(training_config(base).train_dataloader)) // 2
         images = len(list_files(folder / "resampled_img", IMAGE_SUFFIXES, "‹synthesized›"))
         for amount in options.amounts:
             if not 1 <= round(amount * real) <= images:
@@ -104,7 +91,7 @@ def _folder(options: CompareOptions, recipe: Recipe) -> str:
     return folder
 
 
-def _arm(options: CompareOptions, recipe: Recipe, base: TrainOptions, iterations: int, workers: int) -> Arm:
+def _arm(options: CompareOptions, recipe: Recipe, base: TrainOptions) -> Arm:
     training = replace(base, real_share=recipe.share)
     if recipe.tricks:
         training = replace(
@@ -128,6 +115,9 @@ def _arm(options: CompareOptions, recipe: Recipe, base: TrainOptions, iterations
                 loss_weights=recipe.weights,
             )
     elif recipe.source == "pretrain":
+        iterations = training_config(base).train_cfg.get("max_iters")
+        if iterations is None:
+            raise InputError(f"{options.config}: an arm pretrain needs a number of iterations; name ‹max_iters›")
         first = round(options.pretrain_share * iterations)
         if not 1 <= first < iterations:
             raise InputError(f"‹pretrain_share› {options.pretrain_share:g}: of {iterations} iterations, none is left")
@@ -155,6 +145,6 @@ def _arm(options: CompareOptions, recipe: Recipe, base: TrainOptions, iterations
             images=Path(options.references),
             out=Path(),
             sure=options.sure,
-            num_workers=workers,
+            num_workers=(training_config(base).get("test_dataloader") or {}).get("num_workers", 0),
         )
-    return Arm(recipe, training, pretraining, teacher, iterations)
+    return Arm(recipe, training, pretraining, teacher)

@@ -179,13 +179,13 @@ def compare_trainings(options: CompareOptions, records: Records | None = None) -
             if value is not False and value not in (None, [])
         }
         facts["max_iters"] = f"{made_from['max_iters']}, of {made_from['batch_size']} images, every training"
-        curves = trainings.curve_recipes(options, configs["baseline"])
+        curves = trainings.curve_recipes(options, arms["baseline"].training)
         return write_comparison(
             out,
             Compared(
                 title=options.heading(),
                 runs={kind: [outcome.metrics for outcome in done] for kind, done in outcomes.items()},
-                arms=[(recipe, arms[recipe.kind].cost) for recipe in recipes_of(options.arms)[1:]],
+                arms=[(recipe, comparison.cost(recipe.kind)) for recipe in recipes_of(options.arms)[1:]],
                 curves=_curves_of(options, curves),
                 facts=facts,
                 made_from={**made_from, **comparison.test_sets},

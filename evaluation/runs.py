@@ -91,6 +91,15 @@ class Comparison:
     def _learns_from_teacher(self, job: tuple[str, int]) -> bool:
         return self.arms[job[0]].teacher is not None
 
+    def _iterations(self, kind: str) -> int:
+        """Of one seed's trainings of an arm, without its teacher's."""
+        before = self.arms[kind].pretraining
+        return int(self.made_from[kind]["max_iters"] or 0) + (before.max_iters or 0 if before else 0)
+
+    def cost(self, kind: str) -> int:
+        """Iterations of all that an arm needs: its teacher, too, has trained as long as the real arm."""
+        return self._iterations(kind) + (self._iterations("baseline") if self.arms[kind].teacher else 0)
+
     def plan(self, at_once: int, each: bool = False) -> list[str]:
         """What is left to do, in words, and how long it takes by what is done.
 
@@ -105,7 +114,7 @@ class Comparison:
         todo = [job for job in self.jobs() if job not in done]
         if not todo and not each:
             return []
-        own = {kind: arm.iterations for kind, arm in self.arms.items()}
+        own = {kind: self._iterations(kind) for kind in self.arms}
         iterations = sum(own[kind] for kind, _ in todo)
         trained_of = [kind for kind, _ in done]
         lines = [

@@ -51,7 +51,12 @@ def test_many_arms_are_judged_by_corrected_p():
         arm |= {"iterations": 10, "free": name != "joint"}
     best = {"free": "copy", "painted": "joint", **paired_difference(BASELINE, JOINT)}
     text = " ".join(headline("test", both, best))
-    assert text.index("Helps:") < text.index("joint +1.40") < text.index("Harms:") < text.index("fda -")
+    assert (
+        text.index("Helps:</b> none")
+        < text.index("Harms:</b> fda -")
+        < text.index("effect:</b> copy")
+        < text.index("joint +")
+    )
     assert (
         f"corrected p {both['joint']['p_holm']:.3f}" in text
         and "5 seeds" in text
