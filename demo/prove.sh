@@ -13,7 +13,7 @@
 #   RATES="5e-4 1e-3 2e-3 4e-3" (rates to choose from) REPEAT=10 TREATMENT=ignore (or relabel, weight; see filter.sh)
 #   ARMS="real joint" AMOUNTS= SHARES= (see compare --help)
 set -euo pipefail
-[ $# = 2 ] || { sed -n 2,15p "$0" | cut -c3- >&2; exit 2; }
+[ $# = 2 ] || { sed -n 2,14p "$0" | cut -c3- >&2; exit 2; }
 data=$(realpath "$1") out=$(realpath -m "$2")
 [ -z "${CHOOSE:-}" ] || CHOOSE=$(realpath "$CHOOSE")
 cd "$(dirname "$0")/.."
@@ -87,7 +87,7 @@ if [ -n "$CHOOSE" ]; then
       set_done "$run" "$settings"
     fi
   done
-  rate=$(run_python -m demo.choose "$out/choose")
+  rate=$("$python" -m demo.choose "$out/choose")
   say "learning rate $rate; has the baseline stopped rising? $out/choose/curves.svg"
   tiles+=(--cfg-options optim_wrapper.optimizer.lr="$rate")
 fi
