@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -296,6 +298,23 @@ class ControlLDM(LatentDiffusion):
         # the gradients itself, after Lightning has clipped them; Lightning refuses that.
         fused = self._trainer is None or self.trainer.precision != "16-mixed"
         return {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": fused}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does it, and in bf16-mixed, too: Lightning refuses a fused optimizer for fear of scaled gradients.
+
+        In bfloat16 nothing is scaled.
+        """
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is None and gradient_clip_val:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _rate(self, step: int) -> float:
         """Share of the learning rate at a step."""
