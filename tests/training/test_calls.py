@@ -2,8 +2,12 @@
 
 import dataclasses
 
+import pytest
+import pytorch_lightning as pl
+import torch
 from omegaconf import OmegaConf
 
+from cldm.build import create_model
 from cldm.training.command_line import read_training_line
 from cldm.training.options import TrainingOptions
 from cldm.training.run import train
@@ -33,3 +37,15 @@ def test_training_is_a_call_with_its_options(scenes, tmp_path):
     assert train(called) == 0
     assert held_step(tmp_path / "run" / "checkpoints" / "last.ckpt") == 2
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").data.params.train.params.data_root == str(scenes)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_whatever_the_precision(scenes, precision):
+    model = create_model(SMALL, classes=f"{scenes}/classes.json")
+    model.trainer = pl.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
+    optimizer = model.configure_optimizers()["optimizer"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    model.configure_gradient_clipping(optimizer, 0.5, "norm")
+    assert torch.nn.utils.get_total_norm([p.grad for p in parameters]).item() == pytest.approx(0.5, rel=1e-3)
