@@ -26,6 +26,7 @@ from ldm.first_stage.linear_start import start_from_components
 from ldm.first_stage.loading import first_stage_weights
 from ldm.first_stage.options import TrainVaeOptions
 from ldm.first_stage.schema import FirstStageConfig, check_config
+from ldm.first_stage.spectrum import channel_gains, factors_of, rescale_channels
 from ldm.first_stage.training import FirstStageTraining
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.training.checkpoints import FOLDER, LAST, LastCheckpoint, RunPosition, TrainingDiverged, WholeCheckpoints
@@ -35,6 +36,7 @@ from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInVali
 log = logging.getLogger(__name__)
 
 BASE = Path(__file__).resolve().parents[2] / "configs" / "train" / "vae.yaml"
+SEEN_TOGETHER = 64  # crops by which channels are weighed, in one batch
 CONFIG_NAME = "config.yaml"  # of a run's folder
 WEIGHTS, DESCRIPTION = "first_stage.safetensors", "first_stage.yaml"  # what others use of it
 
@@ -220,12 +222,20 @@ def measure_latents(first_stage: AutoencoderKL, data: FirstStageData, count: int
     return values.mean(1), values.std(1), values.std().item()
 
 
+@torch.no_grad()
 def write(first_stage: AutoencoderKL, config: FirstStageConfig, data: FirstStageData, folder: Path) -> None:
     """Writes the weights under their published names, and the part of a model's YAML that describes them.
 
-    The scale makes latents of unit variance, as Rombach et al. 2022, appendix G, do: 1 / std over all values.
+    With ``training.spectrum`` its channels are scaled first. The scale makes latents of unit variance, as Rombach et al. 2022, appendix G, do: 1 / std over all values.
     """
-    mean, std, whole = measure_latents(first_stage.eval(), data, config.training.measured)
+    first_stage.eval()
+    if config.training.spectrum is not None and config.training.trainable == "all":
+        device, measured = next(first_stage.parameters()).device, min(SEEN_TOGETHER, config.training.measured)
+        crops = torch.stack([data.crops[number]["image"] for number in range(measured)])
+        latents = first_stage.encode(crops.to(device)).mode()
+        std = latents.transpose(0, 1).flatten(1).std(1)
+        rescale_channels(first_stage, factors_of(channel_gains(first_stage, latents), std, config.training.spectrum))
+    mean, std, whole = measure_latents(first_stage, data, config.training.measured)
     scale = float(f"{1 / whole:.5g}")
     state = {f"first_stage_model.{name}": value for name, value in first_stage.state_dict().items()}
     save_state_dict(state, folder / WEIGHTS)

@@ -76,6 +76,8 @@ class TrainingOptions(Schema):
         decay: the rate falls to zero, as a cosine, at ``max_steps``.
         gradient_clip: norm that the gradients of each network are cut to.
         ema_decay: of the running average of the weights.
+        spectrum: 0..1; at the end channels get standard deviations in proportion to what they change in the image, to this
+            power, see ``ldm.first_stage.spectrum.factors_of``. None leaves them as they are.
         trainable: ``all``, or the ``decoder`` alone: latents stay what they are, so that a diffusion model that learns,
             or has learned, on them is not disturbed. Stable Diffusion's ft-MSE decoder was made so.
         precision: see Lightning.
@@ -94,6 +96,7 @@ class TrainingOptions(Schema):
     decay: bool = False
     gradient_clip: Annotated[float, Field(gt=0, le=1e9)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    spectrum: Annotated[float, Field(ge=0, le=1)] | None = None
     trainable: Literal["all", "decoder"] = "all"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
