@@ -305,7 +305,7 @@ class ControlLDM(LatentDiffusion):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning does it, and in bf16-mixed, too: Lightning refuses a fused optimizer for fear of scaled gradients.
+        """As Lightning does it, and in bf16-mixed, too: there Lightning refuses a fused optimizer, which might unscale.
 
         In bfloat16 nothing is scaled.
         """

@@ -226,8 +226,8 @@ def measure_latents(first_stage: AutoencoderKL, data: FirstStageData, count: int
 def write(first_stage: AutoencoderKL, config: FirstStageConfig, data: FirstStageData, folder: Path) -> None:
     """Writes the weights under their published names, and the part of a model's YAML that describes them.
 
-    With ``training.spectrum`` its channels are scaled first. The scale makes latents of unit variance, as Rombach et al.
-    2022, appendix G, do: 1 / std over all values.
+    With ``training.spectrum`` its channels are scaled first. The scale makes latents of unit variance, as Rombach et
+    al. 2022, appendix G, do: 1 / std over all values.
     """
     first_stage.eval()
     if config.training.spectrum is not None and config.training.trainable == "all":

@@ -76,8 +76,8 @@ class TrainingOptions(Schema):
         decay: the rate falls to zero, as a cosine, at ``max_steps``.
         gradient_clip: norm that the gradients of each network are cut to.
         ema_decay: of the running average of the weights.
-        spectrum: 0..1; at the end channels get standard deviations in proportion to what they change in the image, to this
-            power, see ``ldm.first_stage.spectrum.factors_of``. None leaves them as they are.
+        spectrum: 0..1; at the end channels get standard deviations in proportion to what they change in the image, to
+            this power, see ``ldm.first_stage.spectrum.factors_of``. None leaves them as they are.
         trainable: ``all``, or the ``decoder`` alone: latents stay what they are, so that a diffusion model that learns,
             or has learned, on them is not disturbed. Stable Diffusion's ft-MSE decoder was made so.
         precision: see Lightning.

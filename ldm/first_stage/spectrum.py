@@ -52,7 +52,7 @@ def factors_of(gains: Tensor, std: Tensor, spectrum: float) -> Tensor:
 
     With 0 all channels are alike (whitened), with 1 a latent's distances are about those of images. In between, what
     shows most in the image has most of the signal, as in Stable Diffusion's latents and in images themselves: a
-    denoiser then settles light and layout first and detail last, and little of its loss is detail that nothing foretells.
+    denoiser then settles light and layout first and detail last, and little of its loss is what nothing foretells.
 
     Args:
         gains: see ``channel_gains`` (C,).
