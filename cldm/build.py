@@ -16,10 +16,11 @@ from cldm.config_schema import check_model
 from cldm.control_ldm import ControlLDM
 from cldm.training.schema import check_training
 from cldm.training.sections import Sections
+from common.bands import bands_of
 from common.configuration import plain, read_configuration
 from common.errors import InputError
 from common.schema import one_line, parse
-from ldm.checkpoint import load_weights, read_state_dict
+from ldm.checkpoint import load_weights, read_bands, read_state_dict
 from ldm.modules.encoders import TextEncoder
 from ldm.targets import instantiate_from_config
 
@@ -79,12 +80,41 @@ def create_model(
     if overrides:
         loaded.model.params.update(plain(overrides))
         loaded = load_config(loaded)
+    if checkpoint is not None:
+        take_bands(loaded, Path(checkpoint), stated="bands" in overrides)
     outline(loaded, name="configuration" if isinstance(config, DictConfig) else str(config))
     state = None if checkpoint is None else read_state_dict(checkpoint, use_ema)  # refused before the model is built
     model = instantiate_from_config(plain(loaded.model))
     if state is not None:
         log.info(load_weights(model, state, allow, name=str(checkpoint)).summary())
     return model.eval()
+
+
+def take_bands(config: DictConfig, checkpoint: Path, stated: bool = False) -> None:
+    """What a checkpoint states of its images' bands goes into a configuration that states nothing.
+
+    Args:
+        config: changed in place.
+        checkpoint: its file, or a folder, which states nothing.
+        stated: the configuration's are what the user asks for, whatever the model was trained on.
+
+    Raises:
+        InputError: both state something, and not the same.
+    """
+    held = read_bands(checkpoint)
+    if held is None or stated:
+        return
+    params = config.model.params
+    own = bands_of(plain(params.get("bands")), "configuration, field model.params.bands")
+    if own is None:
+        params.bands = held.model_dump(exclude_defaults=True)
+        return
+    other = [name for name in ("ranges", "take", "scales", "offsets") if getattr(own, name) != getattr(held, name)]
+    if other:
+        raise InputError(
+            f"{checkpoint}: was trained with other {', '.join(other)} of bands than model.params.bands of the "
+            "configuration says; leave bands out of it, or name the run's own config.yaml"
+        )
 
 
 def outline(config: DictConfig, name: str = "configuration") -> ControlLDM:
@@ -118,7 +148,7 @@ def outline(config: DictConfig, name: str = "configuration") -> ControlLDM:
 def _run_once(model: ControlLDM, with_text: bool, name: str) -> None:
     """From a small image to the image of a prediction, in shapes alone."""
     place = f"{name}, model.params"
-    image = torch.empty(1, 3, 2 * model.multiple, 2 * model.multiple, device="meta")
+    image = torch.empty(1, model.image_bands, 2 * model.multiple, 2 * model.multiple, device="meta")
     latent = _or_refused(lambda: model.image_latent(image), f"{place}.first_stage_config")
     unet = model.model.diffusion_model
     read = unet.transformer_options["context_dim"]

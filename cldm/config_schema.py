@@ -15,8 +15,10 @@ from pydantic import Field, field_validator, model_validator
 
 from cldm.control import HINT_WIDTHS
 from cldm.data.hints import ENCODINGS
+from common.bands import Bands
 from common.errors import InputError
 from common.limits import COUNT
+from common.rasters import MOST_BANDS
 from common.schema import KeyPath, Name, Schema, Share, dotted, one_line, parse
 from common.trust import is_trusted
 from ldm.first_stage.schema import AutoencoderParams, NetworkParams
@@ -127,30 +129,36 @@ class ControlledUNetParams(UNetParams):
     add_mask_features: bool = False
 
 
+BandCount = Annotated[int, Field(ge=1, le=MOST_BANDS)]
+Row = Annotated[list[Annotated[float, Field(ge=-1.001, le=1.001)]], Field(min_length=1, max_length=MOST_BANDS)]
+Spreads = Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1, max_length=MOST_BANDS)]
+
+
 class VaeParams(NetworkParams):
-    """Of the first stage's ``Encoder`` and ``Decoder``; images are RGB."""
+    """Of the first stage's ``Encoder`` and ``Decoder``."""
 
-    in_channels: Literal[3]
-    out_ch: Literal[3]
+    in_channels: BandCount
+    out_ch: BandCount
 
 
-class RgbAutoencoderParams(AutoencoderParams):
+class BandsAutoencoderParams(AutoencoderParams):
     """Of ``AutoencoderKL``."""
 
     ddconfig: VaeParams
+
+    @model_validator(mode="after")
+    def _round_trip(self) -> BandsAutoencoderParams:
+        if self.ddconfig.in_channels != self.ddconfig.out_ch:
+            raise ValueError(f"ddconfig: in_channels {self.ddconfig.in_channels}, but out_ch {self.ddconfig.out_ch}")
+        return self
 
 
 class SpaceToDepthParams(Schema):
     """Of ``SpaceToDepth``."""
 
     factor: Annotated[int, Field(ge=1, le=32)] = 4
-    deviations: (
-        Annotated[
-            list[Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=3, max_length=3)]],
-            Field(min_length=1, max_length=63),
-        ]
-        | None
-    ) = None
+    deviations: Annotated[list[Spreads], Field(min_length=1, max_length=63)] | None = None
+    basis: Annotated[list[Row], Field(min_length=1, max_length=MOST_BANDS)] | None = None
 
 
 class ClipParams(Schema):
@@ -219,7 +227,7 @@ _FUSED_UNET = Slot({"cldm.fusion.ControlledUnetModel": ControlledUNetParams})
 _BRANCH = Slot({"cldm.control.ControlNet": ControlNetParams})
 _FIRST_STAGE = Slot(
     {
-        "ldm.models.autoencoder.AutoencoderKL": RgbAutoencoderParams,
+        "ldm.models.autoencoder.AutoencoderKL": BandsAutoencoderParams,
         "ldm.models.autoencoder.SpaceToDepth": SpaceToDepthParams,
     }
 )
@@ -252,6 +260,7 @@ class DiffusionParams(Schema):
     timestep_sampling: Literal[TIME_STEPS] = "uniform"  # type: ignore[valid-type]
     timestep_mean: Annotated[float, Field(ge=-20, le=20)] = 0.0
     timestep_std: Annotated[float, Field(gt=0, le=20)] = 1.0
+    bands: Bands | None = None
     num_timesteps_cond: Any = None
     log_every_t: Any = None
     image_size: Any = None

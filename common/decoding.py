@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from common.errors import InputError
 from common.schema import one_line
+from common.tiff_tags import read_tags
 
 MAX_PIXELS = 200_000_000
 MAX_BYTES = 8 * MAX_PIXELS  # no file of so many pixels needs more
@@ -118,27 +119,37 @@ def decode(path: str | os.PathLike[str]) -> Picture:
         raise ImageError.of(path, f"cannot be read ({reason}); make the file again as PNG, JPEG or TIFF") from error
 
 
-def _content(path: str | os.PathLike[str]) -> bytes:
-    """What a regular file holds; pipes and devices are not opened, so that nothing waits for them."""
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuses what no decoder is to open: pipes and devices, so that nothing waits for them, and what is too large.
+
+    Raises:
+        ImageError: no regular file, empty, or larger than any picture that is read.
+    """
     try:
-        if not stat.S_ISREG(mode := Path(path).stat().st_mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
-            raise ImageError.of(path, f"is {kind}, no picture; remove it")
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_BYTES:
-                raise ImageError.of(path, f"has {size} bytes, more than {MAX_BYTES}; cut it into tiles")
-            data = file.read(size + 1)
-    except ImageError:
-        raise
-    except (OSError, ValueError, MemoryError) as error:  # no such file, a loop of links, a NUL byte in the name
+        status = Path(path).stat()
+    except (OSError, ValueError) as error:  # no such file, a loop of links, a NUL byte in the name
         if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
             raise ImageError.of(path, f"is a link to {one_line(Path(path).readlink())}, which is not there") from error
+        reason = one_line(getattr(error, "strerror", None) or error)
+        raise ImageError.of(path, f"cannot be read ({reason}); make the file again") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+        raise ImageError.of(path, f"is {kind}, no picture; remove it")
+    if status.st_size > MAX_BYTES:
+        raise ImageError.of(path, f"has {status.st_size} bytes, more than {MAX_BYTES}; cut it into tiles")
+    if not status.st_size:
+        raise ImageError.of(path, "cannot be read (it is empty); make the file again")
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    """What a regular file holds."""
+    check_file(path)
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return file.read(os.fstat(file.fileno()).st_size + 1)
+    except (OSError, ValueError, MemoryError) as error:
         reason = one_line(getattr(error, "strerror", None) or error) or "too little memory"
         raise ImageError.of(path, f"cannot be read ({reason}); make the file again") from error
-    if not data:
-        raise ImageError.of(path, "cannot be read (it is empty); make the file again")
-    return data
 
 
 def _check_header(path: str | os.PathLike[str], image: Image.Image) -> None:
@@ -186,13 +197,14 @@ def _depth(image: Image.Image, data: bytes) -> tuple[int, bool, bool]:
 
 
 def stored_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """(width, height) as ``decode`` will give them, by the file's header alone; None where it is no picture."""
+    """(width, height) as the file's reader will give them, by its header alone; None where it is no picture."""
+    if (tags := read_tags(path)) is not None:
+        return tags.width, tags.height
     try:
         if not Path(path).is_file():  # opening a pipe would wait
             return None
         with Image.open(path) as image:
-            turned = image.format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
+            return image.size
     except Exception:  # decoders raise whatever they like on broken files
         return None
 

@@ -19,46 +19,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.decoding import ImageError, decode
-from common.schema import one_line
+from common.pixels import image_and_orientation, nodata_of, or_by_rasterio, read_image
+from common.rasters import has_data, has_rasterio, read_raster
+from common.tiff_tags import TiffTags, read_tags
+
+__all__ = ["IGNORE", "ImageError", "Labels", "image_and_orientation", "read_image", "read_mask"]
 
 IGNORE = 255  # in this program; a class table may name another id for its files
 _SHOWN_COLORS = 5  # of those that a class table does not have
 Colors = tuple[tuple[int, int, int, int], ...]  # red, green, blue, and the id that they stand for in files
-
-
-def read_image(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """Pixels of an 8-bit image file; gray ones get three equal channels.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
-
-    Raises:
-        ImageError: unreadable, more than 8 bits a channel, transparent pixels, or several pictures in one.
-    """
-    return image_and_orientation(path)[0]
-
-
-def image_and_orientation(path: str | os.PathLike[str]) -> tuple[NDArray[Any], int]:
-    """As ``read_image``, and the value of the EXIF orientation, which is not applied (1 where there is none)."""
-    picture = decode(path)
-    image, image_format = picture.image, picture.image.format
-    if picture.bits > 8 or image.mode.startswith(("I", "F")):
-        depth = f"{picture.bits} bits a channel" if picture.bits > 8 else f"mode {image.mode}"
-        raise ImageError.of(path, f"has {depth}; an image needs 8 bits a channel: scale it to 0..255, write it again")
-    if picture.signed:
-        raise ImageError.of(path, "has signed numbers; an image needs 0..255: scale it, write it again")
-    try:
-        if image.has_transparency_data or image.mode in ("RGBa", "La"):
-            image = image.convert("RGBA")
-            if image.getextrema()[-1] != (255, 255):
-                fourth = "a fourth band that is not opaque" if image_format == "TIFF" else "transparent pixels"
-                raise ImageError.of(path, f"has {fourth}; write it again with the three bands to be seen")
-        return np.asarray(image.convert("RGB")), picture.orientation
-    except (ValueError, OSError, MemoryError) as error:
-        if isinstance(error, ImageError):
-            raise
-        reason = one_line(error) or "too little memory"
-        raise ImageError.of(path, f"cannot be made RGB ({reason}); write it again as PNG") from error
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -81,36 +50,104 @@ def mask_and_orientation(path: str | os.PathLike[str], labels: Labels | None = N
         labels: may say which id a color stands for; a file of three channels is then read by its colors, if these
             are not ids as well.
     """
+    tags = read_tags(path)
+    if tags is not None and (tags.alpha or tags.masked) and has_rasterio():
+        return _mask_by_rasterio(path, tags, labels)
+    if tags is None:
+        return _mask_by_pillow(path, None, labels)
+    return or_by_rasterio(
+        path,
+        tags,
+        lambda path, tags: _mask_by_pillow(path, tags, labels),
+        lambda path, tags: _mask_by_rasterio(path, tags, labels),
+    )
+
+
+_WHITE_IS_ZERO = "is a TIFF whose 0 is white, so that ids would be turned over; write it as PNG"
+_TRANSPARENT = "has transparent pixels; a mask needs one channel of class ids"
+_FLOATS = "has float values; a mask needs whole numbers: write class ids of 8 bits"
+
+
+def _mask_by_rasterio(path: str | os.PathLike[str], tags: TiffTags, labels: Labels | None) -> tuple[NDArray[Any], int]:
+    if tags.photometric == 0:
+        raise ImageError.of(path, _WHITE_IS_ZERO)
+    raster = read_raster(path, tags)
+    if raster.values.dtype.kind == "f":
+        raise ImageError.of(path, f"cannot be read (it {_FLOATS})" if tags.bits > 32 else _FLOATS)
+    if (bands := raster.values.shape[-1]) == 4 and tags.alpha:
+        raise ImageError.of(path, _TRANSPARENT)
+    if bands not in (1, 3):
+        raise ImageError.of(path, f"has {bands} bands; a mask needs one channel of class ids")
+    values = raster.values[..., 0] if bands == 1 else raster.values
+    return _ids(path, values, raster.valid, labels, tags.bits), tags.orientation
+
+
+def _mask_by_pillow(
+    path: str | os.PathLike[str], tags: TiffTags | None, labels: Labels | None
+) -> tuple[NDArray[Any], int]:
     picture = decode(path)
     image = picture.image
     if image.format in ("JPEG", "MPO"):
         raise ImageError.of(path, "is a JPEG, which changes class ids; write the mask as PNG")
     if picture.white_is_zero:
-        raise ImageError.of(path, "is a TIFF whose 0 is white, so that ids would be turned over; write it as PNG")
+        raise ImageError.of(path, _WHITE_IS_ZERO)
     if image.mode == "F":
-        raise ImageError.of(path, "has float values; a mask needs whole numbers: write class ids of 8 bits")
-    if picture.signed and picture.bits == 8 and (np.asarray(image) > 127).any():  # Pillow takes them for 128..255
-        raise ImageError.of(path, "has values below 0; a mask holds class ids in 0..255")
+        raise ImageError.of(path, _FLOATS)
     values = np.asarray(image)
+    if picture.signed and picture.bits == 8:  # Pillow takes them for 128..255
+        values = values.view(np.int8)
     if image.mode in ("LA", "PA"):
         values = _opaque(path, values)[..., 0]
     elif image.mode in ("RGB", "RGBA"):
         if picture.bits > 8:
             raise ImageError.of(path, f"has colors of {picture.bits} bits; a mask needs one channel of class ids")
-        values = _opaque(path, values) if image.mode == "RGBA" else values
-        if labels is not None and labels.colors:
-            return _ids_of_colors(path, values[..., :3], labels), picture.orientation
-        if not (values[..., :3] == values[..., :1]).all():
-            raise ImageError.of(path, "has three channels that differ; a mask needs one channel of class ids")
-        values = values[..., 0]
+        values = (_opaque(path, values) if image.mode == "RGBA" else values)[..., :3]
     elif image.mode == "L" and picture.bits in (2, 4):
         values = values // (255 // (2**picture.bits - 1))  # Pillow spreads 0..3 and 0..15 over 0..255
     elif image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise ImageError.of(path, f"has mode {image.mode}; a mask needs one channel of class ids")
-    if values.dtype.itemsize > 1 and ((values < 0) | (values > 255)).any():
-        beyond = np.unique(values[(values < 0) | (values > 255)])
-        raise ImageError.of(path, f"values {_some(beyond)} are not in 0..255; a mask holds class ids")
-    return values.astype(np.uint8), picture.orientation
+    valid = has_data(np.atleast_3d(values), nodata_of(tags))
+    return _ids(path, values, valid, labels, picture.bits), picture.orientation
+
+
+def _ids(
+    path: str | os.PathLike[str],
+    values: NDArray[Any],
+    valid: NDArray[np.bool_],
+    labels: Labels | None,
+    bits: int,
+) -> NDArray[Any]:
+    """Ids (H, W) uint8 of a mask's ids (H, W) or colors (H, W, 3); pixels without data get the id to ignore."""
+    ignored = IGNORE if labels is None else labels.id_of_gaps
+    gaps = not valid.all()
+    if gaps:
+        if ignored is None:
+            raise ImageError.of(path, "has pixels without data, but its class table has no id to ignore; give it one")
+        values = values.copy()
+        values[~valid] = 0
+    if values.ndim == 3:
+        if bits > 8:
+            raise ImageError.of(path, f"has colors of {bits} bits; a mask needs one channel of class ids")
+        if labels is not None and labels.colors:
+            if gaps:
+                values[~valid] = labels.colors[0][:3]
+            ids = _ids_of_colors(path, values, labels)
+        elif not (values == values[..., :1]).all():
+            raise ImageError.of(path, "has three channels that differ; a mask needs one channel of class ids")
+        else:
+            ids = values[..., 0]
+    else:
+        ids = values
+    if ids.dtype.itemsize > 1 or ids.dtype.kind == "i":
+        if ids.dtype.itemsize == 1 and (ids < 0).any():
+            raise ImageError.of(path, "has values below 0; a mask holds class ids in 0..255")
+        if ((ids < 0) | (ids > 255)).any():
+            beyond = np.unique(ids[(ids < 0) | (ids > 255)])
+            raise ImageError.of(path, f"values {_some(beyond)} are not in 0..255; a mask holds class ids")
+    found = ids.astype(np.uint8)
+    if ignored is not None:
+        found[~valid] = ignored
+    return found
 
 
 def _ids_of_colors(path: str | os.PathLike[str], pixels: NDArray[Any], labels: Labels) -> NDArray[Any]:
@@ -185,6 +222,14 @@ class Labels:
     name: str = ""
     notice: str = ""
     guarded: int | None = None
+
+    @property
+    def id_of_gaps(self) -> int | None:
+        """The files' id for pixels without data: one to ignore; None where no id is."""
+        if self.table[self.ignore_index] == IGNORE:
+            return self.ignore_index
+        ignored = np.flatnonzero(self.table == IGNORE)
+        return int(ignored[-1]) if len(ignored) else None
 
     @cached_property
     def table(self) -> NDArray[Any]:
@@ -280,7 +325,7 @@ def pixels_of_ids(mask: NDArray[Any]) -> NDArray[Any]:
 def _opaque(path: str | os.PathLike[str], values: NDArray[Any]) -> NDArray[Any]:
     """Pixels whose last channel is alpha, refused where it is not 255 everywhere."""
     if (values[..., -1] != 255).any():
-        raise ImageError.of(path, "has transparent pixels; a mask needs one channel of class ids")
+        raise ImageError.of(path, _TRANSPARENT)
     return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,15 @@ if TYPE_CHECKING:  # a command that only draws need not wait for torch
     from torch import Tensor
 
 
-def to_uint8(image: Tensor) -> NDArray[Any]:
-    """Image (..., 3, H, W), about [-1, 1] -> (..., H, W, 3) uint8."""
+def to_uint8(image: Tensor, seen: Sequence[int] | None = None) -> NDArray[Any]:
+    """Image (..., bands, H, W), about [-1, 1] -> (..., H, W, bands) uint8.
+
+    Args:
+        image: of three bands, or any number.
+        seen: the three bands, from 0, that are shown of others; None for all.
+    """
+    if seen is not None and tuple(seen) != tuple(range(image.shape[-3])):
+        image = image[..., list(seen), :, :]
     scaled = image.detach().float().add(1).mul(127.5).round().clamp(0, 255)
     return scaled.byte().movedim(-3, -1).cpu().numpy()
 

@@ -6,6 +6,7 @@ Nothing of a checkpoint is ever run (``common.weights``), every known form of na
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -15,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common.bands import BANDS_KEY, Bands, bands_of
 from common.errors import InputError
 from common.files import PROGRESS_BYTES, atomic_path
-from common.schema import one_line
-from common.weights import finite, read_tensors
+from common.schema import one_line, parse_json
+from common.weights import finite, read_checkpoint, read_tensors
 from ldm.checkpoint_folder import read_parts
 from ldm.checkpoint_names import (
     FIRST_STAGE,
@@ -79,6 +81,22 @@ def read_state_dict(path: str | os.PathLike[str], use_ema: bool = False) -> dict
         return take_ema(state, use_ema)
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+
+
+def read_bands(path: Path) -> Bands | None:
+    """What a checkpoint states of its model's images; None where it states nothing.
+
+    Raises:
+        InputError: the file cannot be read, or states what cannot be.
+    """
+    if not path.is_file():
+        return None
+    with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(BANDS_KEY)
+        return None if text is None else bands_of(parse_json(text), f"{path}, {BANDS_KEY}")
+    content = read_checkpoint(path)
+    held = content.get(BANDS_KEY) if isinstance(content, Mapping) else None
+    return bands_of(held, f"{path}, {BANDS_KEY}") if isinstance(held, dict) else None
 
 
 # ---- loading

@@ -32,6 +32,7 @@ COMMANDS = {
     "import-diffusers": ("import_diffusers", "make a checkpoint and a YAML file of such a folder"),
     "benchmark": ("benchmark", "measure time and memory of training and synthesis"),
     "count-memory": ("count_memory", "count the memory of training and synthesis, without a GPU"),
+    "stats": ("stats", "measure the bands of a training set's images: ranges for models of 16 bits and many bands"),
     "train-vae": ("train_vae", "train the first stage, pixels to latents and back"),
     "evaluate-first-stage": ("evaluate_first_stage", "measure what images lose in a first stage's round trip"),
     "train-dvae": ("train_dvae", "train GSS's discrete VAE on masks"),

@@ -117,6 +117,8 @@ class CachedLatents(Dataset[dict[str, Any]]):
             name = self.images.items[position].name
             raise InputError(f"{OPTION} {self.folder}: a latent of {one_line(name, 80)} is no number in {self.dtype}")
         tensors = {"mask": torch.from_numpy(np.stack([one.mask for one in drawn])), **latents}
+        if self.images.has_gaps:
+            tensors["valid"] = torch.from_numpy(np.stack([one.valid for one in drawn]))
         with atomic_path(self.files[position]) as path:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
@@ -131,6 +133,8 @@ class CachedLatents(Dataset[dict[str, Any]]):
             with safe_open(path, "pt") as file:
                 latents = {f"{key}_posterior": file.get_slice(key)[variant].float() for key in ("jpg", "ssl")}
                 mask = file.get_slice("mask")[variant].numpy()
+                if self.images.has_gaps:
+                    latents["valid"] = file.get_slice("valid")[variant][None]
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot be read ({one_line(error)}); remove it, and start again") from error
         return {**self.images.described(epoch, position, mask), **latents}

@@ -18,11 +18,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.bands import Bands, read_pixels
 from common.classes import ClassTable
 from common.errors import InputError
-from common.images import IGNORE, ImageError, image_and_orientation, mask_and_orientation, pixels_of_ids
+from common.georeference import Georeference, map_faults
+from common.images import IGNORE, ImageError, mask_and_orientation, pixels_of_ids
 from common.lists import locate, parse_line, read_lines, text_fault
 from common.pairing import refuse_doubt
+from common.rasters import place_of
 from common.schema import one_line
 
 _SHOWN = 10  # faults that a message lists
@@ -79,6 +82,7 @@ class _Line:
     size: tuple[int, int] | None = None
     pixels: int = 0  # of classes, in the mask
     turned: bool = False  # an EXIF tag asks to turn one of the files
+    places: dict[str, Georeference | None] = field(default_factory=dict)  # field -> place on the map
     unlabeled: bool = False  # an image without a mask, where such are taken
     seeds: tuple[int, ...] | None = None
 
@@ -104,6 +108,8 @@ def read_manifest(
     progress: bool = True,
     check_files: bool = True,
     follow_links: bool = False,
+    bands: Bands | None = None,
+    several_maps: bool = False,
 ) -> tuple[list[Item], list[Fault]]:
     """Reads a list and checks every line and every file it names.
 
@@ -123,6 +129,8 @@ def read_manifest(
         progress: show a bar with the time left.
         check_files: open every file; False checks the lines alone.
         follow_links: links below the data root may lead to files outside it.
+        bands: what is stated of the images' bands; None for three of 8 bits.
+        several_maps: masks and images need not share one coordinate reference system.
 
     Returns:
         The valid items in the list's order, and all faults (none without ``skip_invalid``).
@@ -148,7 +156,9 @@ def read_manifest(
             refuse_doubt(classes.labels, [line.paths["source"] for line in lines if "source" in line.paths], str(path))
         multiple = multiple_of if size is None and crop is None else 1
         smallest = crop if crop is not None and size is None else 1
-        _open_all(lines, classes, multiple, smallest, num_workers or os.cpu_count() or 1, progress)
+        _open_all(lines, classes, multiple, smallest, num_workers or os.cpu_count() or 1, progress, bands)
+        if not several_maps:
+            _find_maps(lines)
 
     faults = [Fault(path, line.number, name, reason) for line in lines for name, reason in line.faults]
     items = [line.item() for line in lines if not line.faults]
@@ -274,11 +284,12 @@ def _open_all(
     smallest: int,
     num_workers: int,
     progress: bool,
+    bands: Bands | None,
 ) -> None:
     """Decodes every file of every line, in threads (decoders work outside the interpreter's lock)."""
     with ThreadPoolExecutor(num_workers) as pool:
         try:
-            done = pool.map(lambda line: _open(line, classes, multiple_of, smallest), lines)
+            done = pool.map(lambda line: _open(line, classes, multiple_of, smallest, bands), lines)
             for _ in tqdm(done, total=len(lines), desc="checking files", unit="item", disable=not progress):
                 pass
         except BaseException:
@@ -286,7 +297,18 @@ def _open_all(
             raise
 
 
-def _open(line: _Line, classes: ClassTable | None, multiple_of: int, smallest: int) -> None:
+def _find_maps(lines: list[_Line]) -> None:
+    """Masks and images lie on one map; references are from elsewhere."""
+    fields = ("source", "target")
+    places = {line.paths[name]: line.places[name] for name in fields for line in lines if name in line.places}
+    faults = map_faults(places)
+    for line in lines:
+        for name in fields:
+            if fault := faults.get(line.paths.get(name, Path())):
+                line.faults.append((name, f"{line.names[name]} {fault}; or set several_maps"))
+
+
+def _open(line: _Line, classes: ClassTable | None, multiple_of: int, smallest: int, bands: Bands | None) -> None:
     shapes: dict[str, tuple[int, int]] = {}
     for name, path in line.paths.items():
         try:
@@ -294,7 +316,9 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int, smallest: i
                 read = mask_and_orientation if classes is None else classes.labels.file_ids_and_orientation
                 pixels, turn = read(path)
             else:
-                pixels, turn = image_and_orientation(path)
+                found = read_pixels(path, bands)
+                pixels, turn = found.values, found.orientation
+            line.places[name] = place_of(path)
         except ImageError as error:
             line.faults.append((name, f"{line.names[name]}: {error.reason}"))
             continue

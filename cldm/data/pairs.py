@@ -17,10 +17,12 @@ from cldm.data.choices import REFERENCE_FITS, REFERENCE_FROM
 from cldm.data.hints import HintEncoder
 from cldm.data.manifest import Item, read_manifest
 from cldm.data.reference import ReferenceAugmentation, recolor
+from common.bands import Bands, bands_of, read_pixels
 from common.classes import load_class_table
 from common.errors import InputError
 from common.files import digest
-from common.images import IGNORE, ImageError, read_image, read_mask
+from common.images import IGNORE, ImageError, read_mask
+from common.pixels import Pixels as FilePixels
 from common.rng import Stream, seed_from
 
 _INTERPOLATION = {
@@ -37,11 +39,13 @@ class Pixels:
 
     Attributes:
         mask: class ids (H, W) uint8.
-        image: (3, H, W) in [-1, 1].
+        valid: (H, W) bool, where the image has data.
+        image: (bands, H, W) in [-1, 1].
         reference: alike.
     """
 
     mask: NDArray[Any]
+    valid: NDArray[np.bool_]
     image: torch.Tensor
     reference: torch.Tensor
 
@@ -55,12 +59,14 @@ class PairedImages(Dataset[dict[str, Any]]):
     An item is a dict of
 
     * ``hint``: (C, H, W) float32 in [0, 1], the encoded mask;
-    * ``jpg``: (3, H, W) float32 in [-1, 1], the image; absent with ``use_reference``;
-    * ``ssl``: (3, H, W) float32 in [-1, 1], the augmented image, or the item's reference with ``use_reference``;
+    * ``jpg``: (bands, H, W) float32 in [-1, 1], the image; absent with ``use_reference``;
+    * ``ssl``: (bands, H, W) float32 in [-1, 1], the augmented image, or the item's reference with ``use_reference``;
     * ``txt``: prompt; ``name``: stem of the mask's file, or else of the image's; ``seed``: 63-bit int, for time step
       and noise;
     * ``reference_given``: float32, 0 where training hides the reference (its latent is then zero), else 1; with
       ``drop_reference_p`` only;
+    * ``valid``: (1, H, W) bool, where the image has data (the mask is to be ignored elsewhere); of training, with
+      ``bands`` or where images are TIFFs;
     * ``mask_path``, ``reference_path``: with ``use_reference`` only, the first with ``masks_only``, too.
 
     Args:
@@ -92,6 +98,8 @@ class PairedImages(Dataset[dict[str, Any]]):
         quarter_turns: crops are turned by 0 to 3 quarters at random: from above there is no up.
         reference_from: what a crop's reference is made of: the same ``crop``, or ``elsewhere`` in the same image, as a
             reference at synthesis shows another place.
+        bands: what is stated of the images' bands, see ``common.bands.Bands``; None for three of 8 bits.
+        several_maps: masks and images need not share one coordinate reference system.
 
     Raises:
         InputError: a faulty list or parameter.
@@ -123,6 +131,8 @@ class PairedImages(Dataset[dict[str, Any]]):
         crop: int | None = None,
         quarter_turns: bool = False,
         reference_from: str = "crop",
+        bands: Bands | Mapping[str, Any] | None = None,
+        several_maps: bool = False,
     ) -> None:
         if reference_fit not in REFERENCE_FITS:
             raise InputError(f"reference_fit {reference_fit}: must be one of {', '.join(REFERENCE_FITS)}")
@@ -148,6 +158,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         self.drop_mask_p, self.drop_reference_p = drop_mask_p, drop_reference_p
         self.shared_color = shared_color
         self.seed = seed
+        self.bands = bands_of(bands)
         self.use_reference, self.masks_only = use_reference and not masks_only, masks_only
         self.class_table = None if classes is None else load_class_table(classes, hint_encoding == "table")
         self.hint_encoding = hint_encoding
@@ -173,6 +184,12 @@ class PairedImages(Dataset[dict[str, Any]]):
             progress=os.environ.get("LOCAL_RANK", "0") == "0",
             check_files=validate,
             follow_links=follow_links,
+            bands=self.bands,
+            several_maps=several_maps,
+        )
+        # told by names alone, so that all items of a batch have the same fields
+        self.has_gaps = self.bands is not None or any(
+            item.image is not None and item.image.suffix.lower() in (".tif", ".tiff") for item in self.items
         )
 
     def __len__(self) -> int:
@@ -200,13 +217,15 @@ class PairedImages(Dataset[dict[str, Any]]):
         epoch, position = index if isinstance(index, tuple) else (0, index)
         if not (self.masks_only or self.use_reference):
             pixels = self.pixels(epoch, position)
-            return {"jpg": pixels.image, "ssl": pixels.reference, **self.described(epoch, position, pixels.mask)}
+            gaps = {"valid": torch.from_numpy(np.ascontiguousarray(pixels.valid))[None]} if self.has_gaps else {}
+            described = self.described(epoch, position, pixels.mask)
+            return {"jpg": pixels.image, "ssl": pixels.reference, **gaps, **described}
 
         item = self.items[position]
         mask = _resize(self._mask(item), self.size, Image.Resampling.NEAREST)
         if self.masks_only:
             return {"mask_path": str(item.mask), **self.described(epoch, position, mask)}
-        reference = _load(read_image, item, "reference")
+        reference = self._image(item, "reference").values
         box = middle(reference.shape[:2], mask.shape) if self.reference_fit == "crop" else None
         reference = _resize(reference, mask.shape, self._resample, box)
         if self._choices(epoch, item)[0]:
@@ -224,9 +243,12 @@ class PairedImages(Dataset[dict[str, Any]]):
         item = self.items[position]
         seed = seed_from(self.seed, epoch, item.name)
         mask = _resize(self._mask(item), self.size, Image.Resampling.NEAREST)
-        image = _resize(_load(read_image, item, "image"), mask.shape, self._resample)
+        stored = self._image(item, "image")
+        image = _resize(stored.values, mask.shape, self._resample)
+        valid = _resize(stored.valid, mask.shape, Image.Resampling.NEAREST)
+        mask = np.where(valid, mask, IGNORE).astype(np.uint8)
         if self._choices(epoch, item)[0]:
-            mask, image = mask[:, ::-1], np.ascontiguousarray(image[:, ::-1])
+            mask, valid, image = mask[:, ::-1], valid[:, ::-1], np.ascontiguousarray(image[:, ::-1])
         if self.shared_color:
             rng = np.random.default_rng(seed_from(seed, Stream.SHARED_COLOR))
             image = recolor(image, rng, self.shared_color)
@@ -236,9 +258,9 @@ class PairedImages(Dataset[dict[str, Any]]):
             here, elsewhere = (draw.integers([side - self.crop + 1 for side in mask.shape]).tolist() for _ in range(2))
             turns = draw.integers(4, size=2) if self.quarter_turns else (0, 0)
             shown = _cut(image, elsewhere if self.reference_from == "elsewhere" else here, self.crop, turns[1])
-            mask, image = (_cut(pixels, here, self.crop, turns[0]) for pixels in (mask, image))
+            mask, valid, image = (_cut(pixels, here, self.crop, turns[0]) for pixels in (mask, valid, image))
         reference = self._augment(shown, seed_from(seed, Stream.AUGMENTATION))
-        return Pixels(mask, _to_tensor(image), _to_tensor(reference))
+        return Pixels(mask, valid, _to_tensor(image), _to_tensor(reference))
 
     def described(self, epoch: int, position: int, mask: NDArray[Any]) -> dict[str, Any]:
         """What an item has beside images, in an epoch: hint of a mask (H, W) of class ids, text, name, seed."""
@@ -269,12 +291,17 @@ class PairedImages(Dataset[dict[str, Any]]):
             "quarter_turns": self.quarter_turns,
             "reference_from": self.reference_from,
             "class ids": digest(ids)[:16],
+            **({} if self.bands is None else {"bands": self.bands.model_dump()}),
         }
+
+    def _image(self, item: Item, kind: str) -> FilePixels:
+        """An item's image or reference, as stored."""
+        return _load(lambda path: read_pixels(path, self.bands), item, kind)
 
     def _mask(self, item: Item) -> NDArray[Any]:
         """Class ids (H, W), uint8; of an image without a mask, 255 all over."""
         if item.mask is None:
-            return np.full(item.size or _load(read_image, item, "image").shape[:2], IGNORE, np.uint8)
+            return np.full(item.size or self._image(item, "image").values.shape[:2], IGNORE, np.uint8)
         return _load(read_mask if self.class_table is None else self.class_table.labels.read, item, "mask")
 
 
@@ -287,7 +314,7 @@ def _height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | Non
     return sides[0], sides[1]
 
 
-def _load(read: Any, item: Item, kind: str) -> NDArray[Any]:
+def _load(read: Any, item: Item, kind: str) -> Any:
     path = getattr(item, kind)
     try:
         return read(path)
@@ -319,12 +346,18 @@ def middle(shape: tuple[int, ...], aspect: tuple[int, ...]) -> Box | None:
 def _resize(
     pixels: NDArray[Any], size: tuple[int, ...] | None, resample: Image.Resampling, box: Box | None = None
 ) -> NDArray[Any]:
-    """(H, W) or (H, W, 3) uint8, or a part of it, to (height, width) = ``size``, antialiased where the filter is."""
+    """(H, W) or (H, W, bands), or a part of it, to (height, width) = ``size``, antialiased where the filter is.
+
+    Of bytes, or of numbers in 0..255, which stay there.
+    """
     if size is None or (box is None and pixels.shape[:2] == tuple(size)):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resample, box))
+    if pixels.ndim == 3 and (pixels.shape[2] != 3 or pixels.dtype != np.uint8):
+        return np.dstack([_resize(band, size, resample, box) for band in np.moveaxis(pixels, 2, 0)])
+    resized = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((size[1], size[0]), resample, box))
+    return np.clip(resized, 0, 255) if resized.dtype.kind == "f" else resized
 
 
 def _to_tensor(image: NDArray[Any]) -> torch.Tensor:
-    """(H, W, 3) uint8 -> (3, H, W) float32 in [-1, 1]."""
+    """(H, W, bands) in 0..255 -> (bands, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).div_(127.5).sub_(1).contiguous()

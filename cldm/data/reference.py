@@ -89,16 +89,18 @@ class ReferenceAugmentation:
         """The reference for an image; image and seed alone decide.
 
         Args:
-            image: (H, W, 3) uint8, RGB.
+            image: (H, W, bands): RGB uint8, or float32 in 0..255 of any bands.
             seed: any integer from 0.
 
         Returns:
-            (H, W, 3) uint8, RGB.
+            alike.
         """
         rng = np.random.default_rng(seed)
         change = self.draw(rng, image.shape[0], image.shape[1])
         image = _translate(image, *change.shift)
         image = _warp(image, change)
+        if image.dtype != np.uint8:
+            image = np.clip(image, 0, 255)  # cubic interpolation overshoots
         return recolor(image, rng, self.color) if self.color else image
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> _Change:
@@ -121,14 +123,17 @@ def recolor(image: NDArray[Any], rng: np.random.Generator, strength: float) -> N
     """Changes brightness, contrast, saturation, hue and the gain of each channel, as another sensor's would be.
 
     Args:
-        image: (H, W, 3) uint8, RGB.
+        image: (H, W, bands): RGB uint8, or float32 in 0..255 of any bands.
         rng: of all that is drawn.
         strength: in [0, 1]. At 1, brightness, contrast and saturation change by up to 30 %, hue by up to 18 degrees,
-            and a channel's gain is 2^(N(0, 1) * 0.15).
+            and a channel's gain is 2^(N(0, 1) * 0.15). Bands that are no colors have no hue; each changes its contrast
+            by itself.
 
     Returns:
-        (H, W, 3) uint8, RGB.
+        alike.
     """
+    if image.dtype != np.uint8 or image.shape[2] != 3:
+        return _recolor_bands(image, rng, strength)
 
     def factor() -> float:
         return 1 + LIGHT * strength * rng.uniform(-1, 1)
@@ -143,6 +148,22 @@ def recolor(image: NDArray[Any], rng: np.random.Generator, strength: float) -> N
     )
     gain = 2.0 ** (rng.standard_normal(3) * GAIN * strength)
     return np.clip(np.rint(image * gain), 0, 255).astype(np.uint8)
+
+
+def _recolor_bands(image: NDArray[Any], rng: np.random.Generator, strength: float) -> NDArray[Any]:
+    """The same of any bands (H, W, bands): brightness and saturation of all, contrast and gain of each."""
+    bands = image.shape[2]
+    brightness, saturation = 1 + LIGHT * strength * rng.uniform(-1, 1, size=2)
+    contrast = 1 + LIGHT * strength * rng.uniform(-1, 1, size=bands)
+    gain = 2.0 ** (rng.standard_normal(bands) * GAIN * strength)
+    values = image.astype(np.float32)
+    mean = values.mean(axis=(0, 1))
+    values = (values - mean) * contrast + mean
+    gray = values.mean(axis=2, keepdims=True)
+    values = ((values - gray) * saturation + gray) * brightness * gain
+    if image.dtype == np.uint8:
+        values = np.rint(values)
+    return np.clip(values, 0, 255).astype(image.dtype)
 
 
 def _translate(image: NDArray[Any], dx: int, dy: int) -> NDArray[Any]:

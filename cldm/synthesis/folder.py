@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from cldm.build import create_model, load_config
 from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
+from cldm.synthesis.formats import check_formats, options_of
 from cldm.synthesis.judging import NO_JUDGES, Judges
 from cldm.synthesis.options import SynthesisOptions
 from cldm.synthesis.planning import (
@@ -29,6 +30,7 @@ from cldm.synthesis.planning import (
 from cldm.synthesis.prompts import cut_lines, read_long_prompts, reading
 from cldm.synthesis.records import working_in
 from cldm.synthesis.run import JobDataset, collate, condition_guidance, few_steps, write_images
+from common.bands import read_bands_file
 from common.command import note
 from common.devices import parse_devices
 from common.errors import InputError
@@ -60,6 +62,8 @@ def read_items(options: SynthesisOptions, model: ControlLDM) -> PairedImages:
         masks_only=not model.fuses,
         multiple_of=model.multiple,
         reference_fit=options.reference_fit,
+        bands=model.bands,
+        several_maps=options.several_maps,
     )
     items.check_hints(model.control_model.hint_channels)
     return items
@@ -148,9 +152,18 @@ def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judge
     trust(options.trust)
     parse_devices(options.gpus)  # refused before the model is built
     judges = open_judges()
-    model = create_model(options.config, options.ckpt, options.allow_mismatch, use_ema=options.use_ema)
+    stated = None if options.bands is None else read_bands_file(options.bands)
+    over = {} if stated is None else {"bands": stated.model_dump(exclude_defaults=True)}
+    model = create_model(options.config, options.ckpt, options.allow_mismatch, use_ema=options.use_ema, **over)
+    if options.rgb is not None:
+        if model.bands is None:
+            raise InputError("‹rgb›: the model's images have three bands, which pictures show; leave it out")
+        model.bands = model.bands.showing(options.rgb)
+    if model.bands is not None and judges != NO_JUDGES:
+        raise InputError("‹guide›, ‹judge›: segmentors look at images of three bands of 8 bits here; leave them out")
     items = read_items(options, model)
     check_shape(options, model, items)
+    check_formats(items.items, options_of(options, model), model.bands)
     condition_guidance(model, options)  # refused before the work
     check_judges(judges, options, items)
     if items.faults:

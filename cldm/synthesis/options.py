@@ -121,7 +121,21 @@ class SynthesisOptions(SamplingOptions, ModelOptions):
     precision: str = option("32", choices=PRECISIONS, help="of the weights, or mixed: weights in 32 bit")
     gpus: str = option("auto", help="auto, cpu, or indices: 0 or 0,1,2,3")
     num_nodes: int = option(1, convert=integer(1), help="machines; start the same command on each by SLURM or torchrun")
-    image_format: str = option("jpg", names=("--format",), choices=("jpg", "png"), help="of the images")
+    bands: Path | None = option(
+        None,
+        metavar="YAML",
+        help="what is stated of the images' bands (`tisynth stats`), in place of the model's configuration",
+    )
+    rgb: tuple[int, ...] | None = option(
+        None, convert=integer(1, 16), nargs=3, metavar="BAND", help="bands that pictures show as red, green and blue"
+    )
+    several_maps: bool = option(False, help="masks need not share one coordinate reference system")
+    image_format: str = option(
+        "auto",
+        names=("--format",),
+        choices=("auto", "jpg", "png", "tif"),
+        help="of the images; auto: GeoTIFF where the mask is one, or of more than three bands or 8 bits; else jpg",
+    )
     quality: int = option(95, convert=integer(1, 100), help="of JPEG files, 1 to 100")
     compile: bool = option(False, help="torch.compile the networks: slow start, quicker steps")
     only: tuple[str, ...] = option((), metavar="NAME", help="make just these images (<mask name>_seed_<seed>), again")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cldm.data.pairs import PairedImages
+from cldm.synthesis.formats import format_of
 from cldm.synthesis.judging import NO_JUDGES, Judges
 from cldm.synthesis.options import SamplingOptions, SynthesisOptions
 from cldm.synthesis.records import Sample, images_in, read_records
@@ -39,12 +40,14 @@ TRAINING_ONLY = (
     "timestep_std",
     "hint_encoding",
     "classes",
+    "bands",
 )
 # What makes a picture, in the order in which differences are named.
 MAKES = (
     "checkpoint_hash",
     "use_ema",
     "config_hash",
+    "bands",
     "precision",
     "sampler",
     "steps",
@@ -125,7 +128,8 @@ class Recipe:
         reading: Callable[[str], Reading],
         judges: Judges = NO_JUDGES,
     ) -> None:
-        self.size = dataset.size
+        self.size, self.bands = dataset.size, dataset.bands
+        self.asked, self.quality = options.image_format, options.quality
         self.reading = lru_cache(maxsize=4096)(reading)
         self._common = {
             **of_model,
@@ -136,8 +140,7 @@ class Recipe:
             "mask_scale": options.mask_scale,
             "reference_scale": options.reference_scale,
             "eta": options.eta,
-            "format": options.image_format,
-            "quality": options.quality if options.image_format == "jpg" else None,
+            "bands": None if dataset.bands is None else dataset.bands.model_dump(exclude_defaults=True),
             "reference_fit": dataset.reference_fit,
             "reference_latent": options.reference_latent,
             "hint_encoding": dataset.hint_fingerprint,
@@ -159,6 +162,7 @@ class Recipe:
         scores: Sequence[float] = (),
     ) -> Sample:
         """The record of one image."""
+        kind = format_of(mask, self.asked, self.bands)
         return Sample(
             name=name,
             seed=seed,
@@ -172,6 +176,8 @@ class Recipe:
             width=width,
             candidate=candidate,
             scores=[round(score, 5) for score in scores],
+            format=kind,
+            quality=self.quality if kind == "jpg" else None,
             **self._common,
         )
 
@@ -329,7 +335,7 @@ def missing_images(
     jobs = []
     items = {item.name: i for i, item in enumerate(dataset.items) if item.seeds is None}  # of any seed
     named = {f"{item.name}_seed_{seed}": i for i, item in enumerate(dataset.items) for seed in item.seeds or ()}
-    for name in dict.fromkeys(text.removesuffix(".jpg").removesuffix(".png") for text in only):
+    for name in dict.fromkeys(text.removesuffix(".jpg").removesuffix(".png").removesuffix(".tif") for text in only):
         mask, _, number = name.rpartition("_seed_")
         item = named.get(name, items.get(mask))
         if item is None or not _is_seed(number):

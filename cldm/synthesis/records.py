@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict
 
@@ -50,6 +50,7 @@ class Sample(Record):
     width: int | None = None
     format: str | None = None
     quality: int | None = None
+    bands: dict[str, Any] | None = None  # what is stated of the model's, see ``common.bands.Bands``; None: 8-bit RGB
     sampler: str | None = None
     steps: int | None = None
     spacing: str | None = None

@@ -17,7 +17,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -25,6 +24,7 @@ from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
 from cldm.guidance import ConditionGuidance
 from cldm.synthesis.candidates import Painted, best_candidates, noise_seed
+from cldm.synthesis.formats import as_numbers, model_values, write_image
 from cldm.synthesis.judging import NO_JUDGES, Judge, Judges
 from cldm.synthesis.options import SamplingOptions, SynthesisOptions
 from cldm.synthesis.planning import Job, Recipe, images_of, same_size_batches
@@ -34,7 +34,6 @@ from cldm.synthesis.rectify import Rectifier
 from common.devices import parse_devices
 from common.errors import InputError
 from common.files import atomic_path, file_hash
-from common.pictures import to_uint8
 from common.rng import item_noise
 from ldm.models.guidance import Guidance
 from ldm.models.sampling import sample
@@ -201,7 +200,7 @@ def painted(
         if not torch.isfinite(made).all():
             names = ", ".join(some["job_name"])
             raise InputError(f"not a number in one of the images {names}; take another ‹precision› or checkpoint")
-        return to_uint8(made)
+        return model_values(made, model.bands)
 
     return best_candidates(make, batch, options, judges.judge)
 
@@ -221,7 +220,8 @@ def synthesize(
         judges: segmentors that guide and choose (``segmentation.judge.open_judge``).
 
     Yields:
-        name (``<mask name>_seed_<seed>``) and image (H, W, 3) uint8, batch by batch. They are those of the command.
+        name (``<mask name>_seed_<seed>``) and image, batch by batch: (H, W, 3) uint8, or (H, W, bands) in numbers of
+        the training images where bands are stated. They are those of the command.
     """
     model.accelerate()
     items.check_hints(model.control_model.hint_channels)
@@ -231,7 +231,8 @@ def synthesize(
         with torch.inference_mode():
             on_device = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             images = painted(model, on_device, options, judges)
-        yield from ((name, one.image) for name, one in zip(batch["job_name"], images, strict=True))
+        for name, one in zip(batch["job_name"], images, strict=True):
+            yield name, as_numbers(one.image, model.bands)
 
 
 class Synthesizer(pl.LightningModule):
@@ -264,15 +265,15 @@ class Synthesizer(pl.LightningModule):
             of_item = (batch[key][i] for key in RECORDED)
             of_image = (*one.image.shape[:2], one.candidate, one.scores)
             record = self.recipe.sample(batch["job_name"][i], *of_item, *of_image)
-            self.writing.append(self.pool.submit(self._write_whole, one.image, record))
+            self.writing.append(self.pool.submit(self._write_whole, one.image, batch["mask_path"][i], record))
         # Lets a few batches of images wait for the disk, no more. A writer's error (the disk is full) is raised by
         # result(), and stops the run.
         while len(self.writing) > 4 * len(batch["job_name"]):
             self.writing.pop(0).result()
 
-    def _write_whole(self, image: NDArray[Any], record: Sample) -> None:
+    def _write_whole(self, image: NDArray[Any], mask: str, record: Sample) -> None:
         try:
-            self._write(image, record)
+            self._write(image, mask, record)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(
@@ -280,18 +281,16 @@ class Synthesizer(pl.LightningModule):
                 "whole: make room, and start again"
             ) from error
 
-    def _write(self, image: NDArray[Any], record: Sample) -> None:
+    def _write(self, image: NDArray[Any], mask: str, record: Sample) -> None:
         options = self.options
-        kind: dict[str, Any] = {"format": "PNG"}
-        if options.image_format == "jpg":
-            kind = {"format": "JPEG", "quality": options.quality}
-        name = options.outdir / f"{record.name}.{options.image_format}"
+        assert record.format is not None
+        name = options.outdir / f"{record.name}.{record.format}"
         # The image is encoded into a temporary file while other processes do the same. Then, one process at a time
         # (``publishing``), its record is written and, at the end of ``atomic_path``, the file gets its name: a kill in
         # between leaves a record without an image, which the next run makes again, never an image without a record.
         with ExitStack() as turn:
             with atomic_path(name) as path:
-                Image.fromarray(image).save(path, **kind)
+                write_image(path, record.format, image, self.model, mask, options.quality)
                 turn.enter_context(publishing(options.outdir))
                 append_record(options.outdir, record, self.trainer.global_rank)
             for other in self.others.get(record.name, ()):

@@ -146,4 +146,4 @@ class ImageLogger(pl.Callback):
         colors = np.zeros((256, 3), dtype=np.uint8)
         palette = far_apart_colors(int(ids[ids < 255].max(initial=0)) + 1) if table is None else table.palette
         colors[: len(palette)] = palette
-        return [colors[ids], to_uint8(item["ssl"]), to_uint8(item["jpg"]), to_uint8(made[0])]
+        return [colors[ids], *(to_uint8(image, model.seen_bands) for image in (item["ssl"], item["jpg"], made[0]))]

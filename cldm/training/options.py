@@ -37,6 +37,11 @@ class TrainingOptions(ModelOptions):
     config_model: Path | None = option(
         None, metavar="YAML", help="model settings; configs/model/tisynth_v15.yaml by default"
     )
+    bands: Path | None = option(
+        None,
+        metavar="YAML",
+        help="what `tisynth stats` measured of the images' bands; changes the model, after all other files",
+    )
     name: str | None = option(
         None,
         names=("-n", "--name"),

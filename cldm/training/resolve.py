@@ -57,6 +57,7 @@ def merged_config(options: TrainingOptions) -> DictConfig:
         files += [options.config_model] if options.config_model else []
         own = resume_checkpoint(options.resume).parent.parent / CONFIG_NAME
         files = [own, *files] if own.exists() or not files else files
+    files += [] if options.bands is None else [options.bands]
     if wrong := [text for text in options.settings if "=" not in text]:
         raise InputError(f"{wrong[0]}: not understood; settings are written key=value, options with --")
     return load_training_config(files, options.settings)
@@ -80,6 +81,7 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         "hint_encoding": model.get("hint_encoding"),
         "classes": model.get("classes"),
         "augmentation": model.get("aug_pipe_config"),
+        "bands": model.get("bands"),
         "skip_invalid": options.skip_invalid or None,
         "follow_links": options.follow_links or None,
     }

@@ -12,6 +12,7 @@ from cldm.config_schema import Augmentation, Slot, check_entry, check_model
 from cldm.data.choices import REFERENCE_FITS, REFERENCE_FROM
 from cldm.data.hints import ENCODINGS
 from cldm.training.sections import Count, Endless, Positive, Training
+from common.bands import Bands
 from common.errors import InputError
 from common.limits import BATCH, PIXELS, WORKERS
 from common.schema import KeyPath, Name, Schema, Share, dotted, one_line, parse
@@ -50,6 +51,8 @@ class PairedImagesParams(Schema):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     multiple_of: Side = 64
     reference_fit: Literal[REFERENCE_FITS] = "crop"  # type: ignore[valid-type]
+    bands: Bands | None = None
+    several_maps: bool = False
 
 
 _ITEMS = Slot({"cldm.data.pairs.PairedImages": PairedImagesParams})

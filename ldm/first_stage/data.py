@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -16,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from common.bands import Bands, read_pixels
 from common.errors import InputError
-from common.images import read_image
 from common.pairing import IMAGE_SUFFIXES
 from common.rng import Stream, seed_from
 from common.schema import one_line
@@ -28,14 +27,27 @@ SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 MOST_VALIDATED = 256  # images; more take time and tell nothing new
 
 
-def read_bands(path: Path) -> NDArray[Any]:
-    """Pixels of an image file (H, W, 3) uint8, or of a numpy file of any number of bands (H, W, bands).
+def read_bands(path: Path, bands: Bands | None = None) -> NDArray[Any]:
+    """The pixels alone of ``read_with_gaps``."""
+    return read_with_gaps(path, bands)[0]
+
+
+def read_with_gaps(path: Path, bands: Bands | None = None) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Pixels of an image file, or of a numpy file of any number of bands, and where there are data.
+
+    Args:
+        path: the file.
+        bands: what is stated of an image file's bands; None for three of 8 bits.
+
+    Returns:
+        (H, W, bands), of image files in 0..255; and (H, W) bool, None for data everywhere.
 
     Raises:
         InputError: unreadable, or no such array; names the file.
     """
     if path.suffix.lower() != ".npy":
-        return read_image(path)
+        pixels = read_pixels(path, bands)
+        return pixels.values, None if pixels.valid.all() else pixels.valid
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -43,7 +55,12 @@ def read_bands(path: Path) -> NDArray[Any]:
     if array.ndim != 3 or array.dtype.kind not in "uif":
         found = f"{array.dtype} of shape {array.shape}"
         raise InputError(f"{one_line(path, 1000)}: holds {found}; an image is numbers of shape (height, width, bands)")
-    return array
+    return array, None
+
+
+def range_of(path: Path, value_range: Sequence[float], bands: Bands | None) -> Sequence[float]:
+    """What the values -1 and 1 of a file's pixels stand for, as ``read_with_gaps`` gives them."""
+    return value_range if bands is None or path.suffix.lower() == ".npy" else (0.0, 255.0)
 
 
 def to_tensor(pixels: NDArray[Any], value_range: Sequence[float]) -> Tensor:
@@ -53,36 +70,21 @@ def to_tensor(pixels: NDArray[Any], value_range: Sequence[float]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
-def find_images(folders: Sequence[Path], option: str) -> list[Path]:
-    """All image files in the folders and below, sorted; hidden ones are passed over.
-
-    Raises:
-        InputError: no such folder, or no image in one.
-    """
-    found = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{option} {one_line(folder, 1000)}: no such folder")
-        here = []
-        for path, names, files in os.walk(folder):
-            names[:] = sorted(name for name in names if not name.startswith("."))
-            seen = sorted(name for name in files if not name.startswith("."))
-            here += [Path(path, name) for name in seen if Path(name).suffix.lower() in SUFFIXES]
-        if not here:
-            raise InputError(f"{option} {one_line(folder, 1000)}: no image in it (files {', '.join(SUFFIXES)})")
-        found += here
-    return found
-
-
-def check_images(files: Sequence[Path], crop: int, bands: int) -> None:
+def check_images(files: Sequence[Path], crop: int, bands: int, stated: Bands | None = None) -> None:
     """Reads every image once.
+
+    Args:
+        files: the images.
+        crop: least side in pixels.
+        bands: of the first stage.
+        stated: what is stated of them, see ``read_with_gaps``.
 
     Raises:
         InputError: one that cannot be read, has another number of bands than the first stage, is smaller than the
             crop, or holds what is no number; names the file.
     """
     for path in tqdm(files, "images", unit="image", disable=None):
-        pixels = read_bands(path)
+        pixels = read_bands(path, stated)
         height, width, found = pixels.shape
         if found != bands:
             raise InputError(f"{one_line(path, 1000)}: has {found} bands, the first stage reads {bands} (in_channels)")
@@ -108,6 +110,16 @@ def split(files: Sequence[Path], share: float) -> tuple[list[Path], list[Path]]:
     return training, held_out
 
 
+_DRAWS = 20  # of a crop's place, until it shows some data
+
+
+def _item(path: Path, crop: NDArray[Any], valid: NDArray[np.bool_] | None, options: DataOptions) -> dict[str, Any]:
+    """``image`` (bands, crop, crop) in [-1, 1], ``valid`` (1, crop, crop) bool, where it has data, and ``name``."""
+    known = np.ones(crop.shape[:2], dtype=bool) if valid is None else valid.copy()
+    image = to_tensor(crop, range_of(path, options.range, options.bands))
+    return {"image": image, "valid": torch.from_numpy(known)[None], "name": path.name}
+
+
 class RandomCrops(Dataset[dict[str, Any]]):
     """Item n: a square crop of some image, mirrored and turned by quarters at random, as (seed, n) says.
 
@@ -121,15 +133,22 @@ class RandomCrops(Dataset[dict[str, Any]]):
         self.files, self.options, self.seed = files, options, seed
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """``image`` (bands, crop, crop) in [-1, 1], ``seed`` for noise of its own, and ``name``."""
+        """What ``_item`` gives of a crop, and ``seed`` for noise of its own."""
         seed = seed_from(self.seed, Stream.CROP, number)
         draw = np.random.default_rng(seed)
         path = self.files[int(draw.integers(len(self.files)))]
-        pixels, side = read_bands(path), self.options.crop
-        top, left = (int(draw.integers(extent - side + 1)) for extent in pixels.shape[:2])
-        crop = np.rot90(pixels[top : top + side, left : left + side], int(draw.integers(4)))
-        crop = crop[:, ::-1] if draw.random() < 0.5 else crop
-        return {"image": to_tensor(crop, self.options.range), "seed": seed, "name": path.name}
+        (pixels, valid), side = read_with_gaps(path, self.options.bands), self.options.crop
+        for _ in range(_DRAWS):
+            top, left = (int(draw.integers(extent - side + 1)) for extent in pixels.shape[:2])
+            if valid is None or valid[top : top + side, left : left + side].any():
+                break
+        turns, mirrored = int(draw.integers(4)), draw.random() < 0.5
+
+        def cut(array: NDArray[Any]) -> NDArray[Any]:
+            crop = np.rot90(array[top : top + side, left : left + side], turns)
+            return crop[:, ::-1] if mirrored else crop
+
+        return {**_item(path, cut(pixels), None if valid is None else cut(valid), self.options), "seed": seed}
 
 
 class CentralCrops(Dataset[dict[str, Any]]):
@@ -142,12 +161,12 @@ class CentralCrops(Dataset[dict[str, Any]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``image`` (bands, crop, crop) in [-1, 1] and ``name``."""
+        """What ``_item`` gives of a crop."""
         path, side = self.files[index], self.options.crop
-        pixels = read_bands(path)
+        pixels, valid = read_with_gaps(path, self.options.bands)
         top, left = ((extent - side) // 2 for extent in pixels.shape[:2])
-        crop = pixels[top : top + side, left : left + side]
-        return {"image": to_tensor(crop, self.options.range), "name": path.name}
+        of_crop = slice(top, top + side), slice(left, left + side)
+        return _item(path, pixels[of_crop], None if valid is None else valid[of_crop], self.options)
 
 
 class Numbers(Sampler[list[int]]):

@@ -20,7 +20,7 @@ from common.files import atomic_path, check_writable, write_json
 from common.options import Options, option
 from common.pairing import IMAGE_SUFFIXES, list_files
 from ldm.first_stage.data import check_images
-from ldm.first_stage.loading import load_first_stage
+from ldm.first_stage.loading import load_first_stage, stated_bands
 from ldm.first_stage.scores import SMALLEST, ImageScores, round_trips
 
 
@@ -73,16 +73,17 @@ def evaluate(
     device = pick_device(options.device)
     configuration = read_configuration([options.config])
     first_stage, bands = load_first_stage(configuration.values, configuration.source, options.weights, options.use_ema)
-    suffixes = IMAGE_SUFFIXES if bands == 3 else (".npy",)
+    stated = stated_bands(configuration.values)
+    suffixes = IMAGE_SUFFIXES if bands == 3 or stated is not None else (".npy",)
     files = list_files(options.images, suffixes, "‹images›")
-    check_images(list(files.values()), SMALLEST, bands)
+    check_images(list(files.values()), SMALLEST, bands, stated)
     found: list[ImageScores] = []
     with tempfile.TemporaryDirectory() as temporary:
         made = options.reconstructions or Path(temporary)
         if options.reconstructions is not None:
             check_writable(made, "‹reconstructions›")
             made.mkdir(parents=True, exist_ok=True)
-        trips = round_trips(first_stage.to(device), list(files.values()), options.range, device)
+        trips = round_trips(first_stage.to(device), list(files.values()), options.range, device, stated)
         for name, (score, pixels) in tqdm(zip(files, trips, strict=True), "round trips", len(files), unit="image"):
             found.append(score)
             if pixels.shape[2] == 3 and pixels.dtype == np.uint8:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from common.bands import Bands, bands_of
 from common.errors import InputError
 from common.schema import KeyPath, parse
 from ldm.checkpoint import load_weights, read_state_dict
@@ -38,6 +39,19 @@ def first_stage_weights(path: Path, use_ema: bool = False) -> dict[str, Tensor]:
     return own
 
 
+def stated_bands(values: dict[str, Any]) -> Bands | None:
+    """What a configuration, of a model or of a first stage's training, states of images' bands; None for nothing.
+
+    Raises:
+        InputError: what cannot be.
+    """
+    model = values.get("model")
+    for section in ((model.get("params") if isinstance(model, dict) else None), values.get("data")):
+        if isinstance(section, dict) and section.get("bands") is not None:
+            return bands_of(section["bands"])
+    return None
+
+
 def load_first_stage(
     values: dict[str, Any], source: Callable[[KeyPath], str], checkpoint: Path | None, use_ema: bool = False
 ) -> tuple[Any, int]:
@@ -57,10 +71,8 @@ def load_first_stage(
     """
     content, where = first_stage_of(values, source)
     entry = parse(content, Entry, where, under=("first_stage_config",))
-    bands = 3
     if entry.target == TARGET:
         params = parse(content, FirstStageEntry, where, under=("first_stage_config",)).params
-        bands = params.ddconfig.in_channels
         first_stage: nn.Module = AutoencoderKL(**params.model_dump())
     else:
         first_stage = instantiate_from_config(entry.model_dump())
@@ -69,4 +81,4 @@ def load_first_stage(
         raise InputError(f"‹weights›: {entry.target} {'needs them' if has_weights else 'has none; leave them out'}")
     if checkpoint is not None:
         load_weights(Holder(first_stage), first_stage_weights(checkpoint, use_ema), name=str(checkpoint))
-    return first_stage.eval().requires_grad_(False), bands
+    return first_stage.eval().requires_grad_(False), getattr(first_stage, "bands", 3)

@@ -19,14 +19,20 @@ from ldm.modules.layers import group_norm
 from ldm.modules.vae import DiagonalGaussian
 
 
-def kl_divergence(posterior: DiagonalGaussian, values: int) -> Tensor:
+def kl_divergence(posterior: DiagonalGaussian, values: int, known: Tensor | None = None) -> Tensor:
     """KL(q(z|x) || N(0, 1)) in nats, summed over an image's latent, divided by the image's number of values; scalar.
 
     Kingma & Welling 2014, appendix B.
+
+    Args:
+        posterior: of latents (B, C, h, w).
+        values: of an image.
+        known: 1 for latent pixels that count, else 0 (B, 1, h, w); None for all.
     """
     variance = posterior.std.float().square()
     nats = 0.5 * (posterior.mean.float().square() + variance - 1 - variance.log())
-    return nats.flatten(1).sum(1).mean() / values
+    counted = nats if known is None else nats * known
+    return counted.flatten(1).sum(1).mean() / values
 
 
 def gradient_loss(made: Tensor, real: Tensor, scales: int) -> Tensor:

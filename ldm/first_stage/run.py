@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from common.bands import BANDS_KEY, seen_of
 from common.configuration import read_configuration
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, only_writer, room_for
+from common.pairing import find_images
 from common.pictures import contact_sheet, to_uint8
 from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
-from ldm.first_stage.data import FirstStageData, check_images, find_images, split
+from ldm.first_stage.data import SUFFIXES, FirstStageData, check_images, split
 from ldm.first_stage.linear_start import start_from_components
 from ldm.first_stage.loading import first_stage_weights
 from ldm.first_stage.options import TrainVaeOptions
@@ -46,11 +49,12 @@ class Sheets(pl.Callback):
 
     Args:
         every: steps between two sheets.
-        images: (N, bands, H, W) in [-1, 1]; of more or less than three bands, the first one is shown in gray.
+        images: (N, bands, H, W) in [-1, 1].
+        seen: the three bands that are shown, from 0.
     """
 
-    def __init__(self, every: int, images: Tensor) -> None:
-        self.every, self.images = every, images
+    def __init__(self, every: int, images: Tensor, seen: Sequence[int]) -> None:
+        self.every, self.images, self.seen = every, images, seen
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -61,14 +65,10 @@ class Sheets(pl.Callback):
         made = torch.cat([pl_module.reconstruct(image[None].to(pl_module.device)).cpu() for image in self.images])
         path = Path(trainer.default_root_dir) / "images" / f"step_{trainer.global_step:06}.png"
         path.parent.mkdir(exist_ok=True)
-        sheet = contact_sheet([list(pair) for pair in zip(shown(self.images), shown(made), strict=True)])
+        real, reconstructed = (to_uint8(images, self.seen) for images in (self.images, made))
+        sheet = contact_sheet([list(pair) for pair in zip(real, reconstructed, strict=True)])
         with atomic_path(path) as temporary:
             Image.fromarray(sheet).save(temporary)
-
-
-def shown(images: Tensor) -> Any:
-    """Images (N, bands, H, W) in [-1, 1] as (N, H, W, 3) uint8."""
-    return to_uint8(images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1))
 
 
 class Progress(pl.Callback):
@@ -94,13 +94,13 @@ def read_data(config: FirstStageConfig, options: TrainVaeOptions) -> FirstStageD
     Raises:
         InputError: no image, or one that does not fit; see ``check_images``.
     """
-    files = find_images(options.images, "‹images›")
+    files = find_images(options.images, "‹images›", SUFFIXES)
     if options.val_images:
-        held_out = find_images(options.val_images, "‹val_images›")
+        held_out = find_images(options.val_images, "‹val_images›", SUFFIXES)
     else:
         files, held_out = split(files, config.data.validation_share)
     bands = config.first_stage_config.params.ddconfig.in_channels
-    check_images([*files, *held_out], config.data.crop, bands)
+    check_images([*files, *held_out], config.data.crop, bands, config.data.bands)
     print(f"{len(files)} images to train on, {len(held_out)} to validate")
     return FirstStageData(files, held_out, config.data, config.training.max_steps, config.training.seed)
 
@@ -116,6 +116,7 @@ def build_trainer(
     source: Any = data.validation if len(data.validation) else data.crops
     rows = min(training.pictures, len(data.validation) or training.pictures)
     images = default_collate([source[i]["image"] for i in range(rows)])
+    seen = seen_of(images.shape[1]) if config.data.bands is None else config.data.bands.seen
     accelerator, _, index = device.partition(":")
     trainer = pl.Trainer(
         default_root_dir=folder,
@@ -128,7 +129,7 @@ def build_trainer(
         log_every_n_steps=10,
         use_distributed_sampler=False,
         enable_model_summary=False,
-        callbacks=[position, stop, Progress(), Sheets(training.pictures_every, images), last, ProgressBar()],
+        callbacks=[position, stop, Progress(), Sheets(training.pictures_every, images, seen), last, ProgressBar()],
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         plugins=[WholeCheckpoints()],
     )
@@ -239,9 +240,12 @@ def write(first_stage: AutoencoderKL, config: FirstStageConfig, data: FirstStage
     mean, std, whole = measure_latents(first_stage, data, config.training.measured)
     scale = float(f"{1 / whole:.5g}")
     state = {f"first_stage_model.{name}": value for name, value in first_stage.state_dict().items()}
-    save_state_dict(state, folder / WEIGHTS)
+    stated = config.data.bands
+    save_state_dict(state, folder / WEIGHTS, {} if stated is None else {BANDS_KEY: stated.model_dump_json()})
     entry = config.first_stage_config.model_dump(exclude_unset=True)
     params = {"scale_factor": scale, "channels": first_stage.latent_channels, "first_stage_config": entry}
+    if config.data.bands is not None:
+        params["bands"] = config.data.bands.model_dump(exclude_defaults=True)
     lines = [
         f"# latents, {name} by channel: {[round(value, 3) for value in values.tolist()]}\n"
         for name, values in (("mean", mean), ("standard deviation", std))

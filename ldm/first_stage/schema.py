@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from common.bands import Bands
 from common.errors import InputError
 from common.limits import BATCH, COUNT, PIXELS, WORKERS
 from common.schema import KeyPath, Schema, dotted, parse
@@ -27,7 +28,9 @@ class DataOptions(Schema):
         batch_size: crops a step.
         num_workers: processes that read.
         validation_share: of the files, held out by their names; of no meaning where a folder of their own is given.
-        range: what the files' values -1 and 1 stand for.
+        range: what the files' values -1 and 1 stand for; of 8-bit images, and of numpy files.
+        bands: what is stated of the bands of other images, see ``common.bands.Bands``; ``model.params.bands`` of the
+            configuration's files by default.
     """
 
     crop: Annotated[int, Field(ge=1, le=PIXELS)] = 256
@@ -35,6 +38,7 @@ class DataOptions(Schema):
     num_workers: Annotated[int, Field(ge=0, le=WORKERS)] = 2
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     range: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 255.0]
+    bands: Bands | None = None
 
 
 class DiscriminatorOptions(Schema):
@@ -193,7 +197,11 @@ def check_config(values: dict[str, Any], source: Callable[[KeyPath], str]) -> Fi
         InputError: an unknown field, a value out of range, or values that do not go together; names file and field.
     """
     content, where = first_stage_of(values, source)
+    of_model = values.get("model")
+    stated = (of_model.get("params") or {}).get("bands") if isinstance(of_model, dict) else None
     values = {key: value for key, value in values.items() if key != "model"}
+    if stated is not None and isinstance(data := values.get("data") or {}, dict):
+        values["data"] = {"bands": stated, **data}
     config = parse({**values, "first_stage_config": content}, FirstStageConfig, where)
     network = config.first_stage_config.params.ddconfig
 
@@ -208,6 +216,10 @@ def check_config(values: dict[str, Any], source: Callable[[KeyPath], str]) -> Fi
     factor = 2 ** (len(network.ch_mult) - 1)
     if config.data.crop % factor:
         raise refuse(("data", "crop"), f"{config.data.crop}: must be a multiple of {factor}, pixels a latent pixel")
+    if (bands := config.data.bands) is not None and bands.count != network.in_channels:
+        raise refuse(
+            (*of_network, "in_channels"), f"{network.in_channels}, but bands are stated for {bands.count}: must agree"
+        )
     low, high = config.data.range
     if not low < high:
         raise refuse(("data", "range"), f"{config.data.range}: must be two numbers, the smaller one first")

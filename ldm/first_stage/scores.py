@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from ldm.first_stage.data import read_bands, to_tensor
+from common.bands import Bands
+from ldm.first_stage.data import range_of, read_with_gaps, to_tensor
 
 SMALLEST = 11  # pixels: the window of SSIM
 
@@ -47,21 +48,26 @@ def image_scores(name: str, real: Tensor, made: Tensor) -> ImageScores:
 
 
 def round_trips(
-    first_stage: Any, files: Sequence[Path], value_range: Sequence[float], device: str
+    first_stage: Any, files: Sequence[Path], value_range: Sequence[float], device: str, bands: Bands | None = None
 ) -> Iterator[tuple[ImageScores, NDArray[Any]]]:
-    """Each file's scores, and its reconstruction (H, W, bands) in numbers of the file's own type.
+    """Each file's scores, and its reconstruction (H, W, bands) in numbers as ``read_with_gaps`` gives them.
+
+    Pixels without data count as reconstructed.
 
     Args:
         first_stage: on the device.
         files: images with the first stage's number of bands.
         value_range: what the files' values -1 and 1 stand for.
         device: of the first stage.
+        bands: what is stated of the images' bands.
     """
-    low, high = value_range
     for path in files:
-        pixels = read_bands(path)
+        low, high = value_range = range_of(path, value_range, bands)
+        pixels, valid = read_with_gaps(path, bands)
         real = to_tensor(pixels, value_range).to(device)
         made = reconstruct(first_stage, real)
+        if valid is not None:
+            made = torch.where(torch.from_numpy(valid).to(device), made, real)
         values = ((made + 1) * ((high - low) / 2) + low).permute(1, 2, 0).cpu().numpy()
         if pixels.dtype.kind != "f":
             values = values.round()

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.errors import InputError
 from common.rng import item_noise
@@ -75,14 +76,17 @@ class FirstStageTraining(pl.LightningModule):
         Raises:
             TrainingDiverged: a term of it is no finite number; the weights are those of the step before.
         """
-        image = batch["image"]
+        image, known = batch["image"], None
         posterior = self.first_stage_model.encode(image)
         noise = item_noise(batch["seed"].tolist(), posterior.mean.shape[1:]).to(image.device)
         made = self.first_stage_model.decode(posterior.sample(noise)).float()
+        if not bool(batch["valid"].all()):  # what has no data counts as reconstructed, to all terms
+            made = torch.where(batch["valid"], made, image)
+            known = F.max_pool2d(batch["valid"].float(), self.first_stage_model.factor)
         terms = self.reconstruction_terms(made, image)
         total = torch.stack(list(terms.values())).sum()
         if self.config.training.trainable == "all":
-            terms["kl"] = self.loss.kl * kl_divergence(posterior, image[0].numel())
+            terms["kl"] = self.loss.kl * kl_divergence(posterior, image[0].numel(), known)
         adversary = self.loss.discriminator
         if self.discriminator is not None and adversary is not None and self.global_step >= adversary.start:
             adversarial = -self.discriminator.frozen(made).float().mean()
@@ -122,7 +126,7 @@ class FirstStageTraining(pl.LightningModule):
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Mean absolute error, and PSNR in dB of each image, of the averaged weights."""
         image = batch["image"]
-        difference = (self.reconstruct(image).clamp(-1, 1) - image).flatten(1)
+        difference = ((self.reconstruct(image).clamp(-1, 1) - image) * batch["valid"]).flatten(1)
         psnr = 10 * torch.log10(4 / difference.square().mean(1).clamp(min=1e-12))  # values span 2
         self.log("val/l1", difference.abs().mean(), batch_size=len(image))
         self.log("val/psnr", psnr.mean(), prog_bar=True, batch_size=len(image))

@@ -41,6 +41,7 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
         self.latent_channels = embed_dim
+        self.bands: int = ddconfig["in_channels"]
         self.factor = 2 ** (len(ddconfig["ch_mult"]) - 1)  # pixels a latent pixel
         self.linear_path = linear_path
         if linear_path:
@@ -52,7 +53,7 @@ class AutoencoderKL(nn.Module):
         return [self.post_quant_conv, self.decoder, *([self.synthesis] if self.linear_path else [])]
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
-        """Image (B, 3, H, W) in [-1, 1] -> posterior of the latent (B, C, H/f, W/f)."""
+        """Image (B, bands, H, W) in [-1, 1] -> posterior of the latent (B, C, H/f, W/f)."""
         moments = self.quant_conv(self.encoder(x))  # (B, 2 C, H/f, W/f): mean and log-variance
         if self.linear_path:
             mean, log_variance = moments.chunk(2, dim=1)
@@ -60,7 +61,7 @@ class AutoencoderKL(nn.Module):
         return DiagonalGaussian(moments)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latent (B, C, h, w) -> image (B, 3, h*f, w*f), about [-1, 1]."""
+        """Latent (B, C, h, w) -> image (B, bands, h*f, w*f), about [-1, 1]."""
         image = self.decoder(self.post_quant_conv(z))
         return image + self.synthesis(z) if self.linear_path else image
 
@@ -84,47 +85,58 @@ class SpaceToDepth(nn.Module):
     """A fixed first stage for models that train without a VAE: every f x f pixels become the channels of one.
 
     The channels are the block's orthonormal DCT coefficients of luminance and two opponent colors, low frequencies
-    first. With all of them, unscaled, the latent is a rotation of the pixels: nothing is lost. With ``deviations``,
-    high frequencies are left out and the others scaled to about unit variance, as a VAE's are: a small denoiser then
-    has less, and nothing faint, to predict.
+    first; of other bands, of the combinations that ``basis`` has. With all of them, unscaled, the latent is a rotation
+    of the pixels: nothing is lost. With ``deviations``, high frequencies are left out and the others scaled to about
+    unit variance, as a VAE's are: a small denoiser then has less, and nothing faint, to predict.
 
     Args:
         factor: block size f in pixels.
         deviations: standard deviations of the coefficients of each order u + v = 0, 1, ..., images in [-1, 1]: one
-            triple (luminance, red-green, yellow-blue) an order; orders beyond the list are left out. Smaller numbers
-            than the data's own give an order more weight. None keeps all, unscaled.
+            triple (luminance, red-green, yellow-blue) an order, or one number a row of ``basis``; orders beyond the
+            list are left out. Smaller numbers than the data's own give an order more weight. None keeps all, unscaled.
+        basis: N orthonormal rows that combine N bands, as ``tisynth stats`` measures them; None: the opponent colors of
+            red, green and blue.
 
     Raises:
-        InputError: no such block, or deviations that are not positive.
+        InputError: no such block, deviations that are not positive, or rows that are not orthonormal.
     """
 
-    def __init__(self, factor: int = 4, deviations: Sequence[Sequence[float]] | None = None) -> None:
+    def __init__(
+        self,
+        factor: int = 4,
+        deviations: Sequence[Sequence[float]] | None = None,
+        basis: Sequence[Sequence[float]] | None = None,
+    ) -> None:
         super().__init__()
-        scales = [list(triple) for triple in deviations or [[1.0] * 3] * (2 * factor - 1)]
-        triples = all(len(triple) == 3 and min(triple) > 0 for triple in scales)
-        if factor < 1 or len(scales) > 2 * factor - 1 or not triples:
-            raise InputError(f"first_stage_config: factor {factor}, deviations {deviations}: not positive triples")
+        rows = _opponent_colors() if basis is None else _orthonormal(basis)
+        self.bands = len(rows)
+        scales = [list(row) for row in deviations or [[1.0] * self.bands] * (2 * factor - 1)]
+        fit = all(len(row) == self.bands and min(row) > 0 for row in scales)
+        if factor < 1 or len(scales) > 2 * factor - 1 or not fit:
+            what = "triples" if self.bands == 3 else f"rows of {self.bands}"
+            raise InputError(f"first_stage_config: factor {factor}, deviations {deviations}: not positive {what}")
         self.factor = factor
-        basis, order = _dct_basis(factor)
-        basis, order = basis[order < len(scales)], order[order < len(scales)]
-        self.latent_channels = 3 * len(basis)
-        # (K, f^2) and (3, 3), orthonormal rows; (K, 3) deviations
-        self.register_buffer("frequencies", basis, persistent=False)
-        self.register_buffer("colors", _opponent_colors(), persistent=False)
+        frequencies, order = _dct_basis(factor)
+        frequencies, order = frequencies[order < len(scales)], order[order < len(scales)]
+        self.latent_channels = self.bands * len(frequencies)
+        self.orders = order  # (K,)
+        # (K, f^2) and (N, N), orthonormal rows; (K, N) deviations
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("colors", rows, persistent=False)
         self.register_buffer("deviation", torch.tensor(scales, device="cpu")[order], persistent=False)
         self.frequencies: Tensor
         self.colors: Tensor
         self.deviation: Tensor
 
     def encode(self, x: Tensor) -> FixedPosterior:
-        """Image (B, 3, H, W) in [-1, 1] -> latent (B, 3 K, H/f, W/f)."""
-        blocks = F.pixel_unshuffle(x, self.factor).unflatten(1, (3, -1))  # (B, 3, f^2, h, w)
+        """Image (B, N, H, W) in [-1, 1] -> latent (B, N K, H/f, W/f)."""
+        blocks = F.pixel_unshuffle(x, self.factor).unflatten(1, (self.bands, -1))  # (B, N, f^2, h, w)
         analysis = torch.einsum("kn,dc->kdcn", self.frequencies, self.colors) / self.deviation[..., None, None]
         return FixedPosterior(torch.einsum("kdcn,bcnhw->bkdhw", analysis.to(x.dtype), blocks).flatten(1, 2))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latent (B, 3 K, h, w) -> image (B, 3, h*f, w*f)."""
-        coefficients = z.unflatten(1, (-1, 3))  # (B, K, 3, h, w)
+        """Latent (B, N K, h, w) -> image (B, N, h*f, w*f)."""
+        coefficients = z.unflatten(1, (-1, self.bands))  # (B, K, N, h, w)
         synthesis = torch.einsum("kn,dc->kdcn", self.frequencies, self.colors) * self.deviation[..., None, None]
         blocks = torch.einsum("kdcn,bkdhw->bcnhw", synthesis.to(z.dtype), coefficients)
         return F.pixel_shuffle(blocks.flatten(1, 2), self.factor)
@@ -134,6 +146,22 @@ def _opponent_colors() -> Tensor:
     """Rows of an orthonormal (3, 3) matrix: luminance, red against green, yellow against blue."""
     rows = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], device="cpu")
     return rows / rows.norm(dim=1, keepdim=True)
+
+
+def _orthonormal(basis: Sequence[Sequence[float]]) -> Tensor:
+    """Rows (N, N) as a file has them, rounded, made orthonormal again.
+
+    Raises:
+        InputError: they are not by far.
+    """
+    wrong = InputError("first_stage_config: basis: must be N orthonormal rows of N numbers; `tisynth stats` writes one")
+    if any(len(row) != len(basis) for row in basis):
+        raise wrong
+    rows = torch.tensor([list(row) for row in basis], dtype=torch.float64, device="cpu")
+    left, lengths, right = torch.linalg.svd(rows)
+    if (lengths - 1).abs().max() > 1e-2:
+        raise wrong
+    return (left @ right).float()  # the nearest orthonormal rows
 
 
 def _dct_basis(size: int) -> tuple[Tensor, Tensor]:

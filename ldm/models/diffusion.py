@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.bands import BANDS_KEY, BASIS_KEY, Bands, bands_of, seen_of
 from common.errors import InputError
 from common.rng import Stream, item_noise, seed_from
-from ldm.models.autoencoder import FixedPosterior
+from ldm.models.autoencoder import FixedPosterior, SpaceToDepth
 from ldm.models.conditions import C, TextConditions
 from ldm.models.objective import TIME_STEPS, WEIGHTINGS, min_snr_weight, time_steps
 from ldm.models.schedule import PREDICTION_TYPES, make_betas, schedule_buffers, with_zero_terminal_snr
@@ -20,6 +21,11 @@ from ldm.modules.vae import DiagonalGaussian
 from ldm.targets import instantiate_from_config
 
 NOISE_SAYS_NOTHING = "noise that is found in noise alone says nothing of the image; take parameterization v or x0"
+
+
+def known_latents(valid: Tensor, factor: int) -> Tensor:
+    """Where images (B, 1, H, W) bool have data -> 1 for latent pixels all of whose pixels do, else 0 (B, 1, h, w)."""
+    return -F.max_pool2d(-valid.float(), factor)
 
 
 class DiffusionWrapper(nn.Module):
@@ -53,6 +59,7 @@ class LatentDiffusion(pl.LightningModule):
         timestep_sampling: in training, ``uniform`` or ``logit_normal``, see ``time_steps``.
         timestep_mean: of the latter's normal distribution; above 0 is more noise.
         timestep_std: of it.
+        bands: what is stated of the images' bands, see ``common.bands.Bands``; None for three of 8 bits.
         **published: fields of published YAML files without effect here (``num_timesteps_cond``, ``log_every_t``,
             ``image_size``, ``cond_stage_trainable``, ``conditioning_key``, ``monitor``).
 
@@ -92,6 +99,7 @@ class LatentDiffusion(pl.LightningModule):
         timestep_sampling: str = "uniform",
         timestep_mean: float = 0.0,
         timestep_std: float = 1.0,
+        bands: Bands | Mapping[str, Any] | None = None,
         **published: Any,
     ) -> None:
         super().__init__()
@@ -124,6 +132,16 @@ class LatentDiffusion(pl.LightningModule):
                 f"model: channels is {channels}, unet_config's in_channels {read}, and the first stage's "
                 f"latent has {self.first_stage_model.latent_channels}: must be one number"
             )
+        self.bands = bands_of(bands, "model: bands")
+        if (stated := 3 if self.bands is None else self.bands.count) != self.image_bands:
+            raise InputError(
+                f"model: its first stage reads {self.image_bands} bands, "
+                + (
+                    f"bands states {stated}: they must agree"
+                    if self.bands is not None
+                    else "but no range of theirs is stated: `tisynth stats` measures it, for model.params.bands"
+                )
+            )
         self.cond_stage_model = instantiate_from_config(cond_stage_config)
         for part in (self.first_stage_model, self.cond_stage_model):
             part.requires_grad_(False)
@@ -133,6 +151,16 @@ class LatentDiffusion(pl.LightningModule):
     def factor(self) -> int:
         """Image pixels a latent pixel."""
         return self.first_stage_model.factor
+
+    @property
+    def image_bands(self) -> int:
+        """Bands of the images that it reads and makes."""
+        return getattr(self.first_stage_model, "bands", 3)
+
+    @property
+    def seen_bands(self) -> tuple[int, int, int]:
+        """Which of them, from 0, pictures for people show."""
+        return seen_of(self.image_bands) if self.bands is None else self.bands.seen
 
     def _apply(self, fn: Any, recurse: bool = True) -> LatentDiffusion:
         """Moves and casts all but the noise schedule, which half precision would blur: it stays in 32 bit."""
@@ -152,16 +180,23 @@ class LatentDiffusion(pl.LightningModule):
                 getattr(self, part).eval()
         return self
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what is stated of the images' bands, and how the first stage combines them."""
+        if self.bands is not None:
+            checkpoint[BANDS_KEY] = self.bands.model_dump(exclude_defaults=True)
+            if isinstance(self.first_stage_model, SpaceToDepth):
+                checkpoint[BASIS_KEY] = self.first_stage_model.colors.tolist()
+
     # ---- pixels, text <-> what the denoiser sees
 
     @torch.no_grad()
     def encode_first_stage(self, image: Tensor) -> Any:
-        """Image (B, 3, H, W) in [-1, 1] -> posterior of the unscaled latent: ``.parameters, .mode(), .sample()``."""
+        """Image (B, N, H, W) in [-1, 1] -> posterior of the unscaled latent: ``.parameters, .mode(), .sample()``."""
         return self.first_stage_model.encode(image)
 
     @torch.no_grad()
     def decode_first_stage(self, latent: Tensor) -> Tensor:
-        """Scaled latent (B, C, h, w) -> image (B, 3, H, W), about [-1, 1]."""
+        """Scaled latent (B, C, h, w) -> image (B, bands, H, W), about [-1, 1]."""
         return self.decode_with_gradient(latent)
 
     def decode_with_gradient(self, latent: Tensor) -> Tensor:
@@ -256,7 +291,14 @@ class LatentDiffusion(pl.LightningModule):
         alphas_cumprod = self.alphas_cumprod[t][:, None, None, None]  # type: ignore[index]
         return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
 
-    def p_losses(self, x_start: Tensor, cond: TextConditions | Mapping[str, Any], t: Tensor, noise: Tensor) -> Tensor:
+    def p_losses(
+        self,
+        x_start: Tensor,
+        cond: TextConditions | Mapping[str, Any],
+        t: Tensor,
+        noise: Tensor,
+        known: Tensor | None = None,
+    ) -> Tensor:
         """Squared error of the prediction, one number an image (B,) (Ho et al. 2020, equation 14).
 
         Args:
@@ -264,12 +306,16 @@ class LatentDiffusion(pl.LightningModule):
             cond: conditions of ``apply_model``.
             t: time steps (B,).
             noise: standard normal (B, C, h, w).
+            known: 1 where there are data, else 0 (B, 1, h, w), which the mean leaves out; None for data everywhere.
         """
         signal, sigma = self._coefficients(t)
         targets = {"eps": noise, "v": signal * noise - sigma * x_start, "x0": x_start}
         target = targets[self.parameterization]
         prediction = self.apply_model(signal * x_start + sigma * noise, t, cond)
-        return F.mse_loss(prediction.float(), target.float(), reduction="none").mean((1, 2, 3))
+        errors = F.mse_loss(prediction.float(), target.float(), reduction="none")
+        if known is None:
+            return errors.mean((1, 2, 3))
+        return (errors.mean(1, keepdim=True) * known).sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
 
     def batch_losses(self, batch: Mapping[str, Any]) -> Tensor:
         """Losses (B,) of a batch; time step and noise of each image come from the batch's field ``seed`` alone.
@@ -285,7 +331,10 @@ class LatentDiffusion(pl.LightningModule):
         draws = [seed_from(s, Stream.TIME_STEP) for s in seeds]
         t = time_steps(draws, len(self.betas), sampling, self.timestep_mean, self.timestep_std).to(x_start.device)
         noise = item_noise([seed_from(s, Stream.NOISE) for s in seeds], x_start.shape[1:]).to(x_start)
-        losses = self.p_losses(x_start, self.conditions(batch, seeds), t, noise)
+        known = None
+        if "valid" in batch and not bool(batch["valid"].all()):
+            known = known_latents(batch["valid"], self.factor)
+        losses = self.p_losses(x_start, self.conditions(batch, seeds), t, noise, known)
         if self.training and self.loss_weighting == "min_snr":
             alphas_cumprod = self.alphas_cumprod[t]  # type: ignore[index]
             losses = losses * min_snr_weight(alphas_cumprod, self.parameterization, self.min_snr_gamma)

@@ -1,0 +1,339 @@
+"""Reading and writing GeoTIFFs by rasterio, the extra ``geo``: the only module that knows it.
+
+Without rasterio, ordinary TIFFs of 8 bits are read by Pillow (``common.decoding``); the rest says what to install.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.decoding import MAX_PIXELS, ImageError, check_file
+from common.errors import InputError
+from common.georeference import ControlPoint, Georeference
+from common.schema import one_line
+from common.tiff_tags import TiffTags, read_tags
+
+INSTALL = "install rasterio: pip install 'tisynth[geo]'"
+MOST_BANDS = 16
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+_BLOCK = 256  # pixels, side of a tile
+_SMALLEST_OVERVIEW = 128  # pixels
+
+
+def _rasterio() -> Any:
+    """The package, quiet.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    import rasterio
+    import rasterio.windows
+    from rasterio.errors import NotGeoreferencedWarning
+
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a picture need not lie on a map
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what GDAL says of damage is in the error, too
+    return rasterio
+
+
+def has_rasterio() -> bool:
+    """Whether GeoTIFFs can be read and written here."""
+    try:
+        _rasterio()
+    except ImportError:
+        return False
+    return True
+
+
+def require_rasterio(what: str) -> Any:
+    """The package.
+
+    Raises:
+        InputError: it is not installed; says what it is needed for, and what to install.
+    """
+    try:
+        return _rasterio()
+    except ImportError as error:
+        raise InputError(f"{what}: {INSTALL}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Raster:
+    """A decoded TIFF.
+
+    Attributes:
+        values: (H, W, bands) as stored, without its alpha band; a palette's indices.
+        valid: (H, W) bool, where there are data.
+        nodata: the value that stands for no data; None where the file names none.
+        scales: of each band; what is meant is stored * scale + offset.
+        offsets: of each band.
+        names: of each band, empty where it has none.
+        palette: (256, 3) uint8, colors of the indices; None where values are no indices.
+        place: on the map.
+    """
+
+    values: NDArray[Any]
+    valid: NDArray[np.bool_]
+    nodata: float | None
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    names: tuple[str, ...]
+    palette: NDArray[np.uint8] | None
+    place: Georeference
+
+
+def read_raster(path: str | os.PathLike[str], tags: TiffTags | None = None) -> Raster:
+    """Reads a TIFF whole: its bands, where it has data, and where it lies.
+
+    A pixel has no data where alpha or a mask within the file says so, or where a band's value is none (NaN). The value
+    that stands for no data is one that bands may well show by themselves if it is 0, or if numbers have no sign:
+    there all bands must have it. Elsewhere (-9999) one is enough.
+
+    Args:
+        path: the file.
+        tags: its tags, if they are known.
+
+    Raises:
+        ImageError: damaged, of numbers or bands that are not read, too large; or rasterio is not installed.
+    """
+    check_file(path)
+    try:
+        rasterio = _rasterio()
+    except ImportError as error:
+        raise ImageError.of(path, f"needs rasterio to be read; {INSTALL}") from error
+    tags = tags or read_tags(path)
+    if tags is not None and tags.several:
+        raise ImageError.of(path, "holds several pages or frames; write the one to use as a file of its own")
+    try:
+        with rasterio.open(Path(path).absolute(), driver="GTiff") as file:
+            _check(path, file)
+            return _read(path, file, rasterio)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError.of(path, "cannot be read (too little memory); cut it into tiles") from error
+    except Exception as error:  # GDAL raises whatever it likes on broken files
+        reason = one_line(error.__cause__ or error, 200)
+        raise ImageError.of(path, f"cannot be read ({reason}); it is damaged: make the file again") from error
+
+
+def _check(path: str | os.PathLike[str], file: Any) -> None:
+    """Refuses by the header."""
+    if file.width * file.height > MAX_PIXELS:
+        raise ImageError.of(
+            path,
+            f"is {file.width} x {file.height} px (width x height), more than {MAX_PIXELS // 10**6} Mpx; cut it into "
+            "tiles",
+        )
+    if file.count > MOST_BANDS + 1:
+        raise ImageError.of(path, f"has {file.count} bands, at most {MOST_BANDS} are read; write those to use alone")
+    kinds = sorted(set(file.dtypes))
+    if strange := [kind for kind in kinds if kind not in DTYPES]:
+        what = "complex numbers" if "complex" in strange[0] else f"numbers of the type {strange[0]}"
+        raise ImageError.of(path, f"has {what}; an image needs one of {', '.join(DTYPES)}")
+    if len(kinds) > 1:
+        raise ImageError.of(path, f"has bands of several types ({', '.join(kinds)}); write them in one")
+
+
+def _read(path: str | os.PathLike[str], file: Any, rasterio: Any) -> Raster:
+    data = file.read()  # (bands, H, W)
+    alpha = [
+        i
+        for i, meaning in enumerate(file.colorinterp)
+        if meaning == rasterio.enums.ColorInterp.alpha and says_where(data[i])
+    ]
+    chosen = [i for i in range(file.count) if i not in alpha]
+    if not chosen or len(chosen) > MOST_BANDS:
+        raise ImageError.of(path, f"has {len(chosen)} bands beside alpha; 1 to {MOST_BANDS} are read")
+    values = np.ascontiguousarray(data[chosen].transpose(1, 2, 0))
+    valid = np.ones(values.shape[:2], dtype=bool)
+    for band in alpha:
+        valid &= 2 * data[band].astype(np.float64) >= max(1.0, float(data[band].max()))
+    flags = rasterio.enums.MaskFlags
+    if any(flags.per_dataset in of_band and flags.alpha not in of_band for of_band in file.mask_flag_enums):
+        valid &= file.read_masks(1) > 0
+    nodata = file.nodatavals[chosen[0]]
+    valid &= has_data(values, nodata)
+    palette = None
+    if file.colorinterp[0] == rasterio.enums.ColorInterp.palette:
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        for index, color in file.colormap(1).items():
+            palette[index % 256] = color[:3]
+    return Raster(
+        values,
+        valid,
+        None if nodata is None else float(nodata),
+        tuple(file.scales[i] for i in chosen),
+        tuple(file.offsets[i] for i in chosen),
+        tuple(file.descriptions[i] or "" for i in chosen),
+        palette,
+        _place(file),
+    )
+
+
+def has_data(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
+    """Which pixels (H, W) of (H, W, bands) have data, see ``read_raster``."""
+    valid: NDArray[np.bool_] = np.ones(values.shape[:2], dtype=bool)
+    if values.dtype.kind == "f":
+        valid &= np.isfinite(values).all(axis=-1)
+    if nodata is None or np.isnan(nodata):
+        return valid
+    none = values == values.dtype.type(nodata) if _holds(values.dtype, nodata) else np.zeros(values.shape, dtype=bool)
+    everywhere = nodata == 0 or values.dtype.kind == "u"
+    return valid & ~(none.all(axis=-1) if everywhere else none.any(axis=-1))
+
+
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
+    """Whether a type has that value."""
+    if dtype.kind == "f":
+        return True
+    return float(value).is_integer() and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+
+
+def says_where(alpha: NDArray[Any]) -> bool:
+    """Whether a band that is marked as alpha is one: it says yes or no nearly everywhere.
+
+    A fourth band of eight bits is marked so by writers that were told nothing of it, be it infrared.
+    """
+    largest = alpha.max()
+    full = 1.0 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
+    return largest in (0, 1, 255, full) and bool(np.isin(alpha, (0, largest)).mean() > 0.9)
+
+
+def _place(file: Any) -> Georeference:
+    points, of_points = file.gcps
+    transform = None if file.transform.is_identity else tuple(file.transform)[:6]
+    crs = file.crs if file.crs is not None else of_points
+    code = crs.to_epsg() if crs else None
+    return Georeference(
+        (file.height, file.width),
+        crs.to_wkt() if crs else "",
+        f"EPSG:{code}" if code else "",
+        transform,
+        tuple(ControlPoint(p.row, p.col, p.x, p.y, p.z or 0.0, str(p.id or ""), str(p.info or "")) for p in points),
+    )
+
+
+def place_of(path: str | os.PathLike[str]) -> Georeference | None:
+    """Where a file lies; None for what is no TIFF, and where rasterio is not there to tell.
+
+    Raises:
+        ImageError: the file is damaged.
+    """
+    tags = read_tags(path)
+    if tags is None:
+        return None
+    try:
+        with _rasterio().open(Path(path).absolute(), driver="GTiff") as file:
+            return _place(file)
+    except ImportError:
+        return None
+    except Exception as error:  # as in ``read_raster``
+        raise ImageError.of(path, f"cannot be read ({one_line(error, 200)}); make the file again") from error
+
+
+def moved(one: Georeference, other: Georeference) -> float:
+    """How far the middle of a picture moves, in its pixels, if its coordinates are taken for those of another map."""
+    _rasterio()
+    from rasterio.crs import CRS
+    from rasterio.warp import transform
+
+    height, width = one.size
+    a, b, c, d, e, f = one.transform or (1, 0, 0, 0, 1, 0)
+    x, y = a * width / 2 + b * height / 2 + c, d * width / 2 + e * height / 2 + f
+    try:
+        there = transform(CRS.from_wkt(one.crs), CRS.from_wkt(other.crs), [x], [y])
+    except Exception:  # of maps that cannot be compared
+        return float("inf")
+    side = max(abs(a) + abs(b), abs(d) + abs(e))
+    return float(np.hypot(there[0][0] - x, there[1][0] - y) / side)
+
+
+def write_geotiff(
+    path: str | os.PathLike[str],
+    values: NDArray[Any],
+    place: Georeference | None,
+    *,
+    nodata: float | None = None,
+    scales: Sequence[float] = (),
+    offsets: Sequence[float] = (),
+    names: Sequence[str] = (),
+    ids: bool = False,
+) -> None:
+    """Writes a GeoTIFF, tiled and packed (deflate with a predictor), with overviews; whole or not at all.
+
+    Args:
+        path: of the file; a temporary name, see ``common.files.atomic_path``.
+        values: (H, W, bands), of the type to write.
+        place: on the map, of a picture of any size; None writes none. Its ground control points are written where it
+            has no transform.
+        nodata: the value that stands for no data.
+        scales: of each band, see ``Raster``; empty for none.
+        offsets: of each band.
+        names: of each band.
+        ids: values are ids, of which overviews take one, not the mean.
+
+    Raises:
+        InputError: rasterio is not installed.
+        OSError: the file cannot be written.
+    """
+    rasterio = require_rasterio(f"{path}: GeoTIFFs are written by rasterio")
+    from rasterio.crs import CRS
+    from rasterio.enums import Resampling
+    from rasterio.io import MemoryFile
+
+    height, width, bands = values.shape
+    crs, place_options = None, {}
+    if place is not None:
+        place = place.resized(height, width)
+        crs = CRS.from_wkt(place.crs) if place.crs else None
+        if place.transform is not None:
+            place_options = {"transform": rasterio.Affine(*place.transform), "crs": crs}
+    profile = {
+        "driver": "GTiff",
+        "height": height,
+        "width": width,
+        "count": bands,
+        "dtype": values.dtype.name,
+        "nodata": nodata,
+        "tiled": True,
+        "blockxsize": _BLOCK,
+        "blockysize": _BLOCK,
+        "compress": "deflate",
+        "predictor": 3 if values.dtype.kind == "f" else 2,
+        "interleave": "pixel" if bands > 1 else "band",
+        # three bytes are colors to whoever opens them; else no band is alpha or a color because of its number
+        "photometric": "RGB" if (bands, values.dtype) == (3, np.uint8) else "MINISBLACK",
+        "alpha": "NO",
+        **place_options,
+    }
+    with MemoryFile() as memory:  # on the disk, GDAL would lose the errors of a full one
+        with memory.open(**profile) as file:
+            file.write(np.moveaxis(values, -1, 0))
+            if place is not None and place.transform is None and place.points:
+                point = rasterio.control.GroundControlPoint
+                given = [point(p.row, p.column, p.x, p.y, p.z, p.id or None, p.info or None) for p in place.points]
+                file.gcps = given, crs
+            if scales and (set(scales) != {1.0} or set(offsets) != {0.0}):
+                file.scales, file.offsets = tuple(scales), tuple(offsets)
+            for number, name in enumerate(names, start=1):
+                if name:
+                    file.set_band_description(number, name)
+            file.build_overviews(overviews(height, width), Resampling.nearest if ids else Resampling.average)
+        Path(path).write_bytes(memory.getbuffer())
+
+
+def overviews(height: int, width: int) -> list[int]:
+    """Factors of the smaller copies in a file: halves, until one has a side of 128 pixels or less; at least one."""
+    factors = [2]
+    while min(height, width) / factors[-1] > _SMALLEST_OVERVIEW:
+        factors.append(2 * factors[-1])
+    return factors
