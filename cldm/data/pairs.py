@@ -322,7 +322,7 @@ def _load(read: Any, item: Item, kind: str) -> Any:
         raise InputError(f"{path} (line {item.line} of the list): {error.reason}") from error
 
 
-def _cut(pixels: NDArray[Any], corner: Sequence[int], side: int, turns: int) -> NDArray[Any]:
+def _cut(pixels: NDArray[Any], corner: NDArray[Any], side: int, turns: int) -> NDArray[Any]:
     """A square of (H, W) or (H, W, 3) from its upper left corner (row, column), turned by quarters."""
     top, left = corner
     return np.ascontiguousarray(np.rot90(pixels[top : top + side, left : left + side], turns))
