@@ -18,9 +18,9 @@ from common.decoding import ImageError, decode
 from common.errors import InputError
 from common.files import atomic_path, check_writable
 from common.georeference import Georeference, refuse_several_maps
+from common.image_files import find_images
 from common.lists import locate, parse_line, read_lines
 from common.options import Options, option
-from common.pairing import find_images
 from common.rasters import MOST_BANDS, has_data, read_raster
 from common.schema import one_line
 from common.tiff_tags import read_tags

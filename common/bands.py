@@ -203,6 +203,15 @@ def read_pixels(path: str | os.PathLike[str], bands: Bands | None) -> Pixels:
     return Pixels(values, pixels.valid, pixels.orientation)
 
 
+def read_any(path: str | os.PathLike[str]) -> Pixels:
+    """An image of whatever bands and numbers, unscaled: for what only looks whether it can be read, and at its size."""
+    tags = read_tags(path)
+    if tags is None or (tags.plain and not tags.scaled):
+        return rgb_pixels(path)
+    raster = read_raster(path, tags)
+    return Pixels(raster.values, raster.valid, tags.orientation)
+
+
 def read_picture(path: str | os.PathLike[str], bands: Bands | None) -> NDArray[Any]:
     """An image as people look at it: the three bands that are stated for it, (H, W, 3) uint8; see ``read_pixels``."""
     values = read_pixels(path, bands).values

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +19,11 @@ from tqdm import tqdm
 
 from common.command import note
 from common.errors import InputError, spelled
-from common.images import ImageError, Labels, image_and_orientation, pixels_of_ids
+from common.georeference import map_faults
+from common.images import ImageError, Labels, pixels_of_ids
+from common.pixels import Pixels, rgb_pixels
 from common.ranks import is_first
+from common.rasters import place_of
 from common.schema import one_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # in small or capital letters
@@ -30,6 +33,7 @@ SYNTHESIZED = re.compile(r"(?P<mask>.+)_seed_(?P<seed>-?\d+)")
 SHOWN = 5  # names listed in an error before "and N more"
 ADVICE = "correct them, or leave them out with ‹skip_invalid›"
 T = TypeVar("T")
+Reader = Callable[[Path], Pixels]
 
 
 @dataclass(frozen=True)
@@ -107,27 +111,6 @@ def list_files(folder: Path, suffixes: Sequence[str], named: str, left_out: list
         )
         raise InputError(f"{where}: empty, no {' or '.join(suffixes)} file in it{jpeg}")
     return files
-
-
-def find_images(folders: Sequence[Path], option: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """All image files in the folders and below, sorted; hidden ones are passed over.
-
-    Raises:
-        InputError: no such folder, or no image in one.
-    """
-    found = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{option} {one_line(folder, 1000)}: no such folder")
-        here = []
-        for path, names, files in os.walk(folder):
-            names[:] = sorted(name for name in names if not name.startswith("."))
-            seen = sorted(name for name in files if not name.startswith("."))
-            here += [Path(path, name) for name in seen if Path(name).suffix.lower() in suffixes]
-        if not here:
-            raise InputError(f"{option} {one_line(folder, 1000)}: no image in it (files {', '.join(suffixes)})")
-        found += here
-    return found
 
 
 def _picture_below(folder: Path, kinds: Collection[str]) -> Path | None:
@@ -216,13 +199,14 @@ class Checked:
     image_size: tuple[int, int] = (0, 0)
 
 
-def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked:
+def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False, read: Reader = rgb_pixels) -> Checked:
     """Opens both files of a pair.
 
     Args:
         pair: image and mask.
         labels: which ids the mask may hold.
         same_size: image and mask must have as many pixels; synthesized images need not.
+        read: reads an image; one of three bands of 8 bits by default.
     """
     pixels: NDArray[Any] = np.zeros(labels.num_classes, dtype=np.int64)
     try:
@@ -231,11 +215,11 @@ def inspect_pair(pair: Pair, labels: Labels, same_size: bool = False) -> Checked
         if wrong := labels.wrong_ids(ids):
             raise ImageError.of(pair.mask, wrong)
         pixels = labels.pixels_of_classes(ids)
-        image, image_turn = image_and_orientation(pair.image)
+        image = read(pair.image)
     except InputError as error:
         return Checked(str(error), pixels)
-    turned = (mask_turn, image_turn) != (1, 1)
-    height, width = image.shape[:2]
+    turned = (mask_turn, image.orientation) != (1, 1)
+    height, width = image.values.shape[:2]
     mask_height, mask_width = mask.shape
     if same_size and (height, width) != (mask_height, mask_width):
         fault = (
@@ -281,16 +265,22 @@ def check_pairs(
     threads: int | None = None,
     same_size: bool = False,
     quiet: bool = False,
+    read: Reader = rgb_pixels,
+    several_maps: bool = False,
 ) -> list[Checked]:
     """``inspect_pair`` of each pair, in threads, with a progress bar; says once how many files have an EXIF turn.
+
+    Files of two coordinate reference systems are faults, too, unless there may be ``several_maps``.
 
     Raises:
         InputError: no mask that is fine shows a class; pairs that are not fine are for the caller to refuse.
     """
     refuse_doubt(labels, [pair.mask for pair in pairs], title)
     with ThreadPoolExecutor(threads) as pool:
-        checks = pool.map(lambda pair: inspect_pair(pair, labels, same_size), pairs)
+        checks = pool.map(lambda pair: inspect_pair(pair, labels, same_size, read), pairs)
         found = list(tqdm(checks, spelled(title), len(pairs), unit="image", leave=False, disable=quiet))
+    if not several_maps:
+        found = _on_one_map(pairs, found)
     if (turned := sum(check.turned for check in found)) and not quiet:
         note(
             f"{title}: {turned} of {len(pairs)} pairs have an EXIF tag that asks to turn them; pixels are used as "
@@ -303,6 +293,21 @@ def check_pairs(
             f"(first: {one_line(pairs[0].mask, 1000)})"
         )
     return found
+
+
+def _on_one_map(pairs: Sequence[Pair], found: list[Checked]) -> list[Checked]:
+    """What was found, with the pairs that lie on another map than the first one as faults."""
+    sound = [pair for pair, check in zip(pairs, found, strict=True) if not check.fault]
+    files = [path for pair in sound for path in (pair.mask, pair.image)]
+    faults = map_faults({path: place_of(path) for path in files if path.suffix.lower() in (".tif", ".tiff")})
+    if not faults:
+        return found
+
+    def judged(pair: Pair, check: Checked) -> Checked:
+        path = next((path for path in (pair.mask, pair.image) if path in faults), None)
+        return check if path is None else replace(check, fault=f"{one_line(path, 1000)} {faults[path]}")
+
+    return [judged(pair, check) for pair, check in zip(pairs, found, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -322,6 +327,8 @@ def sound_pairs(
     *,
     same_size: bool = False,
     skip_invalid: bool = False,
+    read: Reader = rgb_pixels,
+    several_maps: bool = False,
 ) -> SoundPairs:
     """The pairs of two folders, each file opened once.
 
@@ -332,12 +339,15 @@ def sound_pairs(
         labels: which ids the masks may hold.
         same_size: whether an image needs its mask's size.
         skip_invalid: leave out what is unpaired or damaged instead of raising.
+        read: reads an image; one of three bands of 8 bits by default.
+        several_maps: GeoTIFFs need not share one coordinate reference system.
 
     Raises:
         InputError: a file is unpaired or damaged, no pair is left, or no mask shows a class.
     """
     pairs, orphans = folder_pairs(images, masks, named, skip_invalid)
-    checked = check_pairs(pairs, labels, f"{named[1]} {masks}", same_size=same_size, quiet=not is_first())
+    how: dict[str, Any] = {"same_size": same_size, "quiet": not is_first(), "read": read, "several_maps": several_maps}
+    checked = check_pairs(pairs, labels, f"{named[1]} {masks}", **how)
     wrong = list(dict.fromkeys(found.fault for found in checked if found.fault))
     if wrong and not skip_invalid:
         raise InputError(f"{listed(wrong)}; {ADVICE}")

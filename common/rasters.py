@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,16 @@ def place_of(path: str | os.PathLike[str]) -> Georeference | None:
         return None
     except Exception as error:  # as in ``read_raster``
         raise ImageError.of(path, f"cannot be read ({one_line(error, 200)}); make the file again") from error
+
+
+@lru_cache(maxsize=65_536)
+def is_geotiff(path: str | Path) -> bool:
+    """Whether a file is a TIFF that lies on a map."""
+    tags = read_tags(path)
+    if tags is None:
+        return False
+    place = place_of(path)  # it knows of files beside the TIFF, too
+    return tags.placed if place is None else place.placed or bool(place.crs)
 
 
 def moved(one: Georeference, other: Georeference) -> float:

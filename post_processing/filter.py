@@ -141,8 +141,9 @@ def _from_segmentor(options: FilterOptions, segmentor: PixelLosses, ranks: Ranks
 
     def check() -> Any:
         named = ("‹real_img_path›", "‹real_label_path›"), ("‹syn_img_path›", "‹syn_mask_path›")
-        real = sound_pairs(real_images, real_masks, named[0], labels, same_size=True, skip_invalid=skip)
-        return real, sound_pairs(images, options.syn_mask_path, named[1], labels, skip_invalid=skip)
+        how: dict[str, Any] = {"skip_invalid": skip, "read": segmentor.look, "several_maps": options.several_maps}
+        real = sound_pairs(real_images, real_masks, named[0], labels, same_size=True, **how)
+        return real, sound_pairs(images, options.syn_mask_path, named[1], labels, **how)
 
     real, synthesized = ranks.once(check)
     state = State(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from common.arrays import read_array
 from common.errors import InputError
 from common.images import Labels
+from common.pixels import Pixels
 from post_processing.filter_state import RealLoss, read_real_loss
 
 Files = tuple[Path, Path]  # an image, or the file of its losses, and its mask
@@ -31,6 +32,9 @@ class PixelLosses(Protocol):
 
     def settings(self) -> str:
         """A digest of what the losses depend on beside weights and images."""
+
+    def look(self, path: Path) -> Pixels:
+        """An image as it is read for the losses."""
 
     def pixel_losses(
         self, files: Sequence[Files], batches: Sequence[Sequence[int]], num_workers: int
@@ -72,6 +76,10 @@ class SavedLosses:
     def settings(self) -> str:
         """Nothing: the files' own digest says all."""
         return ""
+
+    def look(self, path: Path) -> Pixels:
+        """No image is read where losses are there."""
+        raise NotImplementedError
 
     def pixel_losses(
         self, files: Sequence[Files], batches: Sequence[Sequence[int]], num_workers: int

@@ -55,6 +55,7 @@ class FilterOptions(ConfigOptions):
     )
     save_loss: Path | None = option(None, help="folder for each pixel's loss (float16), for --from-loss")
     from_loss: Path | None = option(None, help="folder that --save-loss wrote; replaces segmentor and images")
+    several_maps: bool = option(False, help="GeoTIFFs need not share one coordinate reference system")
     skip_invalid: bool = option(False, help="leave out files that are unpaired or damaged")
     batch_size: int = option(
         8,
@@ -90,8 +91,8 @@ class FilterOptions(ConfigOptions):
         }
         return {name: folder for name, folder in folders.items() if folder}
 
-    def files_of(self, name: str) -> list[Path]:
+    def files_of(self, name: str, suffix: str = ".png") -> list[Path]:
         """The files that are written for an image: its mask, its weight map, and its losses, if there are any."""
         weights = [self.weight_map_path / f"{name}.png"] if self.weight_map_path else []
         losses = [self.save_loss / f"{name}.npy"] if self.save_loss else []
-        return [self.filtered_mask_path / f"{name}.png", *weights, *losses]
+        return [self.filtered_mask_path / f"{name}{suffix}", *weights, *losses]

@@ -21,6 +21,7 @@ from common.errors import InputError
 from common.files import atomic_path
 from common.pairing import Pair
 from common.ranks import Ranks
+from common.rasters import has_rasterio, is_geotiff, place_of, write_geotiff
 from post_processing import filter_rule as rule
 from post_processing.filter_losses import PixelLosses, table_of_ids
 from post_processing.filter_options import FilterOptions
@@ -90,10 +91,11 @@ class Passes:
         for folder in (options.save_loss, options.weight_map_path):
             for left_over in folder.glob(".*.tmp.*") if folder and self.ranks.rank == 0 else ():
                 left_over.unlink()
+        by_name = {pair.name: pair for pair in pairs}
         done = {
             name
             for name, record in self.state.filtered.read().items()
-            if record.stamp == stamps.get(name) and self._are_there(record)
+            if record.stamp == stamps.get(name) and self._are_there(record, by_name[name])
         }
         self.ranks.wait()
         count, labels = len(limits), self.losses.labels()
@@ -104,7 +106,7 @@ class Passes:
             in_file = np.where(written == rule.IGNORE, labels.id_to_ignore, labels.to_file(written))
             weights = rule.pixel_weights(loss, ids, limits) if weighs else None
             checksum = None
-            for path in reversed(options.files_of(pair.name)):  # the mask last: it says that all is there
+            for path in reversed(self._files(pair)):  # the mask last: it says that all is there
                 if path.suffix == ".npy":
                     stored = np.nan_to_num(loss, nan=_LARGEST).clip(max=_LARGEST).astype(np.float16)
                     write_array(stored, path)
@@ -112,7 +114,7 @@ class Passes:
                 elif weights is not None and path.parent == options.weight_map_path:
                     _write_mask(np.rint(255 * weights), path)
                 else:
-                    _write_mask(np.where(written != ids, in_file, file_ids), path)
+                    _write_mask(np.where(written != ids, in_file, file_ids), path, pair.mask, labels.id_to_ignore)
             treated: dict[str, Any] = {}
             if relabels:
                 treated["relabeled"] = rule.class_counts(
@@ -124,7 +126,7 @@ class Passes:
                 FilteredRecord(
                     name=pair.name,
                     stamp=stamps[pair.name],
-                    files=file_stamp(*options.files_of(pair.name)),
+                    files=file_stamp(*self._files(pair)),
                     losses=checksum,
                     total=rule.class_counts(ids, count).tolist(),
                     kept=rule.class_counts(kept, count).tolist(),
@@ -137,9 +139,13 @@ class Passes:
         found = self.state.filtered.read()
         return {pair.name: found[pair.name] for pair in pairs}
 
-    def _are_there(self, record: FilteredRecord) -> bool:
+    def _files(self, pair: Pair) -> list[Path]:
+        """The files that are written for a pair; of a mask that is a GeoTIFF, the filtered one is one, too."""
+        return self.options.files_of(pair.name, ".tif" if has_rasterio() and is_geotiff(pair.mask) else ".png")
+
+    def _are_there(self, record: FilteredRecord, pair: Pair) -> bool:
         """Whether a record's files are those written for it; a run without losses may follow one with them."""
-        there = file_stamp(*self.options.files_of(record.name))
+        there = file_stamp(*self._files(pair))
         return bool(there) and there == record.files[: len(there)]
 
     def _not_done(
@@ -162,9 +168,13 @@ class Passes:
                 yield pairs[index], loss, ids, table[ids].astype(np.uint8), opinion
 
 
-def _write_mask(ids: NDArray[Any], path: Path) -> None:
+def _write_mask(ids: NDArray[Any], path: Path, mask: Path | None = None, ignored: int = rule.IGNORE) -> None:
     with atomic_path(path) as temporary:
-        Image.fromarray(ids.astype(np.uint8)).save(temporary)
+        if mask is not None and path.suffix == ".tif":
+            values = ids.astype(np.uint8)[..., None]
+            write_geotiff(temporary, values, place_of(mask), nodata=ignored, ids=True)
+        else:
+            Image.fromarray(ids.astype(np.uint8)).save(temporary)
 
 
 def _in_figure(pairs: Sequence[Pair]) -> set[str]:

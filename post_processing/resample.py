@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from common.bands import read_any
 from common.classes import load_class_table, plain_name
 from common.command import note
 from common.converters import integer, number
@@ -79,6 +80,7 @@ class ResampleOptions(Options):
         None, help="folder of the masks' weight maps, as filter.sh --treatment weight writes it; they go along"
     )
     copy: bool = option(False, help="copy files, where hard links would share them")
+    several_maps: bool = option(False, help="GeoTIFFs need not share one coordinate reference system")
     skip_invalid: bool = option(False, help="leave out files that are unpaired or damaged")
     num_workers: int = option(len(os.sched_getaffinity(0)), convert=integer(1, 256), help="threads that read files")
 
@@ -173,7 +175,8 @@ def _resample(options: ResampleOptions) -> Resampled:
     of_id = label_of_id(filtered)
     labels = table.labels if of_id is None else Labels(len(classes), of_id=of_id)
     named = ("‹syn_img_path›", "‹filtered_mask_path›")
-    found = sound_pairs(options.syn_img_path, filtered, named, labels, skip_invalid=options.skip_invalid)
+    how: dict[str, Any] = {"skip_invalid": options.skip_invalid, "several_maps": options.several_maps}
+    found = sound_pairs(options.syn_img_path, filtered, named, labels, read=read_any, **how)
     if found.left_out:
         note(f"{len(found.left_out)} files left out: {listed(found.left_out)}")
     if mean_loss is None:

@@ -9,7 +9,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,6 +20,7 @@ from common.files import atomic_path, check_writable
 from common.images import read_image
 from common.pairing import Pair
 from common.processes import bounded
+from common.rasters import has_rasterio, read_raster, write_geotiff
 
 IMAGES, LABELS, WEIGHTS = "resampled_img", "resampled_label", "resampled_weight"
 
@@ -96,12 +99,31 @@ def add_pair(
         link_or_copy(pair.image, target, copy)
     else:
         with atomic_path(target) as path:
+            if pair.image.suffix.lower() in (".tif", ".tiff") and has_rasterio():
+                write_resized(pair.image, path, size)
+                return link_or_copy(pair.mask, out / LABELS / pair.mask.name, copy)
             small = Image.fromarray(read_image(pair.image)).resize(size[::-1], Image.Resampling.BICUBIC)
             small.save(path, quality=95)
     if weights is not None:
         name = f"{pair.mask.stem}.png"
         link_or_copy(weights / name, out / WEIGHTS / name, copy)
     link_or_copy(pair.mask, out / LABELS / pair.mask.name, copy)
+
+
+def write_resized(source: Path, target: Path, size: tuple[int, int]) -> None:
+    """Writes a TIFF of any bands at another size (H, W), in its own numbers, at its place on the map."""
+    raster = read_raster(source)
+    dtype, bands = raster.values.dtype, np.moveaxis(raster.values.astype(np.float32), -1, 0)
+    resized = [np.asarray(Image.fromarray(band).resize(size[::-1], Image.Resampling.BICUBIC)) for band in bands]
+    values = np.dstack(resized)
+    if dtype.kind != "f":
+        values = np.clip(np.rint(values), np.iinfo(dtype).min, np.iinfo(dtype).max)
+    numbers = values.astype(dtype)
+    if raster.nodata is not None and not raster.valid.all():
+        known = np.asarray(Image.fromarray(raster.valid).resize(size[::-1], Image.Resampling.NEAREST))
+        numbers[~known] = raster.nodata
+    stated: dict[str, Any] = {"scales": raster.scales, "offsets": raster.offsets, "names": raster.names}
+    write_geotiff(target, numbers, raster.place, nodata=raster.nodata, **stated)
 
 
 def link_or_copy(source: Path, target: Path, copy: bool) -> None:

@@ -14,6 +14,7 @@ for message in (
 
 from segmentation import (  # noqa: E402
     augmentation,
+    bands,
     checkpoint,
     dataset,
     loading,
@@ -23,4 +24,14 @@ from segmentation import (  # noqa: E402
     saving,
 )
 
-__all__ = ["augmentation", "checkpoint", "dataset", "loading", "metric", "pixel_weights", "published", "saving"]
+__all__ = [
+    "augmentation",
+    "bands",
+    "checkpoint",
+    "dataset",
+    "loading",
+    "metric",
+    "pixel_weights",
+    "published",
+    "saving",
+]

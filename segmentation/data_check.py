@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmseg.registry import DATASETS
 
+from common.bands import bands_of, read_pixels
 from common.decoding import stored_size
 from common.errors import InputError
 from common.pairing import Pair, check_pairs, listed
@@ -21,7 +23,7 @@ CHECKED = ("MaskDataset", "MSegDataset")  # data sets that say by ``labels`` whi
 LOADERS = {"train": ("train_dataloader", "val_dataloader"), "test": ("test_dataloader",)}
 
 
-def check_files(cfg: Config, loaders: Sequence[str]) -> None:
+def check_files(cfg: Config, loaders: Sequence[str], several_maps: bool = False) -> None:
     """Opens every image and mask of the data sets that say which ids there are, once: not in the middle of a training.
 
     Raises:
@@ -35,7 +37,10 @@ def check_files(cfg: Config, loaders: Sequence[str]) -> None:
                 dataset = DATASETS.build({**entry, "lazy_init": True})
             files = dict.fromkeys((item["img_path"], item["seg_map_path"]) for item in dataset.load_data_list())
             pairs = [Pair(Path(image).stem, Path(image), Path(mask)) for image, mask in files]
-            found = check_pairs(pairs, dataset.labels, "checking files", same_size=True, quiet=quiet)
+            stated = next((step.get("bands") for step in entries(entry, "ReadImage")), None)
+            read = partial(read_pixels, bands=bands_of(stated, f"{cfg.filename}, bands of ReadImage"))
+            how: dict[str, Any] = {"same_size": True, "quiet": quiet, "read": read, "several_maps": several_maps}
+            found = check_pairs(pairs, dataset.labels, "checking files", **how)
             if faults := [check.fault for check in found if check.fault]:
                 raise InputError(listed(faults))
 

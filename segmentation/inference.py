@@ -19,16 +19,20 @@ from mmengine.runner.amp import autocast
 from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS, TRANSFORMS
 from numpy.typing import NDArray
+from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from common.bands import read_pixels
 from common.config_options import ConfigOptions
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import digest
 from common.images import Labels
+from common.pixels import Pixels
 from common.processes import bounded, end_with_parent
 from common.schema import one_line
+from segmentation.bands import bands_of_config
 from segmentation.checkpoint import allow_fetch, load_weights, with_its_dvae
 from segmentation.config import load_config
 from segmentation.config_changes import set_data
@@ -69,6 +73,10 @@ class Segmentor:
             self.rule.ignored,
             self.class_names,
         )
+
+    def look(self, path: Path) -> Pixels:
+        """An image as it is read for this segmentor, before its config's further steps."""
+        return read_pixels(path, bands_of_config(self.config))
 
     def labels(self) -> Labels:
         """The class of each id in mask files."""
@@ -225,6 +233,9 @@ class MatchMask(BaseTransform):
             resized = imresize(image, (width, height), interpolation="bicubic")
             results["img"] = resized[..., None] if image.ndim > resized.ndim else resized
             results["img_shape"] = results["ori_shape"] = (height, width)
+            if "valid" in results:
+                valid = Image.fromarray(results["valid"]).resize((width, height), Image.Resampling.NEAREST)
+                results["valid"] = np.asarray(valid)
         return results
 
 
@@ -262,20 +273,25 @@ class _Images(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[int, dict[str, Any], NDArray[Any]] | str:
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any], NDArray[Any], NDArray[np.bool_] | None] | str:
         image, mask_file = self.items[index]
+        given: dict[str, Any] = {"img_path": str(image)}  # our reader adds where the image has data
         try:
             if mask_file is None:
-                prepared = self.prepare({"img_path": str(image)})
+                prepared = self.prepare(given)
                 mask = np.full(_of_first_view(prepared["data_samples"]).ori_shape, IGNORED, np.uint8)
             else:
                 mask = self.labels.file_ids(mask_file)
-                prepared = self.prepare({"img_path": str(image), "mask_size": mask.shape})
+                given["mask_size"] = mask.shape
+                prepared = self.prepare(given)
+            gaps = None if given.get("valid", np.True_).all() else ~given["valid"]
+            if gaps is not None and mask_file is not None:
+                mask = np.where(gaps, self.labels.id_to_ignore, mask).astype(np.uint8)
         except InputError as error:
             return str(error)
         except Exception as error:  # the steps are the config's; one line, also from a worker
             return f"{image}: the config's test pipeline cannot prepare it ({one_line(error) or repr(error)})"
-        return index, prepared, mask
+        return index, prepared, mask, gaps if mask_file is None else None
 
 
 def _of_first_view(value: Any) -> Any:
@@ -326,8 +342,11 @@ def segment(
                 raise InputError(
                     f"{items[group[0][0]][0]}: the segmentor of {config.filename} cannot take it ({one_line(error)})"
                 ) from error
-            for (index, _, ids), sample in zip(group, samples, strict=True):
-                yield _prediction(index, ids, sample, items[index][0], segmentor)
+            for (index, _, ids, gaps), sample in zip(group, samples, strict=True):
+                found = _prediction(index, ids, sample, items[index][0], segmentor)
+                if gaps is not None:
+                    found.classes[gaps] = IGNORED
+                yield found
 
 
 def _start_worker(_: int) -> None:

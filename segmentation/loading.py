@@ -9,24 +9,37 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import TRANSFORMS  # mmengine's own, which is searched whatever default scope a config has
 from mmseg.datasets.transforms import LoadAnnotations
 
+from common.bands import bands_of, read_pixels
 from common.errors import InputError
-from common.images import ImageError, Labels, read_image, read_mask
+from common.images import IGNORE, ImageError, Labels, read_mask
 
 
 @TRANSFORMS.register_module()
 class ReadImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` with ``common.images``: the same pixels of ordinary files, other files refused.
 
-    Pixels are as stored; mmcv turns them by their EXIF orientation, which masks do not have.
+    Pixels are as stored; mmcv turns them by their EXIF orientation, which masks do not have. Of stated bands, they are
+    float32 in 0..255; pixels without data are ignored in masks.
+
+    Args:
+        bands: what is stated of the images' bands, see ``common.bands.Bands``; None for three of 8 bits.
+        **kwargs: see ``LoadImageFromFile``.
     """
 
+    def __init__(self, bands: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bands = bands_of(bands, "bands of ReadImage")
+
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Adds ``img`` (H, W, 3), BGR, uint8 or float32, and its shape.
+        """Adds ``img`` (H, W, 3), BGR, or (H, W, bands), uint8 or float32, its shape, and ``valid`` (H, W) bool.
 
         Raises:
             InputError: the file is no image that can be used; names it.
         """
-        image = np.ascontiguousarray(read_image(results["img_path"])[..., ::-1])
+        pixels = read_pixels(results["img_path"], self.bands)
+        values = pixels.values
+        image = np.ascontiguousarray(values[..., ::-1] if values.shape[2] == 3 else values)
+        results["valid"] = pixels.valid
         results["img"] = image.astype(np.float32) if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
@@ -63,6 +76,8 @@ class ReadAnnotations(LoadAnnotations):
                 f"is {ids.shape[1]} x {ids.shape[0]} px, its image {width} x {height} (width x "
                 "height); they must agree",
             )
+        if not results.get("valid", np.True_).all():
+            ids = np.where(results["valid"], ids, IGNORE).astype(np.uint8)
         results["gt_seg_map"] = ids
         results["seg_fields"].append("gt_seg_map")
 

@@ -35,6 +35,12 @@ class SegmentorOptions(ConfigOptions):
     )
     data_root: str | Path | None = option(None, help=f"data set's folder {_of_config}")
     classes: str | Path | None = option(None, help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
+    bands: Path | None = option(
+        None,
+        metavar="YAML",
+        help="what `tisynth stats` measured of the images' bands; changes the model",
+    )
+    several_maps: bool = option(False, help="GeoTIFFs need not share one coordinate reference system")
     synthesized: str | Path | None = option(None, help="folder with resampled_img and resampled_label to add")
     repeat: int | None = option(None, convert=integer(1), help="how often real training pairs count")
     head_classes: int | None = option(
@@ -145,6 +151,12 @@ class PredictOptions(ConfigOptions):
     out: Path = option(help="folder for masks and what else is asked for")
     classes: str | Path | None = option(
         None, help="class table, by name or path to a classes.json (default: the config's)"
+    )
+    bands: Path | None = option(
+        None, metavar="YAML", help="what is stated of the images' bands (default: what the config states)"
+    )
+    rgb: tuple[int, ...] | None = option(
+        None, convert=integer(1, 16), nargs=3, metavar="BAND", help="bands that --overlay shows as red, green and blue"
     )
     overlay: bool = option(False, help="write pictures of the images under their classes")
     probabilities: bool = option(False, help="write each class's probabilities")

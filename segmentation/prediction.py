@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from common.bands import Bands, read_bands_file, read_picture
 from common.classes import far_apart_colors
 from common.command import note
 from common.devices import pick_device
@@ -23,7 +24,9 @@ from common.images import IGNORE, read_image
 from common.journal import Journal, Record
 from common.pairing import IMAGE_SUFFIXES, list_files, listed
 from common.ranks import Ranks
+from common.rasters import has_rasterio, is_geotiff, place_of, write_geotiff
 from common.schema import Schema, read_json
+from segmentation.bands import bands_of_config, set_bands
 from segmentation.classes import class_table
 from segmentation.config import load_config
 from segmentation.config_changes import set_data
@@ -62,10 +65,12 @@ class Outputs:
     overlay: bool = False
     probabilities: bool = False
     sure: float | None = None
+    rgb: tuple[int, ...] | None = None
 
-    def paths(self, name: str) -> dict[str, Path]:
-        """The files of an image."""
-        paths = {"masks": self.folder / "masks" / f"{name}.png"}
+    def paths(self, name: str, image: Path) -> dict[str, Path]:
+        """The files of an image; the mask of one that is a GeoTIFF is one, too."""
+        suffix = ".tif" if has_rasterio() and is_geotiff(image) else ".png"
+        paths = {"masks": self.folder / "masks" / f"{name}{suffix}"}
         if self.overlay:
             paths["overlays"] = self.folder / "overlays" / f"{name}.png"
         if self.probabilities:
@@ -111,6 +116,8 @@ def predict(options: PredictOptions) -> int:
     """
     config = load_config(options.config, options.cfg_options, options.trust_config)
     set_data(config, classes=None if options.classes is None else str(options.classes))
+    if options.bands is not None:
+        set_bands(config, read_bands_file(options.bands))
     if options.slide:
         set_slide(config, *options.slide)
     images, out, weights = images_of(options.images), options.out, str(options.load_from)
@@ -129,7 +136,7 @@ def predict(options: PredictOptions) -> int:
             ranks.once(lambda: stamp_folder(out, made_from))
             if ranks.rank == 0:
                 write_class_table(segmentor, out)
-            outputs = Outputs(out, options.overlay, options.probabilities, options.sure)
+            outputs = Outputs(out, options.overlay, options.probabilities, options.sure, options.rgb)
             predict_images(segmentor, images, outputs, ranks, options.batch_size, options.num_workers)
     return len(images)
 
@@ -175,11 +182,13 @@ def predict_images(
         for name, path in images.items()
         if name not in done
         or done[name].state != _state(path)
-        or not all(file.is_file() for file in outputs.paths(name).values())
+        or not all(file.is_file() for file in outputs.paths(name, path).values())
     ]
     if len(todo) < len(images) and ranks.rank == 0:
         note(f"{len(images) - len(todo)} of {len(images)} images are done")
-    ranks.once(lambda: check_images([path for _, path in todo]))
+    ranks.once(lambda: check_images([path for _, path in todo], segmentor.look))
+    stated = bands_of_config(segmentor.config)
+    bands = None if stated is None else stated.showing(outputs.rgb)
     todo = ranks.share(todo)
     items: list[tuple[Path, Path | None]] = [(path, None) for _, path in todo]
     batches = [range(start, min(start + batch_size, len(todo))) for start in range(0, len(todo), batch_size)]
@@ -189,7 +198,8 @@ def predict_images(
     predictions = segment(segmentor, items, batches, num_workers)
     for prediction in tqdm(predictions, "predict", len(todo), unit="image", disable=ranks.rank > 0):
         name, path = todo[prediction.index]
-        _write(outputs.paths(name), prediction, path, ids[sure_classes(prediction, outputs.sure)], colors)
+        mask = ids[sure_classes(prediction, outputs.sure)]
+        _write(outputs.paths(name, path), prediction, path, mask, colors, bands)
         journal.append(Predicted(name=name, state=_state(path)), str(ranks.rank) if ranks.size > 1 else "")
     ranks.wait()
     if ranks.rank == 0:
@@ -197,8 +207,12 @@ def predict_images(
     return len(todo)
 
 
-def check_images(paths: Sequence[Path]) -> None:
+def check_images(paths: Sequence[Path], read: Callable[[Path], Any] = read_image) -> None:
     """Opens every image once, before the work.
+
+    Args:
+        paths: of the images.
+        read: reads one.
 
     Raises:
         InputError: names the first ones that cannot be used.
@@ -206,7 +220,7 @@ def check_images(paths: Sequence[Path]) -> None:
 
     def fault(path: Path) -> str:
         try:
-            read_image(path)
+            read(path)
         except InputError as error:
             return str(error)
         return ""
@@ -236,11 +250,27 @@ def sure_classes(prediction: Prediction, sure: float | None) -> NDArray[Any]:
 
 
 def _write(
-    paths: dict[str, Path], prediction: Prediction, image: Path, mask: NDArray[Any], colors: NDArray[Any]
+    paths: dict[str, Path],
+    prediction: Prediction,
+    image: Path,
+    mask: NDArray[Any],
+    colors: NDArray[Any],
+    bands: Bands | None,
 ) -> None:
+    def write_mask(path: Path) -> None:
+        if path.suffix == ".tif":
+            write_geotiff(path, mask[..., None], place_of(image), ids=True)
+        else:
+            Image.fromarray(mask).save(path)
+
+    def write_overlay(path: Path) -> None:
+        Image.fromarray(painted(read_picture(image, bands), prediction.classes, colors)).save(path)
+
     writers: dict[str, Callable[[Path], Any]] = {
-        "masks": lambda path: Image.fromarray(mask).save(path),
-        "overlays": lambda path: Image.fromarray(painted(read_image(image), prediction.classes, colors)).save(path),
+        "masks": write_mask,
+        "overlays": lambda path: Image.fromarray(painted(read_picture(image, bands), prediction.classes, colors)).save(
+            path
+        ),
         "probabilities": lambda path: np.save(path, _probabilities(prediction.logits)),
     }
     for kind, path in paths.items():

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from common.bands import read_bands_file
 from segmentation import checkpoint
+from segmentation.bands import set_bands
 from segmentation.config import load_config
 from segmentation.config_changes import check_classes, set_crop_size, set_data, set_max_iters, set_pretrained, set_seed
 from segmentation.options import SegmentorOptions, TestOptions
@@ -32,6 +34,8 @@ def resolve(options: SegmentorOptions) -> Config:
         options.split if isinstance(options, TestOptions) else None,
     )
     check_classes(config, options.head_classes)
+    if options.bands is not None:
+        set_bands(config, read_bands_file(options.bands))
     if options.crop_size:
         set_crop_size(config, options.crop_size)
     if options.max_iters:

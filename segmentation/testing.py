@@ -80,7 +80,7 @@ def test(options: TestOptions) -> Tested:
     """
     config = test_config(options)
     if not options.unchecked:
-        check_files(config, LOADERS["test"])
+        check_files(config, LOADERS["test"], options.several_maps)
     if not config.load_from and config.model.type != "MaskigeReconstruction":  # it has no weights
         raise InputError("‹load_from›: name the weights to test")
     if not (config.get("test_dataloader") and config.get("test_cfg") is not None and config.get("test_evaluator")):

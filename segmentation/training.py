@@ -66,7 +66,7 @@ def train(options: TrainOptions) -> Trained:
     """
     config = training_config(options)
     if not options.unchecked:
-        check_files(config, LOADERS["train"])
+        check_files(config, LOADERS["train"], options.several_maps)
     if not (config.get("train_dataloader") and config.get("train_cfg") and config.get("optim_wrapper")):
         raise InputError(
             f"{config.filename}: nothing to train with: needs train_dataloader, train_cfg and optim_wrapper"

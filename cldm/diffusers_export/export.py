@@ -17,7 +17,7 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from cldm.build import create_model, load_config
-from cldm.config_schema import RgbAutoencoderParams
+from cldm.config_schema import BandsAutoencoderParams
 from cldm.control_ldm import ControlLDM
 from cldm.data.hints import HintEncoder, ignored_value
 from cldm.diffusers_export import networks
@@ -151,7 +151,7 @@ def components(model: ControlLDM, params: Mapping[str, Any], dtype: torch.dtype)
     else:
         with torch.device("meta"):
             stock = networks.autoencoder(
-                RgbAutoencoderParams(**params["first_stage_config"]["params"]), model.scale_factor
+                BandsAutoencoderParams(**params["first_stage_config"]["params"]), model.scale_factor
             )
         parts["vae"] = take(stock, stage.state_dict(), first_stage_to_published, dtype)
     parts["text_encoder"] = text.transformer["text_model"].to(dtype)

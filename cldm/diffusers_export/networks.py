@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
 
-from cldm.config_schema import ControlledUNetParams, ControlNetParams, EncoderParams, RgbAutoencoderParams, VaeParams
+from cldm.config_schema import BandsAutoencoderParams, ControlledUNetParams, ControlNetParams, EncoderParams, VaeParams
 from cldm.diffusers_export.remote.tisynth_branch import TISynthBranch
 from cldm.diffusers_export.remote.tisynth_unet import TISynthUNet
 from cldm.diffusers_export.remote.tisynth_vae import TISynthAutoencoder
@@ -95,7 +95,7 @@ def branch(entry: Mapping[str, Any], name: str) -> nn.Module:
     return TISynthBranch(hint_widths=widths, hint_strides=strides, **options)
 
 
-def autoencoder(params: RgbAutoencoderParams, scaling_factor: float) -> nn.Module:
+def autoencoder(params: BandsAutoencoderParams, scaling_factor: float) -> nn.Module:
     """The first stage ``AutoencoderKL``: diffusers' own where it says the same, else ours.
 
     Raises:

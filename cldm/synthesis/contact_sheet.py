@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cldm.synthesis.records import RECORDS, images_in, read_records
+from common.bands import bands_of, read_picture
 from common.classes import load_class_table
 from common.converters import integer
 from common.errors import InputError
 from common.files import atomic_path, check_writable
-from common.images import read_image
 from common.lists import parse_line, read_lines
 from common.options import Options, option
 from common.pictures import colorize, contact_sheet
@@ -32,6 +32,9 @@ class ContactSheetOptions(Options):
     data_root: Path = option(metavar="DIR", help="folder that the list's paths are relative to")
     items: Path = option(metavar="FILE", help="the list that inference was given")
     classes: str = option(metavar="TABLE", help="FUSU, GID, LoveDA, MBRSC or a classes.json")
+    rgb: tuple[int, ...] | None = option(
+        None, convert=integer(1, 16), nargs=3, metavar="BAND", help="bands that are shown as red, green and blue"
+    )
     count: int = option(8, convert=integer(1, 1000), help="samples to show")
     size: int = option(128, convert=integer(8, 1024), help="side of each picture in pixels")
     out: Path = option(metavar="PNG", help="picture to write")
@@ -90,12 +93,16 @@ def rows(options: ContactSheetOptions) -> list[list[NDArray[Any]]]:
             lacking = "mask" if record.mask is None else "reference"
             raise InputError(f"‹samples› {samples}: {RECORDS}: the record of {record.name} names no {lacking}")
         mask = Path(record.mask)
+        bands = bands_of(record.bands, f"{samples / RECORDS}, {record.name}")
+        bands = None if bands is None else bands.showing(options.rgb)
+        written = samples / images[record.name][0]  # a picture already has the bands that it shows
+        of_written = bands if written.suffix.lower() in (".tif", ".tiff") else None
         sheet.append(
             [
                 fit(colorize(table.labels.read(mask), table.palette), Image.Resampling.NEAREST),
-                fit(read_image(record.reference)),
-                fit(read_image(samples / images[record.name][0])),
-                fit(read_image(real[mask.stem])) if mask.stem in real else white,
+                fit(read_picture(record.reference, bands)),
+                fit(read_picture(written, of_written)),
+                fit(read_picture(real[mask.stem], bands)) if mask.stem in real else white,
             ]
         )
     return sheet

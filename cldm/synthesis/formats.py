@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,8 @@ from cldm.synthesis.options import SynthesisOptions
 from common.bands import Bands
 from common.errors import InputError
 from common.pictures import to_uint8
-from common.rasters import place_of, require_rasterio, write_geotiff
+from common.rasters import is_geotiff, place_of, require_rasterio, write_geotiff
 from common.schema import one_line
-from common.tiff_tags import read_tags
-
-
-@lru_cache(maxsize=65_536)
-def is_geotiff(path: str) -> bool:
-    """Whether a mask lies on a map."""
-    tags = read_tags(path)
-    if tags is None:
-        return False
-    place = place_of(path)  # it knows of files beside the TIFF, too
-    return tags.placed if place is None else place.placed or bool(place.crs)
 
 
 def format_of(mask: str, asked: str, bands: Bands | None) -> str:

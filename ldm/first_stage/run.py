@@ -21,7 +21,7 @@ from common.configuration import read_configuration
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, only_writer, room_for
-from common.pairing import find_images
+from common.image_files import find_images
 from common.pictures import contact_sheet, to_uint8
 from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
 from ldm.first_stage.data import SUFFIXES, FirstStageData, check_images, split
