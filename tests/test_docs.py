@@ -14,6 +14,7 @@ from tests.conftest import ROOT, SMALL
 
 PAGES = [
     "docs/from_published.md",
+    "docs/geotiff.md",
     "docs/made_to_help.md",
     "docs/memory.md",
     "docs/diffusers.md",

@@ -187,6 +187,8 @@ def export(options: ExportOptions) -> list[str]:
     source = read_source(options)
     params = source.model["params"]
     model = create_model(options.config, options.weights, use_ema=options.use_ema, lora=None).requires_grad_(False)
+    if model.bands is not None:
+        raise InputError(f"{options.config}, field model.params.bands: folders of diffusers take three bands of 8 bits")
     parts = components(model, params, DTYPES[options.precision])
     lines = []
     with atomic_folder(options.out, "‹out›") as folder:
