@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.images import Labels
+from common.pixels import Pixels
 from segmentation.inference import Segmentor, pixel_losses, segment
 
 Files = Sequence[tuple[Path, Path]]
@@ -40,6 +41,10 @@ class Ensemble:
     def settings(self) -> str:
         """A digest of all in the config that changes what is predicted or counted; weights aside."""
         return self.members[0].settings()
+
+    def look(self, path: Path) -> Pixels:
+        """An image as the members, which are of one config, read it."""
+        return self.members[0].look(path)
 
     def pixel_losses(
         self, files: Files, batches: Batches, num_workers: int = 4
