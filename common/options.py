@@ -61,6 +61,8 @@ def option(default: Any = dataclasses.MISSING, *, help: str, **how: Any) -> Any:
 class Options:
     """Base of all options: what is built from Python is held to the bounds that the command line has.
 
+    Paths may be given as texts.
+
     Raises:
         InputError: a value outside of its field's bounds or choices; names the field.
     """
@@ -70,7 +72,9 @@ class Options:
             value = getattr(self, field.name)
             if value is None or value == field.default:
                 continue
-            if how.choices is not None:
+            if kind is Path and isinstance(value, str):
+                object.__setattr__(self, field.name, Path(value))
+            elif how.choices is not None:
                 for one in value if isinstance(value, tuple | list) else (value,):
                     if one not in how.choices:
                         told = ", ".join(map(str, how.choices))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from post_processing.filter_options import FilterOptions
     from post_processing.resample import ResampleOptions, resample
     from segmentation.config import load_config
-    from segmentation.inference import load_segmentor
+    from segmentation.inference import load_segmentor, open_segmentor
 
 __all__ = [
     "CompareOptions",
@@ -46,6 +46,7 @@ __all__ = [
     "filter_images",
     "load_config",
     "load_segmentor",
+    "open_segmentor",
     "resample",
     "sample",
     "synthesize",
@@ -64,6 +65,7 @@ _CALLS = {
     "filter_images": "post_processing.filter",
     "load_config": "segmentation.config",
     "load_segmentor": "segmentation.inference",
+    "open_segmentor": "segmentation.inference",
     "resample": "post_processing.resample",
     "sample": "ldm.models.sampling",
     "synthesize": "cldm.synthesis.run",

@@ -24,6 +24,7 @@ from common.pictures import contact_sheet, to_uint8
 from common.rng import item_noise, seed_from
 from ldm.models.sampling import sample
 from ldm.models.schedule import SAMPLERS, make_betas, make_scheduler, set_time_steps, spacing_of
+from ldm.training.loggers import log_picture
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 class ImageLogger(pl.Callback):
     """Every so many steps, writes mask, reference, real and synthesized image of the same few items.
 
-    To ``<run>/images/step_<n>.png`` and TensorBoard. Noise and items are the same each time.
+    To ``<run>/images/step_<n>.png``, and to TensorBoard or W&B. Noise and items are the same each time.
 
     Args:
         batch_frequency: steps between pictures.
@@ -124,10 +125,7 @@ class ImageLogger(pl.Callback):
         sheet = contact_sheet(rows)
         with atomic_path(Path(trainer.default_root_dir) / "images" / f"step_{trainer.global_step:06d}.png") as path:
             Image.fromarray(sheet).save(path, format="PNG")
-        if trainer.logger is not None:
-            trainer.logger.experiment.add_image(  # type: ignore[attr-defined]
-                "mask, reference, real, synthesized", sheet, trainer.global_step, dataformats="HWC"
-            )
+        log_picture(trainer.logger, "mask, reference, real, synthesized", sheet, trainer.global_step)
 
     def _row(self, model: ControlLDM, item: dict[str, Any], dataset: Any) -> list[NDArray[Any]]:
         """An item's mask in colors, its reference, its image, and the image that the model makes of the first two."""

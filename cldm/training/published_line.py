@@ -30,7 +30,7 @@ WITHOUT_EFFECT = {
     "flush_logs_every_n_steps": "TensorBoard's file is flushed by itself",
     "ipus": "Lightning 2 has them no more",
     "log_gpu_memory": "Lightning 2 has it no more; nvidia-smi shows it",
-    "logger": "a run always has a TensorBoard log",
+    "logger": "a run always has a log; lightning.logger=csv or wandb names another than TensorBoard's",
     "model_registry": "runs lie below --logdir",
     "move_metrics_to_cpu": "Lightning 2 has it no more",
     "multiple_trainloader_mode": "there is one set of training items",

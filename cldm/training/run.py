@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
@@ -43,6 +42,7 @@ from ldm.training.checkpoints import (
     TrainingDiverged,
     WholeCheckpoints,
 )
+from ldm.training.loggers import make_logger
 from ldm.training.ranks import first_process
 from ldm.training.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
@@ -169,11 +169,13 @@ def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnS
     if options["num_nodes"] > 1 or count_devices(options["devices"]) > 1:
         # no process ever changes its buffers alone; sending them at every step would send the running average
         options.setdefault("strategy", DDPStrategy(broadcast_buffers=False))
+    kind = lightning.get("logger")
+    logger = make_logger(kind if isinstance(kind, str) else "tensorboard", folder, "configuration: lightning.logger")
     try:
         trainer = pl.Trainer(
             default_root_dir=folder,
             callbacks=callbacks,
-            logger=TensorBoardLogger(folder, name="", version="tensorboard"),
+            logger=logger,
             use_distributed_sampler=False,  # the data module shares the items among processes
             plugins=[WholeCheckpoints()],
             **options,

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from common.limits import COUNT
 from common.schema import Name, Schema, Share
+from ldm.models.choices import LOGGERS
 
 Count = Annotated[int, Field(ge=0, le=COUNT)]
 Positive = Annotated[int, Field(ge=1, le=COUNT)]
@@ -107,7 +108,7 @@ class Lightning(Schema):
     callbacks: Callbacks | None = None
     trainer: TrainerParams | None = None
     find_unused_parameters: Any = None
-    logger: Any = None
+    logger: Literal[LOGGERS] | dict[str, Any] | None = None  # type: ignore[valid-type]  # a mapping: published
 
 
 class Training(Schema):

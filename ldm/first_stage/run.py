@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -33,6 +32,7 @@ from ldm.first_stage.spectrum import channel_gains, factors_of, rescale_channels
 from ldm.first_stage.training import FirstStageTraining
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.training.checkpoints import FOLDER, LAST, LastCheckpoint, RunPosition, TrainingDiverged, WholeCheckpoints
+from ldm.training.loggers import log_picture, make_logger
 from ldm.training.resume import check_fits, held_step, read_training_state, resume_checkpoint
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
 
@@ -69,6 +69,7 @@ class Sheets(pl.Callback):
         sheet = contact_sheet([list(pair) for pair in zip(real, reconstructed, strict=True)])
         with atomic_path(path) as temporary:
             Image.fromarray(sheet).save(temporary)
+        log_picture(trainer.logger, "images, reconstructed", sheet, trainer.global_step)
 
 
 class Progress(pl.Callback):
@@ -130,7 +131,7 @@ def build_trainer(
         use_distributed_sampler=False,
         enable_model_summary=False,
         callbacks=[position, stop, Progress(), Sheets(training.pictures_every, images, seen), last, ProgressBar()],
-        logger=TensorBoardLogger(folder, name="", version="tensorboard"),
+        logger=make_logger(training.logger, folder, "training.logger"),
         plugins=[WholeCheckpoints()],
     )
     return trainer, stop

@@ -12,6 +12,7 @@ from common.errors import InputError
 from common.limits import BATCH, COUNT, PIXELS, WORKERS
 from common.schema import KeyPath, Schema, dotted, parse
 from ldm.models.autoencoder import AutoencoderKL
+from ldm.models.choices import LOGGERS
 
 Count = Annotated[int, Field(ge=1, le=COUNT)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
@@ -91,6 +92,7 @@ class TrainingOptions(Schema):
         pictures_every: steps between two sheets of inputs and reconstructions.
         pictures: rows of a sheet.
         measured: crops whose latents give the scale.
+        logger: ``tensorboard``, ``csv`` or ``wandb``, see ``ldm.training.loggers``.
     """
 
     max_steps: Count = 100_000
@@ -109,6 +111,7 @@ class TrainingOptions(Schema):
     pictures_every: Count = 1000
     pictures: Annotated[int, Field(ge=1, le=64)] = 8
     measured: Annotated[int, Field(ge=1, le=10**6)] = 256
+    logger: Literal[LOGGERS] = "tensorboard"  # type: ignore[valid-type]
 
 
 class NetworkParams(Schema):
