@@ -18,11 +18,8 @@ PAGES = [
     "docs/made_to_help.md",
     "docs/memory.md",
     "docs/diffusers.md",
-<<<<<<< HEAD
     "docs/proof.md",
-=======
     "docs/python.md",
->>>>>>> 25e2bc3 (A training's log is TensorBoard's, a CSV file or W&B's, by one value; the page on calls from Python runs as a test)
     "docs/recipe.md",
     "docs/audit.md",
     "docs/your_data.md",
