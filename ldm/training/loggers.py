@@ -20,7 +20,7 @@ class WandbRun(WandbLogger):
         """Writes what is left, and ends the run, if it ever began."""
         super().finalize(status)
         if self._experiment is not None:
-            self._experiment.finish(quiet=True)
+            self._experiment.finish()
 
 
 def make_logger(kind: str, folder: Path, field: str) -> Logger:
