@@ -25,6 +25,7 @@ from ldm.modules.encoders import TextEncoder
 from ldm.targets import instantiate_from_config
 
 log = logging.getLogger(__name__)
+_have_run: set[str] = set()  # what ``outline`` has run in this process
 
 
 def load_config(config: str | Path | DictConfig) -> DictConfig:
@@ -120,6 +121,8 @@ def take_bands(config: DictConfig, checkpoint: Path, stated: bool = False) -> No
 def outline(config: DictConfig, name: str = "configuration") -> ControlLDM:
     """The model without memory for its weights, run once: refuses within a second what cannot be built or cannot run.
 
+    What has run is not run again in the same process: a training, for one, asks twice.
+
     Args:
         config: as ``load_config`` gave it.
         name: where it comes from, for messages.
@@ -140,7 +143,10 @@ def outline(config: DictConfig, name: str = "configuration") -> ControlLDM:
             f"{memory / 2**30:,.0f}; lower model_channels or channel_mult"
         )
     if isinstance(model, ControlLDM):
-        _run_once(model.to("meta"), shape_is_known, name)
+        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}  # they follow from files, too
+        if (described := repr((plain(config.model), shapes))) not in _have_run:
+            _run_once(model.to("meta"), shape_is_known, name)
+            _have_run.add(described)
     return model
 
 

@@ -18,7 +18,7 @@ from common import command as commands
 from gss.dvae_training import Trainer
 from gss.palette_search import voronoi_masks
 from scripts import train_dvae
-from tests.segmentation.chain import in_child
+from tests.children import in_child
 
 PALETTE = {"classes": ["a", "b", "c"], "palette": [[255, 0, 0], [0, 255, 0], [0, 0, 255]], "ignore_color": [0, 0, 0]}
 

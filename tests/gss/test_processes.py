@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from scripts import segmentor
-from tests.segmentation.chain import in_processes
+from tests.children import in_processes
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/gss/ff_tiny_mbrsc.py"
 

@@ -1,11 +1,4 @@
-import os
-import signal
-import socket
-import traceback
-from functools import partial
-
 import numpy as np
-import torch
 from PIL import Image
 
 
@@ -67,42 +60,3 @@ def compare_options(chain, *more):
         chain.root / "out",
         *more,
     ]
-
-
-def in_child(work):
-    """Runs ``work`` in a forked process; its exit code, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(start_child(work), 0)[1])
-
-
-def in_processes(count, work):
-    """Runs ``work`` in ``count`` processes that find one another as those of torchrun do; their exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-
-    def started(rank):
-        os.environ.update({key: str(value) for key, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()})
-        work()
-
-    children = [start_child(partial(started, rank)) for rank in range(count)]
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def start_child(work):
-    """Forks a process that runs ``work``; its number."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            torch.set_num_threads(1)  # the parent's threads are not here
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a command finds it; other tests may have changed it
-            work()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return child

@@ -14,7 +14,7 @@ from evaluation import inception
 from post_processing import filter_passes
 from scripts import filter as filter_script
 from segmentation import inference
-from tests.segmentation.chain import in_child
+from tests.children import in_child
 
 COMMON = ["--num-workers", 0, "--device", "cpu"]
 

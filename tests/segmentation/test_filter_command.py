@@ -16,7 +16,8 @@ from common.errors import InputError
 from post_processing.filter import FilterOptions, filter_images
 from scripts import filter as filter_script
 from segmentation.inference import open_segmentor
-from tests.segmentation.chain import in_child, numpy_rule
+from tests.children import in_child
+from tests.segmentation.chain import numpy_rule
 
 
 def arguments(chain, **changes):

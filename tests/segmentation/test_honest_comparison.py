@@ -18,7 +18,8 @@ from PIL import Image
 from evaluation import runs as comparison_runs
 from scripts import compare, segmentor
 from segmentation.options import TrainOptions
-from tests.segmentation.chain import compare_options, in_child
+from tests.children import in_child
+from tests.segmentation.chain import compare_options
 from tests.test_processes import alive, gone
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from scripts import segmentor
-from tests.segmentation.chain import in_processes
+from tests.children import in_processes
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 

@@ -14,7 +14,7 @@ from common import command as command_line
 from common.files import only_writer
 from scripts import segmentor
 from segmentation.saving import SafeCheckpointHook, last_weights
-from tests.segmentation.chain import in_child
+from tests.children import in_child
 
 ALL = ("--cfg-options", "default_hooks.checkpoint.max_keep_ckpts=-1", "model.decode_head.dropout_ratio=0.5")
 

@@ -1,8 +1,6 @@
 """Weights and images that the tests of synthesis share."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +9,8 @@ from PIL import Image
 
 from cldm.build import create_model
 from ldm.checkpoint import save_state_dict
-from tests.conftest import ROOT, SMALL
+from tests.children import Command
+from tests.conftest import SMALL
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +27,7 @@ def ckpt(scenes, tmp_path_factory):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def command(scenes, ckpt):
     def build(outdir, *more):
         return [
@@ -63,34 +62,11 @@ def command(scenes, ckpt):
 
 
 @pytest.fixture(scope="session")
-def made(scenes, ckpt, tmp_path_factory):
-    """The images of seed 5, made in batches of 8 by the command line."""
+def made(command, tmp_path_factory):
+    """The images of seed 5, made in batches of 8 by the command line, with its usual processes that read items."""
     out = tmp_path_factory.mktemp("made")
-    arguments = [
-        "--config",
-        SMALL,
-        "--ckpt",
-        ckpt,
-        "--data-root",
-        scenes,
-        "--gpus",
-        "cpu",
-        "--outdir",
-        out,
-        "--txt-file",
-        scenes / "inference_set_items.json",
-        "--classes",
-        scenes / "classes.json",
-        "--ddim-steps",
-        "3",
-        "--scale",
-        "2",
-        "--seed",
-        "5",
-        "--format",
-        "png",
-    ]
-    subprocess.run([sys.executable, "-m", "scripts.inference", *map(str, arguments)], cwd=ROOT, check=True)
+    run = Command(out.with_suffix(".log"), "inference", *command(out, "--num-workers", 2))
+    assert run.wait() == 0, run.said()
     return out
 
 

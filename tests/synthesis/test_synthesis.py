@@ -1,11 +1,11 @@
 """Synthesis by the command line: the same image in any batch, on any number of devices, after any kill."""
 
 import json
+import os
+import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from cldm.synthesis.records import ACTIVE, LOCK, read_records
-from tests.conftest import ROOT, SMALL
+from tests.children import Command, in_processes, run_command
+from tests.conftest import SMALL
 from tests.synthesis.conftest import close, images, records
 
 
@@ -47,23 +48,24 @@ def test_an_image_does_not_depend_on_the_order(cli, made, command, scenes, tmp_p
 
 
 def test_two_processes_share_the_work(made, command, tmp_path):
-    arguments = command(tmp_path, "--gpus", "cpu:2", "--batch-size", "2")
-    subprocess.run([sys.executable, "-m", "scripts.inference", *map(str, arguments)], cwd=ROOT, check=True, timeout=200)
-    assert all(close(images(tmp_path)[name], picture) for name, picture in images(made).items())
-    assert [r["name"] for r in records(tmp_path)] == sorted(r["name"] for r in records(made))
-    assert {p.name for p in tmp_path.glob("*.jsonl")} == {"samples.jsonl"}
+    out = tmp_path / "out"
+    assert Command(tmp_path / "log", "inference", *command(out, "--gpus", "cpu:2", "--batch-size", "2")).wait() == 0
+    assert all(close(images(out)[name], picture) for name, picture in images(made).items())
+    assert [r["name"] for r in records(out)] == sorted(r["name"] for r in records(made))
+    assert {p.name for p in out.glob("*.jsonl")} == {"samples.jsonl"}
 
 
 def test_two_commands_fill_one_folder_at_once(made, command, tmp_path):
     """As the tasks of a cluster's array job do, each with a seed of its own."""
+    out = tmp_path / "out"
     both = [
-        subprocess.Popen([sys.executable, "-m", "scripts.inference", *map(str, command(tmp_path, *more))], cwd=ROOT)
-        for more in ([], ["--seed", "6", "--batch-size", "3"])
+        Command(tmp_path / str(i), "inference", *command(out, *more))
+        for i, more in enumerate(([], ["--seed", "6", "--batch-size", "3"]))
     ]
-    assert [process.wait(timeout=200) for process in both] == [0, 0]
-    assert all(close(images(tmp_path)[name], picture) for name, picture in images(made).items())
-    assert [r["name"] for r in records(tmp_path)] == sorted(p.removesuffix(".png") for p in images(tmp_path))
-    assert len(records(tmp_path)) == 16
+    assert [process.wait() for process in both] == [0, 0]
+    assert all(close(images(out)[name], picture) for name, picture in images(made).items())
+    assert [r["name"] for r in records(out)] == sorted(p.removesuffix(".png") for p in images(out))
+    assert len(records(out)) == 16
 
 
 def test_a_process_takes_the_first_ones_plan(cli, made, command, tmp_path, monkeypatch):
@@ -168,43 +170,27 @@ def test_a_second_start_makes_what_is_missing(cli, made, command, tmp_path):
 
 
 def test_a_kill_leaves_nothing_cut_off(cli, made, command, tmp_path):
-    arguments = [*map(str, command(tmp_path, "--batch-size", "1", "--num-samples", "20"))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.inference", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("[!.]*.png"))) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    out = tmp_path / "out"
+    process = Command(tmp_path / "log", "inference", *command(out, "--batch-size", "1", "--num-samples", "20"))
+    process.runs_until(lambda: len(list(out.glob("[!.]*.png"))) >= 3)
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    before = images(tmp_path)  # every one opens
+    before = images(out)  # every one opens
     assert 3 <= len(before) < 160
-    assert {name.removesuffix(".png") for name in before} <= read_records(tmp_path).keys()
-    cli("inference", *command(tmp_path, "--num-samples", "20"))
-    assert len(images(tmp_path)) == len(records(tmp_path)) == 160
-    assert all(close(images(tmp_path)[name], picture) for name, picture in images(made).items())
+    assert {name.removesuffix(".png") for name in before} <= read_records(out).keys()
+    cli("inference", *command(out, "--num-samples", "20"))
+    assert len(images(out)) == len(records(out)) == 160
+    assert all(close(images(out)[name], picture) for name, picture in images(made).items())
 
 
 def test_sigterm_ends_the_run_with_all_that_was_made(command, tmp_path):
-    arguments = [*map(str, command(tmp_path, "--batch-size", "1", "--num-samples", "1000"))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.inference", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("[!.]*.png")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "start again" in said and "Traceback" not in said
-    assert 1 <= len(images(tmp_path)) == len(records(tmp_path)) < 8000
-    assert {p.name for p in tmp_path.glob(".*")} == {LOCK, ACTIVE}
+    out = tmp_path / "out"
+    process = Command(tmp_path / "log", "inference", *command(out, "--batch-size", "1", "--num-samples", "1000"))
+    process.runs_until(lambda: list(out.glob("[!.]*.png")))
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 143 and "start again" in process.said() and "Traceback" not in process.said()
+    assert 1 <= len(images(out)) == len(records(out)) < 8000
+    assert {p.name for p in out.glob(".*")} == {LOCK, ACTIVE}
 
 
 def test_a_failed_write_is_one_line(cli, command, tmp_path, monkeypatch):
@@ -229,10 +215,10 @@ def test_half_precision_makes_the_same_picture(cli, made, command, tmp_path):
 
 
 def test_fewer_images_than_processes(made, command, tmp_path):
-    arguments = command(tmp_path, "--gpus", "cpu:2", "--only", "train_0003_seed_5")
-    subprocess.run([sys.executable, "-m", "scripts.inference", *map(str, arguments)], cwd=ROOT, check=True, timeout=200)
-    assert close(images(tmp_path)["train_0003_seed_5.png"], images(made)["train_0003_seed_5.png"])
-    assert len(records(tmp_path)) == 1
+    arguments = command(tmp_path / "out", "--gpus", "cpu:2", "--only", "train_0003_seed_5")
+    assert in_processes(2, lambda: run_command(tmp_path / "log", "inference", *arguments)) == [0, 0]
+    assert close(images(tmp_path / "out")["train_0003_seed_5.png"], images(made)["train_0003_seed_5.png"])
+    assert len(records(tmp_path / "out")) == 1
 
 
 def test_images_of_other_settings_are_not_mixed_in(cli, made, command, tmp_path):
@@ -361,8 +347,9 @@ def test_empty_list(cli, command, tmp_path):
 
 def test_a_full_disk_leaves_no_image_cut_off(command, tmp_path):
     # a file-size limit of 2 kB stands for a full disk: the image does not fit, the record would
-    arguments = " ".join(map(str, command(tmp_path, "--size", "64")))
-    shell = f"ulimit -f 2; exec {sys.executable} -m scripts.inference {arguments}"
-    run = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode != 0
-    assert not list(tmp_path.glob("*.png"))
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+    out = tmp_path / "out"
+    assert Command(Path(os.devnull), "inference", *command(out, "--size", "64"), prepare=small_disk).wait() != 0
+    assert not list(out.glob("*.png"))

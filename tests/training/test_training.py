@@ -3,9 +3,6 @@
 import copy
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -15,7 +12,8 @@ from PIL import Image
 from cldm.build import create_model, load_config, outline
 from cldm.data.datamodule import DataModuleFromConfig
 from common.files import flock, only_writer
-from tests.conftest import ROOT, SMALL
+from tests.children import Command
+from tests.conftest import SMALL
 
 
 def options(scenes, logdir, name, *more):
@@ -149,7 +147,7 @@ def test_two_processes_train_as_one(cli, scenes, tmp_path):
     change += ["lightning.trainer.check_val_every_n_epoch=1"]
     cli("train", *options(scenes, tmp_path, "one", *change))
     arguments = [*options(scenes, tmp_path, "two", *change), "--gpus", "cpu:2", "data.params.batch_size=1"]
-    subprocess.run([sys.executable, "-m", "scripts.train", *map(str, arguments)], cwd=ROOT, check=True, timeout=240)
+    assert Command(tmp_path / "log", "train", *arguments).wait() == 0  # Lightning starts its second process
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert max((one[k].float() - two[k].float()).abs().max().item() for k in one) < 1e-5
     (one_loss,), (two_losses,) = validation_losses(tmp_path / "one"), validation_losses(tmp_path / "two")
@@ -158,19 +156,13 @@ def test_two_processes_train_as_one(cli, scenes, tmp_path):
 
 def test_sigterm_saves_and_ends_cleanly(cli, scenes, tmp_path):
     steps = "lightning.trainer.max_steps={}"
-    command = [sys.executable, "-m", "scripts.train", *map(str, options(scenes, tmp_path, "run", steps.format(10**6)))]
-    command += ["data.params.num_workers=1"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    endless = options(scenes, tmp_path, "run", steps.format(10**6), "data.params.num_workers=1")
+    process = Command(tmp_path / "log", "train", *endless)
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
+    process.runs_until(checkpoint.exists)
     os.killpg(process.pid, signal.SIGTERM)  # as clusters do: every process of the job, those that read items too
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, output  # not 0: what follows must not take the run for done
-    assert "SIGTERM: saved" in output and "Traceback" not in output
+    assert process.wait(60) == 143, process.said()  # not 0: what follows must not take the run for done
+    assert "SIGTERM: saved" in process.said() and "Traceback" not in process.said()
     done = torch.load(checkpoint, weights_only=True)["global_step"]
     more = cli("train", "--resume", tmp_path / "run", "--gpus", "cpu", steps.format(done + 2))
     assert f"trained {done + 2} steps" in more
