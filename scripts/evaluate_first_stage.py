@@ -18,7 +18,7 @@ from common import command as cli
 from common.config_options import ConfigOptions
 from common.pairing import Pair, sound_pairs
 from evaluation.agreement import agreement
-from ldm.first_stage.evaluation import FirstStageScoresOptions, evaluate
+from ldm.first_stage.options import FirstStageScoresOptions
 
 
 def recognizer(options: FirstStageScoresOptions) -> Callable[[Path], dict[str, Any]]:
@@ -49,6 +49,8 @@ def recognizer(options: FirstStageScoresOptions) -> Callable[[Path], dict[str, A
 def main() -> None:
     """Parses, judges, tells."""
     options = cli.read_options(FirstStageScoresOptions, __doc__ or "")
+    from ldm.first_stage.evaluation import evaluate  # torch takes seconds to import: after the options
+
     report = evaluate(options, None if options.segmentor is None else recognizer(options))
     psnr = "nothing lost" if report["PSNR"] is None else f"PSNR {report['PSNR']:.2f} dB"
     print(f"{report['images']} images: {psnr}, SSIM {report['SSIM']:.4f}")

@@ -18,8 +18,6 @@ from pathlib import Path
 from common import command as cli
 from common.options import add_options
 from ldm.first_stage.options import TrainVaeOptions
-from ldm.first_stage.run import train
-from ldm.training.checkpoints import TrainingDiverged
 
 
 def main() -> int:
@@ -32,9 +30,12 @@ def main() -> int:
         words = list(getattr(args, name))
         args.settings += [str(word) for word in words if "=" in str(word) and not Path(word).exists()]
         setattr(args, name, [word for word in words if str(word) not in args.settings])
+    options = cli.taken(TrainVaeOptions, args)
+    from ldm.first_stage.run import TrainingDiverged, train  # torch takes seconds to import: after the options
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        stopped_by = train(cli.taken(TrainVaeOptions, args))
+        stopped_by = train(options)
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -59,19 +59,32 @@ def in_processes(count: int, work: Callable[[], object]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-class Command:
-    """A command of ``scripts`` in a forked process and session of its own; what it prints is in ``log``.
+def run_command(name: str, *words: object) -> None:
+    """Runs a command of ``scripts`` in this process, which ends with it, as ``python -m`` would."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])  # of processes that it starts
+    sys.argv = [name, *map(str, words)]
+    runpy.run_module(f"scripts.{name}", run_name="__main__", alter_sys=True)
+
+
+class Child:
+    """A forked process in a session of its own.
 
     Args:
-        log: file for both its outputs.
-        name: of the command.
-        words: its command line.
-        prepare: called in the process before the command.
+        log: file for what it prints.
+        work: what it does.
     """
 
-    def __init__(self, log: Path, name: str, *words: object, prepare: Callable[[], object] = lambda: None) -> None:
-        self.log = log
-        self.pid = start_child(partial(run_command, log, name, *words, prepare=prepare), session=True)
+    def __init__(self, log: Path, work: Callable[[], object]) -> None:
+        def logged() -> None:
+            with log.open("ab") as file:
+                for number in (1, 2):
+                    os.dup2(file.fileno(), number)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+            work()
+
+        self.log, self.pid = log, start_child(logged, session=True)
         self.code: int | None = None
 
     def ended(self) -> bool:
@@ -83,17 +96,14 @@ class Command:
 
     def wait(self, seconds: float = 200) -> int:
         """Its exit code; a process that takes longer is killed."""
-        until = time.monotonic() + seconds
-        while not self.ended():
-            if time.monotonic() > until:
-                os.killpg(self.pid, signal.SIGKILL)
-                raise TimeoutError(f"still running after {seconds} s: {self.said()[-2000:]}")
-            time.sleep(0.01)
-        assert self.code is not None
+        self.runs_until(lambda: False, seconds)
+        if self.code is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise TimeoutError(f"still running after {seconds} s: {self.said()[-2000:]}")
         return self.code
 
     def runs_until(self, happened: Callable[[], object], seconds: float = 120) -> None:
-        """Returns as soon as something has happened, the command has ended, or this takes too long."""
+        """Returns as soon as something has happened, the process has ended, or this takes too long."""
         until = time.monotonic() + seconds
         while not happened() and not self.ended() and time.monotonic() < until:
             time.sleep(0.01)
@@ -103,15 +113,15 @@ class Command:
         return self.log.read_text()
 
 
-def run_command(log: Path, name: str, *words: object, prepare: Callable[[], object] = lambda: None) -> None:
-    """Runs a command of ``scripts`` in this process, which ends with it; see ``Command``."""
-    with log.open("ab") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.chdir(ROOT)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])  # of processes that it starts
-    sys.argv = [name, *map(str, words)]
-    prepare()
-    runpy.run_module(f"scripts.{name}", run_name="__main__", alter_sys=True)
+class Command(Child):
+    """A command of ``scripts`` in such a process.
+
+    Args:
+        log: file for what it prints.
+        name: of the command.
+        words: its command line.
+        prepare: called in the process before the command.
+    """
+
+    def __init__(self, log: Path, name: str, *words: object, prepare: Callable[[], object] = lambda: None) -> None:
+        super().__init__(log, lambda: (prepare(), run_command(name, *words)))

@@ -21,14 +21,13 @@ COMMANDS = sorted(
     p.stem for p in (ROOT / "scripts").glob("*.py") if re.search(r"parser\(|read_options\(", p.read_text())
 )
 # to read their help, or for the whole of their work
-# to read their help, or for the whole of their work
-# to read their help, or for the whole of their work
 WITHOUT_TORCH = (
     "allot",
     "benchmark",
     "check_data",
     "compare",
     "count_memory",
+    "evaluate_first_stage",
     "evaluate_samples",
     "export_diffusers",
     "filter",
@@ -38,6 +37,7 @@ WITHOUT_TORCH = (
     "init_checkpoint",
     "resample",
     "train",
+    "train_vae",
 )
 BEYOND = ("9" * 400, "-" + "9" * 400, "1e999", "nan", "1_0", "٣", "")
 ODD = ("a\0b", "a\nb", "a\rb", "\x1b[31m", "a\ud800", "a\u2028b")

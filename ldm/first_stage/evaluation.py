@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +13,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.configuration import read_configuration
-from common.converters import number, workers
 from common.devices import pick_device
-from common.errors import InputError
 from common.files import atomic_path, check_writable, write_json
-from common.options import Options, option
 from common.pairing import IMAGE_SUFFIXES, list_files
 from ldm.first_stage.data import check_images
 from ldm.first_stage.loading import load_first_stage, stated_bands
+from ldm.first_stage.options import FirstStageScoresOptions
 from ldm.first_stage.scores import SMALLEST, ImageScores, round_trips
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstStageScoresOptions(Options):
-    """What to judge, on what."""
-
-    config: Path = option(metavar="YAML", help="a file with a first_stage_config, or a model's")
-    weights: Path | None = option(None, metavar="CKPT", help="its weights, alone or within a model's checkpoint")
-    use_ema: bool = option(False, help="take the running averages of --weights, as of a training's last.ckpt")
-    images: Path = option(metavar="DIR", help="images that the first stage was not trained on")
-    range: tuple[float, ...] = option(
-        (0.0, 255.0), convert=number(-1e9), nargs=2, help="what the files' values -1 and 1 stand for"
-    )
-    masks: Path | None = option(None, metavar="DIR", help="their masks, for --segmentor")
-    segmentor: tuple[str, ...] | None = option(
-        None, nargs=2, metavar="FILE", help="mmseg config, and weights, of a segmentor trained on real images"
-    )
-    classes: str | None = option(None, metavar="TABLE", help="class table, by name or path (default: the config's)")
-    trust_config: bool = option(False, help="run a segmentor's config that imports code of its own")
-    num_workers: int = option(2, convert=workers, help="processes that read images for the segmentor")
-    device: str = option("auto", help="auto, cpu, cuda or cuda:N")
-    reconstructions: Path | None = option(None, metavar="DIR", help="folder to write the reconstructions to, as PNG")
-    out: Path = option(metavar="JSON", help="report to write")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.masks is None) != (self.segmentor is None):
-            raise InputError("‹masks› and ‹segmentor›: one needs the other")
-        if not self.range[0] < self.range[1]:
-            raise InputError("‹range›: the smaller number first")
 
 
 def evaluate(

@@ -18,7 +18,28 @@ log = logging.getLogger(__name__)
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with time left, without the logger's version."""
+    """Lightning's bar without the logger's version, and of a run that goes on: with its own rate and time left.
+
+    Lightning's counts the batches that the epoch had before as made by this process, and leaves them out of the total.
+    """
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Of the epoch at hand, those before the run was resumed included; fewer where ``max_steps`` ends it."""
+        trainer = self.trainer
+        if trainer.max_steps < 0:
+            return trainer.num_training_batches
+        left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+        return min(trainer.num_training_batches, self._done_before() + left)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *more: Any) -> None:
+        """Begins where the epoch does, or where the run goes on within it."""
+        super().on_train_epoch_start(trainer, *more)
+        self.train_progress_bar.initial = self.train_progress_bar.n = self._done_before()
+
+    def _done_before(self) -> int:
+        loop = self.trainer.fit_loop.epoch_loop
+        return int(loop.batch_progress.current.ready % self.trainer.num_training_batches)  # of all: the epoch before's
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Losses alone."""

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ldm.checkpoint import read_state_dict
 from ldm.modules.encoders import ClipTokenizer
 from scripts import init_checkpoint
 from tests.checkpoint.small_peer import Peer, config
+from tests.children import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["farmland and a river", ""]
@@ -39,10 +39,11 @@ def config_file(tmp_path_factory):
 def start(peer, config_file, tmp_path_factory):
     """A start checkpoint made from the peer's folder as a user would, and what the command printed."""
     out = tmp_path_factory.mktemp("start") / "start.safetensors"
-    command = "-m", "scripts.init_checkpoint", "--config", config_file, "--source", peer.folder, "--out", out
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    made = Command(
+        out.with_suffix(".log"), "init_checkpoint", "--config", config_file, "--source", peer.folder, "--out", out
+    )
+    assert made.wait() == 0, made.said()
+    return out, made.said()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from common.options import words as option_words
 from common.processes import Children
 from evaluation import runs as comparison_runs
 from evaluation import trainings
-from evaluation.compare import CompareOptions
+from evaluation.compare import CompareOptions, compare_trainings
 from evaluation.runs import KINDS
 from scripts import compare, evaluate_samples, segmentor
 from segmentation import testing, training
@@ -106,7 +106,12 @@ def test_files_are_opened_once_before_all_trainings(chain, in_process, capsys, m
     monkeypatch.setattr(trainings, "check_files", lambda cfg, loaders: opened.append(loaders) or check(cfg, loaders))
     for module in (training, testing):
         monkeypatch.setattr(module, "check_files", lambda *_: pytest.fail("a training opened all files again"))
-    assert run(compare, *compare_options(chain)) == 0
+    folders = {"synthesized": chain.root / "synth", "data_root": chain.root, "classes": chain.table}
+    options = {"config": str(chain.config), **{name: str(path) for name, path in folders.items()}}
+    compared = compare_trainings(CompareOptions(**options, seeds=2, max_iters=2, out_dir=chain.root / "out"))
+    report = json.loads((chain.root / "out/comparison.json").read_text())
+    assert set(compared) == {"test"} and compared["test"]["scores"] == report["results"]["test"]["scores"]
+    assert (chain.root / "out/comparison.html").is_file()
     assert len(opened) == 3  # both kinds of training, one test set
     assert run(compare, *compare_options(chain)) == 0 and len(opened) == 3  # nothing left to do
     Image.new("L", (16, 16), 9).save(chain.root / "synth/resampled_label/r0_seed_1.png")

@@ -216,7 +216,7 @@ def test_half_precision_makes_the_same_picture(cli, made, command, tmp_path):
 
 def test_fewer_images_than_processes(made, command, tmp_path):
     arguments = command(tmp_path / "out", "--gpus", "cpu:2", "--only", "train_0003_seed_5")
-    assert in_processes(2, lambda: run_command(tmp_path / "log", "inference", *arguments)) == [0, 0]
+    assert in_processes(2, lambda: run_command("inference", *arguments)) == [0, 0]
     assert close(images(tmp_path / "out")["train_0003_seed_5.png"], images(made)["train_0003_seed_5.png"])
     assert len(records(tmp_path / "out")) == 1
 

@@ -16,7 +16,7 @@ from cldm.control_ldm import ControlLDM
 from cldm.data.datamodule import DataModuleFromConfig
 from common.errors import InputError
 from common.files import only_writer
-from ldm.training.stop_on_signal import StopOnSignal
+from ldm.training.stop_on_signal import ProgressBar, StopOnSignal
 from tests.training.test_training import options, weights
 
 STEPS = "lightning.trainer.max_steps={}"
@@ -162,6 +162,14 @@ def test_a_rate_given_on_resume_is_used(cli, run):
     cli("train", "-r", run, "--gpus", "cpu", STEPS.format(5), "base_learning_rate=1", "data.params.batch_size=4")
     group = content(run)["optimizer_states"][0]["param_groups"][0]
     assert group["lr"] == pytest.approx(4 * 6 / 7) and group["initial_lr"] == 4  # after step 5, of warm-up over 7
+
+
+def test_the_bar_counts_the_whole_epoch_and_times_what_this_run_does(cli, run, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(ProgressBar, "on_train_end", lambda bar, *_: shown.update(bar.train_progress_bar.format_dict))
+    for steps, initial, done, total in ((3, 2, 3, 3), (6, 0, 2, 2)):  # an epoch has 4 steps; begun after 2, and after 3
+        cli("train", "-r", run, "--gpus", "cpu", STEPS.format(steps))
+        assert (shown["initial"], shown["n"], shown["total"]) == (initial, done, total)
 
 
 def test_a_rate_that_was_not_scaled_stays_so(cli, scenes, tmp_path):
