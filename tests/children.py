@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import runpy
 import signal
@@ -64,6 +65,7 @@ def run_command(name: str, *words: object) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])  # of processes that it starts
+    logging.getLogger().handlers.clear()  # pytest's: the command finds none, and sets its own
     sys.argv = [name, *map(str, words)]
     runpy.run_module(f"scripts.{name}", run_name="__main__", alter_sys=True)
 

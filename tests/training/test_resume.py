@@ -168,7 +168,7 @@ def test_the_bar_counts_the_whole_epoch_and_times_what_this_run_does(cli, run, m
     shown = {}
     monkeypatch.setattr(ProgressBar, "on_train_end", lambda bar, *_: shown.update(bar.train_progress_bar.format_dict))
     for steps, initial, done, total in ((3, 2, 3, 3), (6, 0, 2, 2)):  # an epoch has 4 steps; begun after 2, and after 3
-        cli("train", "-r", run, "--gpus", "cpu", STEPS.format(steps))
+        cli("train", "-r", run, "--gpus", "cpu", STEPS.format(steps), "lightning.trainer.enable_progress_bar=true")
         assert (shown["initial"], shown["n"], shown["total"]) == (initial, done, total)
 
 

@@ -96,16 +96,26 @@ def test_a_run_writes_what_it_says(cli, scenes, tmp_path):
     assert "holds a run" in cli.refused("train", *options(scenes, tmp_path, "run"))
 
 
+EMA, STEPS = "model.params.use_ema=true", "lightning.trainer.max_steps={}"
+
+
+@pytest.fixture(scope="module")
+def unbroken(scenes, tmp_path_factory):
+    """Weights after 7 steps without a stop."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    run = Command(folder / "log", "train", *options(scenes, folder, "run", EMA, STEPS.format(7)))
+    assert run.wait() == 0, run.said()
+    return weights(folder / "run")
+
+
 @pytest.mark.parametrize("stop", [1, 4, 5], ids=["first step", "end of an epoch", "within an epoch"])
-def test_a_resumed_run_is_the_unbroken_run(cli, scenes, tmp_path, stop):
+def test_a_resumed_run_is_the_unbroken_run(cli, scenes, tmp_path, unbroken, stop):
     # 8 items, batch 2: an epoch is 4 steps; the running average and the optimizer go on, too
-    ema, steps = "model.params.use_ema=true", "lightning.trainer.max_steps={}"
-    cli("train", *options(scenes, tmp_path, "whole", ema, steps.format(7)))
-    cli("train", *options(scenes, tmp_path, "part", ema, steps.format(stop)))
-    cli("train", "--resume", tmp_path / "part", "--gpus", "cpu", steps.format(7))
-    whole, part = weights(tmp_path / "whole"), weights(tmp_path / "part")
-    assert [k for k in whole if not torch.equal(whole[k], part[k])] == []
-    assert whole.keys() == part.keys() and any(k.startswith("model_ema.") for k in whole)
+    cli("train", *options(scenes, tmp_path, "part", EMA, STEPS.format(stop)))
+    cli("train", "--resume", tmp_path / "part", "--gpus", "cpu", STEPS.format(7))
+    part = weights(tmp_path / "part")
+    assert [k for k in unbroken if not torch.equal(unbroken[k], part[k])] == []
+    assert unbroken.keys() == part.keys() and any(k.startswith("model_ema.") for k in unbroken)
 
 
 def test_validation_is_the_same_for_the_same_weights(cli, scenes, tmp_path):
