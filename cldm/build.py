@@ -25,7 +25,7 @@ from ldm.modules.encoders import TextEncoder
 from ldm.targets import instantiate_from_config
 
 log = logging.getLogger(__name__)
-_have_run: set[str] = set()  # what ``outline`` has run in this process
+_have_run: dict[str, str] = {}  # models that ``outline`` has run in this process, and their shapes
 
 
 def load_config(config: str | Path | DictConfig) -> DictConfig:
@@ -83,9 +83,14 @@ def create_model(
         loaded = load_config(loaded)
     if checkpoint is not None:
         take_bands(loaded, Path(checkpoint), stated="bands" in overrides)
-    outline(loaded, name="configuration" if isinstance(config, DictConfig) else str(config))
+    name = "configuration" if isinstance(config, DictConfig) else str(config)
+    described = repr(plain(loaded.model))
+    if described not in _have_run:
+        outline(loaded, name)
     state = None if checkpoint is None else read_state_dict(checkpoint, use_ema)  # refused before the model is built
     model = instantiate_from_config(plain(loaded.model))
+    if _have_run.get(described) not in (None, _shapes(model)):  # a file that it names, as a class table, has changed
+        outline(loaded, name)
     if state is not None:
         log.info(load_weights(model, state, allow, name=str(checkpoint)).summary())
     return model.eval()
@@ -143,11 +148,15 @@ def outline(config: DictConfig, name: str = "configuration") -> ControlLDM:
             f"{memory / 2**30:,.0f}; lower model_channels or channel_mult"
         )
     if isinstance(model, ControlLDM):
-        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}  # they follow from files, too
-        if (described := repr((plain(config.model), shapes))) not in _have_run:
+        described, shapes = repr(plain(config.model)), _shapes(model)
+        if _have_run.get(described) != shapes:
             _run_once(model.to("meta"), shape_is_known, name)
-            _have_run.add(described)
+            _have_run[described] = shapes
     return model
+
+
+def _shapes(model: torch.nn.Module) -> str:
+    return repr({key: tuple(value.shape) for key, value in model.state_dict().items()})
 
 
 @torch.no_grad()
