@@ -52,6 +52,12 @@ def make_chain(tmp_path):
 
 
 @pytest.fixture
+def chain(make_chain):
+    """The chain of 5 classes; files whose tests need more of it change it."""
+    return make_chain()
+
+
+@pytest.fixture
 def joint_chain(make_chain):
     """The chain with one re-sampled image."""
     chain = make_chain()

@@ -14,11 +14,6 @@ from segmentation.testing import test as run_test
 from segmentation.training import train
 
 
-@pytest.fixture
-def chain(make_chain):
-    return make_chain()
-
-
 def test_a_segmentor_is_trained_tested_and_used(chain, capsys):
     config = Config.fromfile(chain.config)
     given = {"config": Config(config.to_dict()), "work_dir": chain.root / "work", "pretrained": "none"}

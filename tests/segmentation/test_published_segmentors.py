@@ -13,11 +13,6 @@ from segmentation.config_changes import set_max_iters
 from tests.conftest import ROOT
 
 
-@pytest.fixture
-def chain(make_chain):
-    return make_chain()
-
-
 @pytest.mark.parametrize(("name", "iterations", "repeat"), [("base", 80000, 1), ("joint", 240000, 10)])
 def test_published_values(name, iterations, repeat):
     config = load_config(str(ROOT / f"demo/mmseg/{name}_config.py"))

@@ -16,11 +16,6 @@ from tests.conftest import ROOT
 from tests.faults.mutate import ODD_VALUES, command, observe
 
 
-@pytest.fixture
-def chain(make_chain):
-    return make_chain()
-
-
 def refused(cli, chain, task, *options, config=None):
     given = ["--load-from", chain.weights] if task == "test" else []
     error = cli.refused("segmentor", task, config or chain.config, "--work-dir", chain.root / "work", *given, *options)

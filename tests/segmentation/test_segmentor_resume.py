@@ -19,11 +19,6 @@ from tests.children import in_child
 ALL = ("--cfg-options", "default_hooks.checkpoint.max_keep_ckpts=-1", "model.decode_head.dropout_ratio=0.5")
 
 
-@pytest.fixture
-def chain(make_chain):
-    return make_chain()
-
-
 def state(path):
     return torch.load(path, weights_only=False)
 
