@@ -171,15 +171,15 @@ def test_a_second_start_makes_what_is_missing(cli, made, command, tmp_path):
 
 def test_a_kill_leaves_nothing_cut_off(cli, made, command, tmp_path):
     out = tmp_path / "out"
-    process = Command(tmp_path / "log", "inference", *command(out, "--batch-size", "1", "--num-samples", "20"))
+    process = Command(tmp_path / "log", "inference", *command(out, "--batch-size", "1", "--num-samples", "6"))
     process.runs_until(lambda: len(list(out.glob("[!.]*.png"))) >= 3)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = images(out)  # every one opens
-    assert 3 <= len(before) < 160
+    assert 3 <= len(before) < 48
     assert {name.removesuffix(".png") for name in before} <= read_records(out).keys()
-    cli("inference", *command(out, "--num-samples", "20"))
-    assert len(images(out)) == len(records(out)) == 160
+    cli("inference", *command(out, "--num-samples", "6"))
+    assert len(images(out)) == len(records(out)) == 48
     assert all(close(images(out)[name], picture) for name, picture in images(made).items())
 
 
