@@ -32,6 +32,12 @@ class ProgressBar(TQDMProgressBar):
         left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
         return min(trainer.num_training_batches, self._done_before() + left)
 
+    def on_train_start(self, trainer: pl.Trainer, *more: Any) -> None:
+        """Begins the epoch, too, that a run goes on within: Lightning does not, and the bar would have no end."""
+        super().on_train_start(trainer, *more)
+        if self._done_before():
+            self.on_train_epoch_start(trainer, *more)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, *more: Any) -> None:
         """Begins where the epoch does, or where the run goes on within it."""
         super().on_train_epoch_start(trainer, *more)

@@ -2,10 +2,8 @@
 
 import re
 import resource
-import runpy
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +15,7 @@ from cldm.data.datamodule import DataModuleFromConfig
 from common.errors import InputError
 from common.files import only_writer
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal
-from tests.training.test_training import options, weights
-
-STEPS = "lightning.trainer.max_steps={}"
-EMA = "model.params.use_ema=true"
+from tests.training.test_training import EMA, STEPS, options, train_in, weights
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,11 +53,7 @@ def validations(run):
 @pytest.fixture(scope="module")
 def begun(scenes, tmp_path_factory, quick_losses):
     """A run of two steps with a running average; tests copy it."""
-    folder = tmp_path_factory.mktemp("logs")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(sys, "argv", ["train", *map(str, options(scenes, folder, "run", EMA, STEPS.format(2)))])
-        runpy.run_module("scripts.train", run_name="__main__")
-    return folder / "run"
+    return train_in(tmp_path_factory.mktemp("logs"), scenes, EMA, STEPS.format(2))
 
 
 @pytest.fixture

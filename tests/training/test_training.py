@@ -2,7 +2,9 @@
 
 import copy
 import os
+import runpy
 import signal
+import sys
 
 import pytest
 import torch
@@ -99,13 +101,19 @@ def test_a_run_writes_what_it_says(cli, scenes, tmp_path):
 EMA, STEPS = "model.params.use_ema=true", "lightning.trainer.max_steps={}"
 
 
+def train_in(folder, scenes, *more):
+    """A run for several tests, trained in this process: in another, threads and with them rounding may be others."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", ["train", *map(str, options(scenes, folder, "run", *more))])
+        runpy.run_module("scripts.train", run_name="__main__")
+    assert end.value.code == 0
+    return folder / "run"
+
+
 @pytest.fixture(scope="module")
 def unbroken(scenes, tmp_path_factory):
     """Weights after 7 steps without a stop."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    run = Command(folder / "log", "train", *options(scenes, folder, "run", EMA, STEPS.format(7)))
-    assert run.wait() == 0, run.said()
-    return weights(folder / "run")
+    return weights(train_in(tmp_path_factory.mktemp("unbroken"), scenes, EMA, STEPS.format(7)))
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5], ids=["first step", "end of an epoch", "within an epoch"])
