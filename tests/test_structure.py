@@ -83,7 +83,7 @@ def words_of(path):
 
 
 # scores of a first stage by a segmentor, which compares its classes with masks
-KNOWS_MASKS = ("ldm/first_stage/evaluation.py",)
+KNOWS_MASKS = ("ldm/first_stage/evaluation.py", "ldm/first_stage/options.py")
 
 
 @pytest.mark.parametrize(
