@@ -187,7 +187,7 @@ def _write(scene: Scene, split: str, table: ClassTable, folder: Path, options: I
             f"{scene.image}: is {picture.size[1]} x {picture.size[0]} px (width x height), smaller than ‹tile› "
             f"{options.tile}"
         )
-    ids = None if scene.mask is None else scene.mask.read(picture.size, made.notes)
+    ids = None if scene.mask is None else picture.without_gaps(scene.mask.read(picture.size, made.notes))
     for tile in tiles(picture.size, options.tile, options.overlap):
         name = f"{scene.name}{tile.suffix}"
         own = None if ids is None else ids[tile.window]

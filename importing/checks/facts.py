@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common.errors import InputError
-from common.images import Labels, image_and_orientation, pixels_of_ids
+from common.images import Labels, pixels_of_ids
+from importing.pictures import read_picture
 
 _THUMB = 32  # pixels, side of what two images are compared by
 _DARK = 8  # levels up to which a pixel counts as black
@@ -33,7 +34,7 @@ class Facts:
         mask_fault: the same of the mask.
         size: the image's height and width.
         mask_size: the mask's.
-        gray: the image has three equal channels.
+        bands: kind of the image: its bands and their numbers, such as ``3 bands of uint8``; three equal ones are one.
         turned: an EXIF tag asks to turn image or mask.
         ids: pixels of each id in the mask's file, int64 (256,); zeros where there is none.
         black_zero: pixels of the id 0 that are black in the image.
@@ -49,7 +50,7 @@ class Facts:
     mask_fault: str = ""
     size: tuple[int, int] = (0, 0)
     mask_size: tuple[int, int] = (0, 0)
-    gray: bool = False
+    bands: str = ""
     turned: bool = False
     ids: NDArray[Any] = field(default_factory=lambda: np.zeros(256, np.int64))
     black_zero: int = 0
@@ -85,30 +86,35 @@ def _facts(split: str, image: Path, mask: Path | None, labels: Labels) -> Facts:
     counts: NDArray[Any] = np.zeros(256, np.int64) if ids is None else pixels_of_ids(ids)
     mask_size = (0, 0) if ids is None else (ids.shape[0], ids.shape[1])
     try:
-        pixels, turn = image_and_orientation(image)
+        picture = read_picture(image)
     except InputError as error:
         return Facts(split, image, mask, str(error), mask_fault, mask_size=mask_size, ids=counts)
+    pixels, shown = picture.values, picture.shown()
     black = 0
-    if ids is not None and ids.shape == pixels.shape[:2] and counts[0]:
-        black = int((pixels.max(axis=-1)[ids == 0] <= _DARK).sum())
-    gray = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+    if ids is not None and ids.shape == picture.size and counts[0]:
+        dark = shown.max(axis=-1) <= _DARK if pixels.dtype == np.uint8 else ~picture.valid | (pixels == 0).all(axis=-1)
+        black = int(dark[ids == 0].sum())
+    gray = np.asarray(cv2.cvtColor(shown, cv2.COLOR_RGB2GRAY))
+    bands = 1 if pixels.shape[-1] == 3 and (pixels == pixels[..., :1]).all() else pixels.shape[-1]
+    kind = f"{bands} band{'s' * (bands > 1)} of {pixels.dtype}"
+    content = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
+    content.update(f"{pixels.shape} {pixels.dtype}".encode())
+    thumb = np.asarray(cv2.resize(gray, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA))
     return Facts(
         split,
         image,
         mask,
         image_fault,
         mask_fault,
-        (pixels.shape[0], pixels.shape[1]),
+        picture.size,
         mask_size,
-        bool((pixels == pixels[..., :1]).all()),
-        turned | (turn != 1),
+        kind,
+        turned | (picture.orientation != 1),
         counts,
         black,
-        hashlib.blake2b(
-            np.ascontiguousarray(pixels).data, digest_size=16, salt=str(pixels.shape)[:16].encode()
-        ).hexdigest(),
+        content.hexdigest(),
         gradients(gray),
-        np.asarray(cv2.resize(gray, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA)),
+        thumb,
     )
 
 

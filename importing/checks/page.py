@@ -11,10 +11,10 @@ from PIL import Image
 
 from common.classes import ClassTable
 from common.errors import InputError
-from common.images import read_image
 from common.pictures import colorize, data_uri
 from importing.checks.facts import Facts
 from importing.checks.findings import SEVERITIES, Finding
+from importing.pictures import read_picture
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
@@ -91,7 +91,7 @@ def _row(paths: Sequence[Path], table: ClassTable) -> str:
     for path in paths:
         is_mask = path.parent.name.startswith("label_")
         try:
-            pixels = colorize(table.labels.read(path), table.palette) if is_mask else read_image(path)
+            pixels = colorize(table.labels.read(path), table.palette) if is_mask else read_picture(path).shown()
         except InputError as error:
             cells.append(f"<figure><figcaption>{escape(str(error))}</figcaption></figure>")
             continue

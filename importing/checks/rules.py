@@ -27,7 +27,7 @@ def readable(facts: Sequence[Facts]) -> list[Finding]:
 
 
 def sizes(facts: Sequence[Facts]) -> list[Finding]:
-    """Masks of another size than their image; sides that models do not paint; gray images among colored ones."""
+    """Masks of another size than their image; sides that models do not paint; other bands."""
     found = []
     both = [one for one in facts if one.labeled and not one.image_fault]
     if other := [one for one in both if one.size != one.mask_size]:
@@ -44,10 +44,14 @@ def sizes(facts: Sequence[Facts]) -> list[Finding]:
             f"sides are no multiples of {_MULTIPLE} pixels, as models paint them; cut them with tisynth import --tile"
         )
         found.append(Finding(NOTE, "side", message, told))
-    gray = [one for one in read if one.gray]
-    if gray and len(gray) < len(read):
-        told = [f"{one.split}: {one.image.name}" for one in gray]
-        found.append(Finding(WARNING, "bands", "images are gray (one band) among colored ones", told))
+    kinds = Counter(one.bands for one in read)
+    if len(kinds) > 1:
+        (usual, _), *_ = kinds.most_common()
+        told = [f"{one.split}: {one.image.name}: {one.bands}" for one in read if one.bands != usual]
+        message = (
+            f"images differ in bands or numbers from the most, which have {usual} (three equal bands count as one)"
+        )
+        found.append(Finding(WARNING, "bands", message, told))
     if turned := [one.image.name for one in facts if one.turned]:
         message = "files have an EXIF tag that asks to turn them, which is not done"
         found.append(Finding(NOTE, "exif", message, turned))

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from common.classes import ClassTable, class_table
 from common.errors import InputError
+from common.georeference import Georeference
 from common.images import IGNORE
+from common.rasters import place_of
 from common.schema import one_line
 from importing.formats.folders import pictures_below
 from importing.options import ImportOptions
@@ -28,15 +30,6 @@ from importing.tables import table_named, table_of_names
 _SUFFIXES = (".geojson", ".gpkg", ".shp", ".fgb")
 _USUAL_FIELDS = ("class", "class_name", "classname", "label", "name", "category", "type", "landuse", "class_id", "id")
 _INSTALL = "install what reads maps: pip install 'tisynth[geo]'"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an image lies: its size, the map's coordinate system, and (a, b, c, d, e, f) from pixels to coordinates."""
-
-    size: tuple[int, int]
-    crs: Any
-    transform: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -121,17 +114,16 @@ def _geo() -> tuple[Any, Any, Any]:
     return rasterio, pyogrio, shapely
 
 
-def _place(path: Path) -> Place:
-    rasterio, _, _ = _geo()
-    try:
-        with rasterio.open(path) as file:
-            place = Place((file.height, file.width), file.crs, tuple(file.transform)[:6])
-    except rasterio.errors.RasterioError as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
-    if not place.crs:
-        raise InputError(
-            f"{path}: names no coordinate system, so that polygons of a map cannot be drawn on it; give it one"
-        )
+def _place(path: Path) -> Georeference:
+    """Where an image lies.
+
+    Raises:
+        InputError: nowhere, or on a map that it does not name.
+    """
+    place = place_of(path)
+    if place is None or place.transform is None or not place.crs:
+        what = "lies on no map" if place is None or place.transform is None else "names no coordinate system"
+        raise InputError(f"{path}: {what}, so that polygons of a map cannot be drawn on it; write it with its CRS")
     return place
 
 
@@ -222,12 +214,13 @@ def _text(value: Any) -> str:
     return str(int(value)) if whole else str(value).strip()
 
 
-def _shapes(found: Features, ids: Sequence[int], place: Place, image: Path) -> list[Shape]:
+def _shapes(found: Features, ids: Sequence[int], place: Georeference, image: Path) -> list[Shape]:
     """Polygons of a file that lie in an image, in its pixels."""
     rasterio, _, _ = _geo()
+    assert place.transform is not None
     a, b, c, d, e, f = place.transform
     to_pixels = np.linalg.inv([[a, b], [d, e]])
-    source, target = rasterio.crs.CRS.from_user_input(found.crs), place.crs
+    source, target = rasterio.crs.CRS.from_user_input(found.crs), rasterio.crs.CRS.from_wkt(place.crs)
     height, width = place.size
     shapes = []
     for number, (polygon, label) in enumerate(zip(found.polygons, ids, strict=True)):
