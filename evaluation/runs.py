@@ -179,16 +179,14 @@ class Comparison:
         jobs, done = self.jobs(), dict[tuple[str, int], Outcome]()
         with Children() as children, ThreadPoolExecutor(jobs_at_once) as pool:
             try:
-                bar = tqdm(desc="trainings", total=len(jobs), unit="run")
-                for _, wave in groupby(jobs, self._learns_from_teacher):  # teachers are done before they are asked
-                    at_once = list(wave)
-                    for job, outcome in zip(
-                        at_once, pool.map(lambda job: self._run(children, *job), at_once), strict=True
-                    ):
-                        bar.update()
-                        self._refuse_twins(job, outcome, done)
-                        done[job] = outcome
-                bar.close()
+                with tqdm(desc="trainings", total=len(jobs), unit="run") as bar:  # closed before an error is told
+                    for _, wave in groupby(jobs, self._learns_from_teacher):  # teachers are done before they are asked
+                        at_once = list(wave)
+                        made = pool.map(lambda job: self._run(children, *job), at_once)
+                        for job, outcome in zip(at_once, made, strict=True):
+                            bar.update()
+                            self._refuse_twins(job, outcome, done)
+                            done[job] = outcome
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 children.stop()

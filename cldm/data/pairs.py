@@ -217,7 +217,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         epoch, position = index if isinstance(index, tuple) else (0, index)
         if not (self.masks_only or self.use_reference):
             pixels = self.pixels(epoch, position)
-            gaps = {"valid": torch.from_numpy(np.ascontiguousarray(pixels.valid))[None]} if self.has_gaps else {}
+            gaps = {"valid": torch.from_numpy(np.array(pixels.valid))[None]} if self.has_gaps else {}
             described = self.described(epoch, position, pixels.mask)
             return {"jpg": pixels.image, "ssl": pixels.reference, **gaps, **described}
 

@@ -171,7 +171,7 @@ def stage(**changed):
 def test_first_stages_that_diffusers_cannot_say(changed):
     params, ours = stage(**changed)
     with torch.device("meta"):
-        other = exporting.networks.autoencoder(exporting.RgbAutoencoderParams(**params), 1.0)
+        other = exporting.networks.autoencoder(exporting.BandsAutoencoderParams(**params), 1.0)
     other = exporting.take(other, ours.state_dict(), exporting.first_stage_to_published, torch.float32)
     assert type(other).__name__ == "TISynthAutoencoder"
     image = torch.rand(1, 3, 8, 8)

@@ -18,6 +18,7 @@ def test_a_training_logs_where_it_is_told(cli, scenes, tmp_path, kind):
     if kind == "wandb":
         pytest.importorskip("wandb")
     settings = (f"lightning.logger={kind}", "lightning.trainer.max_steps=1", *PICTURES)
+    settings += ("lightning.trainer.check_val_every_n_epoch=1",)
     cli("train", *options(scenes, tmp_path, "run", *settings))
     assert not (tmp_path / "run" / "tensorboard").exists()
     if kind == "csv":
