@@ -17,9 +17,9 @@ from tests.conftest import ROOT, SMALL
 from tests.segmentation.pixel_backbone import write_config
 
 FEWER = {
-    "steps=20)\ntisynth": "steps=2, num_workers=0)\ntisynth",
+    "    steps=20,\n": "    steps=2, num_workers=0,\n",
     "steps=20": "steps=2",
-    '_label_path="data/label_train")': '_label_path="data/label_train", num_workers=0, device="cpu")',
+    'real_label_path="data/label_train",': 'real_label_path="data/label_train", num_workers=0, device="cpu",',
 }
 
 
@@ -30,6 +30,7 @@ def pieces():
 
 
 def run(code):
+    assert "=20" in code  # what is replaced is there
     for written, taken in FEWER.items():
         code = code.replace(written, taken)
     exec(compile(code, "docs/python.md", "exec"), {"__name__": "__main__"})
