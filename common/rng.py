@@ -33,6 +33,7 @@ class Stream:
     REFERENCE_LATENT = "reference"  # which latent of the reference's posterior (torch)
     SAMPLER = "eta"  # sampling: the noise that each step adds, with the step's number
     CANDIDATE = "candidate"  # sampling: the second image of a seed and those that follow, with their number
+    SCENE_BLOCK = "scene block"  # sampling of a large scene: noise of its second block and on, with row and column
     PALETTE_START = "palette"  # palette search: where colors start, with the start's number
     PALETTE_ORDER = "palette order"  # palette search: which class gets which color
     HELD_OUT = "validation"  # training of a first stage: which files validate, before the file's name

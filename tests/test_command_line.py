@@ -36,6 +36,7 @@ WITHOUT_TORCH = (
     "inference",
     "init_checkpoint",
     "resample",
+    "scene",
     "train",
     "train_vae",
 )

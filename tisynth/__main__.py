@@ -12,6 +12,7 @@ COMMANDS = {
     "check": ("check_data", "look a data set over: classes, numbering, near-copies, prompts"),
     "train": ("train", "train a model that paints satellite images from mask, reference and text"),
     "synthesize": ("inference", "paint images of known masks in the style of references"),
+    "scene": ("scene", "paint a mask of any size, by overlapping windows"),
     "allot": ("allot", "say which masks are painted how often, and after which references"),
     "filter": ("filter", "drop the pixels of painted images that a segmentor finds wrong"),
     "resample": ("resample", "keep the painted images that help, as a training set"),

@@ -39,7 +39,7 @@ class HintEncoder:
 
     Attributes:
         channels: number of channels C of a hint.
-        fingerprint: a text that is another for each encoding of ids.
+        fingerprint: a text that is another for each encoding of the ids in files.
 
     Raises:
         InputError: unknown encoding, or a class table is lacking.
@@ -57,8 +57,12 @@ class HintEncoder:
             table = rows_by_id(colors).astype(np.float32) / 255
         else:
             table = rows_by_id(np.eye(len(classes), dtype=np.float32))
-        self.channels = table.shape[1]
+        self.encoding, self.channels = encoding, table.shape[1]
         self.fingerprint = f"{encoding} {digest(table.tolist())[:8]}"
+        if classes is not None and classes.ignore_index != IGNORE:
+            self.fingerprint += f", ignoring {classes.ignore_index}"
+        if classes is not None and (of_id := classes.labels.of_id) is not None:
+            self.fingerprint += f", of ids {digest(list(of_id))[:8]}"
         self._table = table.T.copy()  # (C, 256): id -> values; those of IGNORE are 0, except for index
         self._valid = None if classes is None else (np.arange(256) < len(classes)) | (np.arange(256) == IGNORE)
 
@@ -77,6 +81,23 @@ class HintEncoder:
         if self._valid is not None and not self._valid[mask].all():
             raise InputError(f"mask: class ids {np.unique(mask[~self._valid[mask]])[:10].tolist()} are no classes")
         return torch.from_numpy(np.take(self._table, mask, axis=1))  # (C, H, W)
+
+    def check_channels(self, read: int, name: str) -> None:
+        """Refuses a mask branch that does not read these hints.
+
+        Args:
+            read: channels that it reads.
+            name: of what is to be encoded, for the message.
+
+        Raises:
+            InputError: hints have another number of channels.
+        """
+        if self.channels != read:
+            raise InputError(
+                f"{name}: masks as hint_encoding {self.encoding} have {self.channels} channels, the model's "
+                f"mask branch reads {read} (control_stage_config.params.hint_channels); name the class table that it "
+                "was trained with (‹classes›), or change the model's configuration"
+            )
 
     def decode(self, hint: torch.Tensor) -> NDArray[Any]:
         """The class ids that a hint encodes, for pictures.

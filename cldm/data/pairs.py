@@ -164,10 +164,6 @@ class PairedImages(Dataset[dict[str, Any]]):
         self.hint_encoding = hint_encoding
         self._encode = HintEncoder(hint_encoding, self.class_table)
         self.hint_channels, self.hint_fingerprint = self._encode.channels, self._encode.fingerprint
-        if self.class_table is not None and self.class_table.ignore_index != IGNORE:
-            self.hint_fingerprint += f", ignoring {self.class_table.ignore_index}"
-        if self.class_table is not None and (of_id := self.class_table.labels.of_id) is not None:
-            self.hint_fingerprint += f", of ids {digest(list(of_id))[:8]}"
         self._augment = ReferenceAugmentation(**(augmentation or {}))
         self._resample = _INTERPOLATION[interpolation]
         self.items, self.faults = read_manifest(
@@ -205,12 +201,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         Raises:
             InputError: hints have another number of channels.
         """
-        if self.hint_channels != read:
-            raise InputError(
-                f"{name}: masks as hint_encoding {self.hint_encoding} have {self.hint_channels} channels, the model's "
-                f"mask branch reads {read} (control_stage_config.params.hint_channels); name the class table that it "
-                "was trained with (‹classes›), or change the model's configuration"
-            )
+        self._encode.check_channels(read, name)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """The item at ``index``, or at (epoch, ``index``)."""
@@ -341,6 +332,18 @@ def middle(shape: tuple[int, ...], aspect: tuple[int, ...]) -> Box | None:
     # from a whole pixel on, so that a part that already has its size is not blurred by half a pixel
     top, left = (height - part_height) // 2, (width - part_width) // 2
     return left, top, left + part_width, top + part_height
+
+
+def fitted(pixels: NDArray[Any], shape: tuple[int, int], how: str, resample: Image.Resampling) -> NDArray[Any]:
+    """A reference at the shape (H, W) of its mask.
+
+    Args:
+        pixels: of the reference.
+        shape: of the mask.
+        how: ``crop`` keeps the middle, ``stretch`` everything, distorted.
+        resample: filter.
+    """
+    return _resize(pixels, shape, resample, middle(pixels.shape[:2], shape) if how == "crop" else None)
 
 
 def _resize(

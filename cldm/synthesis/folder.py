@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -105,16 +107,20 @@ def never_hidden(options: SynthesisOptions) -> list[str]:
 
 def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages, judges: Judges = NO_JUDGES) -> Recipe:
     """What the records of these images will say."""
-    of_model = {
-        "checkpoint": options.ckpt.name,
-        "checkpoint_hash": file_hash(options.ckpt),
-        "use_ema": options.use_ema,
-        "config": options.config.name,
-        "config_hash": config_hash(OmegaConf.to_container(load_config(options.config).model, resolve=True)),
-        "precision": options.precision,
-    }
+    of_model = {**identity(options.config, options.ckpt, options.use_ema), "precision": options.precision}
     spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr)
     return Recipe(items, replace(options, spacing=spacing), of_model, partial(reading, model), judges)
+
+
+def identity(config: Path, checkpoint: Path, use_ema: bool) -> dict[str, Any]:
+    """What records say of a model: its files by name and content."""
+    return {
+        "checkpoint": checkpoint.name,
+        "checkpoint_hash": file_hash(checkpoint),
+        "use_ema": use_ema,
+        "config": config.name,
+        "config_hash": config_hash(OmegaConf.to_container(load_config(config).model, resolve=True)),
+    }
 
 
 def check_judges(judges: Judges, options: SynthesisOptions, items: PairedImages) -> None:

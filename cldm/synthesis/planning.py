@@ -263,8 +263,8 @@ def compare_with_folder(dataset: PairedImages, recipe: Recipe, outdir: Path, see
             others[name] = f"is there twice, {' and '.join(files)}"
         elif name not in records:
             others[name] = "has no record in samples.jsonl"
-        elif difference := _difference(records[name], now) or _other_file(files[0], f"{name}.{now.format}"):
-            others[name] = difference
+        elif fault := difference(records[name], now) or _other_file(files[0], f"{name}.{now.format}"):
+            others[name] = fault
         else:
             fine.add(name)
     return FolderState(frozenset(fine), others)
@@ -276,9 +276,9 @@ def _hashes(paths: Iterable[Path]) -> dict[Path, str]:
         return dict(zip(distinct, pool.map(file_hash, distinct), strict=True))
 
 
-def _difference(then: Sample, now: Sample) -> str:
+def difference(then: Sample, now: Sample, makes: Sequence[str] = MAKES) -> str:
     """The first thing that a record says otherwise than this run would; empty where none is."""
-    for name in MAKES:
+    for name in makes:
         before, wanted = getattr(then, name), getattr(now, name)
         if before == wanted:
             continue

@@ -305,8 +305,8 @@ class Synthesizer(pl.LightningModule):
 
 
 @contextmanager
-def memory_for(batch_size: int) -> Iterator[None]:
-    """Says in one line that a batch does not fit."""
+def memory_for(batch_size: int, side: str = "‹size›") -> Iterator[None]:
+    """Says in one line that a batch does not fit; ``side`` is the option for the images' size."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -315,7 +315,7 @@ def memory_for(batch_size: int) -> Iterator[None]:
             raise
         raise InputError(
             f"‹batch_size› {batch_size}: a batch does not fit into memory; take a smaller one, "
-            "‹split_guidance› or a smaller ‹size›"
+            f"‹split_guidance› or a smaller {side}"
         ) from error
 
 

@@ -76,11 +76,7 @@ def sample(
     given = [model.prepare(one) for one in (cond, uncond) if one is not None]
     if not reuse:
         given = [replace(one, remember=False) for one in given]
-    # another guidance than by the text may have other scales
-    unguided = uncond is None or (guidance is None and guidance_scale == 1.0)
-    if guidance is None:
-        guidance = SplitGuidance if split else ClassifierFreeGuidance
-    predict = NoGuidance(model, given[0]) if unguided else guidance(model, given[0], given[1], guidance_scale)
+    predict = guided(model, given[0], None if uncond is None else given[1], guidance_scale, guidance, split)
     precise = torch.promote_types(x_T.dtype, torch.float32)  # the solver's arithmetic, whatever the network's
     x = x_T.to(precise) * scheduler.init_noise_sigma
     for i, t in enumerate(tqdm(scheduler.timesteps, disable=not progress, desc=sampler, leave=False)):
@@ -97,6 +93,23 @@ def sample(
         if callback is not None:
             callback(i, int(t), x)
     return x
+
+
+def guided(
+    model: Any,
+    cond: TextConditions,
+    uncond: TextConditions | None,
+    scale: float,
+    guidance: Callable[..., Guidance] | None = None,
+    split: bool = False,
+) -> Guidance:
+    """The guidance of a sampling, by its arguments; see ``sample``."""
+    # another guidance than by the text may have other scales
+    if uncond is None or (guidance is None and scale == 1.0):
+        return NoGuidance(model, cond)
+    if guidance is None:
+        guidance = SplitGuidance if split else ClassifierFreeGuidance
+    return guidance(model, cond, uncond, scale)
 
 
 def corrected(

@@ -1,0 +1,1 @@
+"""Scenes of any size, painted by overlapping windows."""

@@ -1,0 +1,323 @@
+"""A large scene from mask to file: checked, prepared, denoised, decoded, written; each in parts, resumable."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from PIL import Image
+from tqdm import tqdm
+
+from cldm.build import create_model, load_config
+from cldm.conditions import Conditions
+from cldm.control_ldm import ControlLDM
+from cldm.data.hints import HintEncoder
+from cldm.data.pairs import fitted
+from cldm.scenes.grid import Grid, grid, tiles
+from cldm.scenes.noise import fill_with_noise
+from cldm.scenes.options import SceneOptions
+from cldm.scenes.sampling import Windows, decode, denoise
+from cldm.scenes.work import Array, Progress, SceneRecord, Work, refuse_other
+from cldm.scenes.writing import write_scene
+from cldm.synthesis.candidates import noise_seed
+from cldm.synthesis.folder import identity
+from cldm.synthesis.prompts import read_long_prompts, reading
+from cldm.synthesis.run import HALF, condition_guidance, few_steps, memory_for
+from common.classes import ClassTable, load_class_table
+from common.command import note
+from common.decoding import ImageError, stored_size
+from common.devices import pick_device
+from common.errors import InputError
+from common.files import atomic_path, check_writable, file_hash, only_writer_of, room_for, write_json
+from common.images import read_image, read_mask
+from common.pairing import refuse_doubt
+from common.processes import signals_held
+from common.schema import read_json
+from common.trust import trust
+from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
+
+WINDOW = 64  # latent pixels, where a configuration does not say what the model was trained at
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A scene that is to be painted.
+
+    Attributes:
+        options: how.
+        model: with weights, on its device.
+        size: of the mask (height, width), in pixels.
+        padded: the same, in whole multiples of what the model takes; what is added is the mask's last row and column,
+            and is cut off the image.
+        window: height and width of a window, in pixels.
+        table: of the classes; None where any ids are taken.
+        encode: masks -> hints.
+    """
+
+    options: SceneOptions
+    model: ControlLDM
+    size: tuple[int, int]
+    padded: tuple[int, int]
+    window: tuple[int, int]
+    table: ClassTable | None
+    encode: HintEncoder
+
+    @property
+    def name(self) -> str:
+        """Of the image, as a synthesis names it."""
+        return f"{self.options.mask.stem}_seed_{self.options.seed}"
+
+    @cached_property
+    def seed(self) -> int:
+        """Of all that is drawn."""
+        return noise_seed(self.options.seed, self.options.mask.stem)
+
+    def _latent(self, pixels: tuple[int, int]) -> tuple[int, int]:
+        return pixels[0] // self.model.factor, pixels[1] // self.model.factor
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The windows whose predictions are blended."""
+        return grid(self._latent(self.padded), self._latent(self.window), self.options.overlap)
+
+    @cached_property
+    def tiles(self) -> Grid:
+        """The tiles that the latent is decoded in."""
+        return tiles(self._latent(self.padded), self._latent(self.window), self.model.factor)
+
+    @cached_property
+    def work(self) -> Work:
+        """Its files."""
+        latent = Array((self.model.channels, *self._latent(self.padded)), "float32")
+        mask, image = Array(self.padded, "uint8"), Array((*self.size, 3), "uint8")
+        return Work(self.options.file, {"mask": mask, "latent0": latent, "latent1": latent, "image": image})
+
+
+def open_scene(options: SceneOptions) -> Scene:
+    """Builds the model, and checks what can be known without work.
+
+    Raises:
+        InputError: anything that does not fit.
+    """
+    trust(options.trust)
+    device, shape = pick_device(options.device), stored_size(options.mask)
+    if shape is None:
+        raise ImageError.of(options.mask, "is no picture that can be read; give a mask of class ids")
+    model = create_model(options.config, options.ckpt, options.allow_mismatch, use_ema=options.use_ema)
+    if model.fuses == (options.reference is None):
+        needs = "reads a reference; name one" if model.fuses else "reads no reference; leave it out"
+        raise InputError(f"‹reference›: the model of {options.config} {needs}")
+    if options.long_prompts:
+        read_long_prompts(model)
+    classes = options.classes or model.classes
+    table = None if classes is None else load_class_table(classes, model.hint_encoding == "table")
+    encode = HintEncoder(model.hint_encoding, table)
+    encode.check_channels(model.control_model.hint_channels, str(options.mask))
+    height, width = shape[::-1]
+    multiple = model.multiple
+    padded = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+    window = window_of(options, model)
+    window = (min(window[0], padded[0]), min(window[1], padded[1]))
+    condition_guidance(model, options.sampling)  # refused before the work
+    model.to(device, HALF.get(options.precision, torch.float32)).accelerate()
+    return Scene(options, model, (height, width), padded, window, table, encode)
+
+
+def window_of(options: SceneOptions, model: ControlLDM) -> tuple[int, int]:
+    """Height and width of a window in pixels.
+
+    Raises:
+        InputError: no multiple of what the model takes.
+    """
+    if options.window is not None:
+        sides = options.window * (3 - len(options.window))
+        if any(side % model.multiple for side in sides):
+            shown = " ".join(map(str, options.window))
+            raise InputError(f"‹window› {shown}: must be a multiple of {model.multiple} px")
+        return sides[0], sides[1]
+    config = load_config(options.config)
+    said = (OmegaConf.select(config, f"data.params.train.params.{name}") for name in ("crop", "size"))
+    trained_at = next((size for size in said if size is not None), WINDOW * model.factor)
+    height, width = (trained_at, trained_at) if isinstance(trained_at, int) else trained_at
+    return height, width
+
+
+def record_of(scene: Scene) -> SceneRecord:
+    """What is said of the scene beside its image, and compared when its making goes on."""
+    options, model = scene.options, scene.model
+    reference, kind = options.reference, options.file.suffix.lower().lstrip(".")
+    return SceneRecord(
+        name=scene.name,
+        seed=options.seed,
+        prompt=options.prompt,
+        prompt_read=reading(model, options.prompt).read,
+        mask=str(options.mask),
+        mask_hash=file_hash(options.mask),
+        reference=None if reference is None else str(reference),
+        reference_hash=None if reference is None else file_hash(reference),
+        reference_fit=options.reference_fit,
+        reference_latent=options.reference_latent,
+        hint_encoding=scene.encode.fingerprint,
+        height=scene.size[0],
+        width=scene.size[1],
+        format=kind,
+        quality=None if kind == "png" else options.quality,
+        sampler="ddim",
+        steps=options.steps,
+        spacing=spacing_of(options.spacing, options.steps, model.zero_terminal_snr),
+        scale=options.scale,
+        mask_scale=options.mask_scale,
+        reference_scale=options.reference_scale,
+        eta=0.0,
+        precision=options.precision,
+        window=list(scene.window),
+        overlap=options.overlap,
+        **identity(options.config, options.ckpt, options.use_ema),
+    )
+
+
+def read_scene_mask(scene: Scene) -> NDArray[Any]:
+    """Class ids of the scene (H, W) uint8: decoded once, whole.
+
+    Raises:
+        InputError: a mask that cannot be used.
+    """
+    mask = scene.options.mask
+    if scene.table is None:
+        return read_mask(mask)
+    refuse_doubt(scene.table.labels, [mask], str(mask))
+    return scene.table.labels.read(mask)
+
+
+def conditions(scene: Scene) -> Conditions:
+    """What all windows have in common, as a batch of one: reference, fitted to a window, and text.
+
+    Raises:
+        InputError: a reference that cannot be used.
+    """
+    model, options = scene.model, scene.options
+    batch: dict[str, Any] = {model.cond_stage_key: [options.prompt], model.control_key: torch.empty(1, 0)}
+    if options.reference is not None:
+        pixels = fitted(read_image(options.reference), scene.window, options.reference_fit, Image.Resampling.BICUBIC)
+        image = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).div(127.5).sub(1)
+        batch[model.ssl_control_key] = image[None].to(model.device)
+    with torch.inference_mode():
+        return model.conditions(batch, [scene.seed] if options.reference_latent == "sample" else None)
+
+
+def prepare(scene: Scene, ids: NDArray[Any]) -> Progress:
+    """Writes mask and noise into the work's files."""
+    mask, latent = scene.work.open("mask"), scene.work.open("latent0")
+    height, width = scene.size
+    mask[:height, :width] = ids
+    mask[height:, :width] = mask[height - 1, :width]
+    mask[:, width:] = mask[:, width - 1 : width]
+    fill_with_noise(latent, scene.seed, HALF.get(scene.options.precision, torch.float32))
+    for array in (mask, latent):
+        array.flush()
+    scene.work.save(progress := Progress())
+    return progress
+
+
+def refuse_no_room(scene: Scene) -> None:
+    """Refuses a scene that the disk does not hold.
+
+    Raises:
+        InputError: says how much is lacking.
+    """
+    needed, free = scene.work.room()
+    if needed > free:
+        raise InputError(
+            f"‹out› {scene.options.file}: a scene of {scene.size[1]} x {scene.size[0]} px takes up to "
+            f"{needed / 1e9:,.1f} GB more there while it is made, and {free / 1e9:,.1f} GB are free; make room, or "
+            "name another disk"
+        )
+
+
+def paint_scene(options: SceneOptions) -> bool:
+    """Paints a scene of any size, or goes on with it.
+
+    Everything is checked before the first window. A stopped run (SIGTERM, Ctrl-C, a kill) goes on with the row of
+    windows at which it was; the image is the same as without the stop.
+
+    Args:
+        options: what, of what, and where to.
+
+    Returns:
+        whether the image was made; False with ``dry_run``, and where it is there, made as asked.
+
+    Raises:
+        InputError: anything the work would trip over, or what is there was made otherwise.
+    """
+    scene = open_scene(options)
+    out, record = options.file, record_of(scene)
+    kept = out.with_name(f"{out.name}.json")
+    if out.exists() and not options.remake:
+        remedy = "make it again by ‹remake›, or name another file"
+        if not kept.exists():
+            raise InputError(f"‹out› {out}: is there, and {kept.name}, which would say what of, is not; {remedy}")
+        refuse_other(read_json(kept, SceneRecord, remedy), record, f"‹out› {out}:", remedy)
+        note(f"{out} is there, made as asked", sys.stdout)
+        scene.work.remove()  # what a kill may have left
+        return False
+    if (begun := scene.work.begun()) is not None:
+        remedy = f"remove {scene.work.folder}, or name another file"
+        refuse_other(begun, record, f"‹out› {out}: the scene that is under way", remedy)
+    refuse_no_room(scene)
+    check_writable(out.absolute().parent, "‹out›")
+    windows, cond = scene.grid, conditions(scene)
+    ids = None if begun is not None and scene.work.progress() is not None else read_scene_mask(scene)
+    for line in few_steps(scene.model, options.sampling):
+        note(line, sys.stdout)
+    note(
+        f"{scene.size[1]} x {scene.size[0]} px: {len(windows.columns)} x {len(windows.rows)} windows of "
+        f"{scene.window[1]} x {scene.window[0]} px, {options.steps} steps",
+        sys.stdout,
+    )
+    if options.dry_run:
+        return False
+    with only_writer_of(out.absolute(), "‹out›"), room_for("‹out›", out), memory_for(options.batch_size, "‹window›"):
+        with signals_held() as received:
+            if not _made(scene, record, cond, ids, lambda: bool(received)):
+                note(f"stopped; start again to go on ({scene.work.folder})")
+                return False  # the signal is obeyed at the end of the block
+        with atomic_path(out) as path:
+            write_scene(path, out.suffix, scene.work.open("image"), options.quality)
+            write_json(record.model_dump(), kept)  # before the image has its name: no image is without a record
+        scene.work.remove()
+    return True
+
+
+def _made(
+    scene: Scene, record: SceneRecord, cond: Conditions, ids: NDArray[Any] | None, stopped: Callable[[], bool]
+) -> bool:
+    """Makes the image in the work's files; False if it was stopped."""
+    work, options = scene.work, scene.options
+    if ids is not None:
+        work.begin(record)
+    progress = work.progress() if ids is None else prepare(scene, ids)
+    assert progress is not None
+    scheduler = make_scheduler("ddim", scene.model.betas.cpu(), scene.model.parameterization, record.spacing or "")
+    set_time_steps(scheduler, options.steps)
+    windows = Windows(scene.model, cond, work.open("mask"), scene.encode, scene.grid, options.sampling)
+    passes = [scene.grid] * options.steps + [scene.tiles]
+    total = sum(of_pass.count for of_pass in passes)
+    done = sum(of_pass.count for of_pass in passes[: progress.step])
+    if progress.step < len(passes):
+        done += progress.row * len(passes[progress.step].columns)
+    with tqdm(total=total, initial=done, desc=scene.name, unit="window") as bar:
+        if progress.step < options.steps:
+            reached = denoise(windows, scheduler, work, progress, bar, stopped)
+            if reached is None:
+                return False
+            progress = reached
+        if progress.step == options.steps:
+            return decode(scene.model, scene.tiles, work, progress, options.batch_size, bar, stopped) is not None
+    return True
