@@ -278,12 +278,13 @@ def write_geotiff(
     offsets: Sequence[float] = (),
     names: Sequence[str] = (),
     ids: bool = False,
+    straight: bool = False,
 ) -> None:
     """Writes a GeoTIFF, tiled and packed (deflate with a predictor), with overviews; whole or not at all.
 
     Args:
         path: of the file; a temporary name, see ``common.files.atomic_path``.
-        values: (H, W, bands), of the type to write.
+        values: (H, W, bands), of the type to write; may lie in a file.
         place: on the map, of a picture of any size; None writes none. Its ground control points are written where it
             has no transform.
         nodata: the value that stands for no data.
@@ -291,6 +292,8 @@ def write_geotiff(
         offsets: of each band.
         names: of each band.
         ids: values are ids, of which overviews take one, not the mean.
+        straight: onto the disk, for what is larger than memory. GDAL then loses the error of a full disk: whoever asks
+            for this makes sure that there is room.
 
     Raises:
         InputError: rasterio is not installed.
@@ -324,21 +327,32 @@ def write_geotiff(
         # three bytes are colors to whoever opens them; else no band is alpha or a color because of its number
         "photometric": "RGB" if (bands, values.dtype) == (3, np.uint8) else "MINISBLACK",
         "alpha": "NO",
+        "bigtiff": "IF_SAFER",
         **place_options,
     }
+
+    def fill(file: Any) -> None:
+        for top in range(0, height, _BLOCK):
+            rows = np.asarray(values[top : top + _BLOCK])
+            file.write(np.moveaxis(rows, -1, 0), window=rasterio.windows.Window(0, top, width, len(rows)))
+        if place is not None and place.transform is None and place.points:
+            point = rasterio.control.GroundControlPoint
+            given = [point(p.row, p.column, p.x, p.y, p.z, p.id or None, p.info or None) for p in place.points]
+            file.gcps = given, crs
+        if scales and (set(scales) != {1.0} or set(offsets) != {0.0}):
+            file.scales, file.offsets = tuple(scales), tuple(offsets)
+        for number, name in enumerate(names, start=1):
+            if name:
+                file.set_band_description(number, name)
+        file.build_overviews(overviews(height, width), Resampling.nearest if ids else Resampling.average)
+
+    if straight:
+        with rasterio.open(Path(path).absolute(), "w", **profile) as file:
+            fill(file)
+        return
     with MemoryFile() as memory:  # on the disk, GDAL would lose the errors of a full one
         with memory.open(**profile) as file:
-            file.write(np.moveaxis(values, -1, 0))
-            if place is not None and place.transform is None and place.points:
-                point = rasterio.control.GroundControlPoint
-                given = [point(p.row, p.column, p.x, p.y, p.z, p.id or None, p.info or None) for p in place.points]
-                file.gcps = given, crs
-            if scales and (set(scales) != {1.0} or set(offsets) != {0.0}):
-                file.scales, file.offsets = tuple(scales), tuple(offsets)
-            for number, name in enumerate(names, start=1):
-                if name:
-                    file.set_band_description(number, name)
-            file.build_overviews(overviews(height, width), Resampling.nearest if ids else Resampling.average)
+            fill(file)
         Path(path).write_bytes(memory.getbuffer())
 
 

@@ -217,12 +217,11 @@ class PairedImages(Dataset[dict[str, Any]]):
         if self.masks_only:
             return {"mask_path": str(item.mask), **self.described(epoch, position, mask)}
         reference = self._image(item, "reference").values
-        box = middle(reference.shape[:2], mask.shape) if self.reference_fit == "crop" else None
-        reference = _resize(reference, mask.shape, self._resample, box)
         if self._choices(epoch, item)[0]:
             mask = mask[:, ::-1]
         paths = {"mask_path": str(item.mask), "reference_path": str(item.reference)}
-        return {"ssl": _to_tensor(reference), **paths, **self.described(epoch, position, mask)}
+        shown = fitted(reference, mask.shape, self.reference_fit, self._resample)
+        return {"ssl": shown, **paths, **self.described(epoch, position, mask)}
 
     def _choices(self, epoch: int, item: Item) -> NDArray[np.bool_]:
         """Flip, empty prompt, hidden mask, hidden reference: whether, of an item in an epoch."""
@@ -334,16 +333,17 @@ def middle(shape: tuple[int, ...], aspect: tuple[int, ...]) -> Box | None:
     return left, top, left + part_width, top + part_height
 
 
-def fitted(pixels: NDArray[Any], shape: tuple[int, int], how: str, resample: Image.Resampling) -> NDArray[Any]:
-    """A reference at the shape (H, W) of its mask.
+def fitted(pixels: NDArray[Any], shape: tuple[int, ...], how: str, resample: Image.Resampling) -> torch.Tensor:
+    """A reference (H, W, bands), in 0..255, as the model reads it: (bands, *shape) float32 in [-1, 1].
 
     Args:
         pixels: of the reference.
-        shape: of the mask.
+        shape: of its mask.
         how: ``crop`` keeps the middle, ``stretch`` everything, distorted.
         resample: filter.
     """
-    return _resize(pixels, shape, resample, middle(pixels.shape[:2], shape) if how == "crop" else None)
+    box = middle(pixels.shape[:2], shape) if how == "crop" else None
+    return _to_tensor(_resize(pixels, shape, resample, box))
 
 
 def _resize(

@@ -32,9 +32,9 @@ class WindowConditions(Conditions):
     def without_mask(self, ignored: float) -> WindowConditions:
         """See ``Conditions.without_mask``."""
         nothing = tuple(torch.full_like(hint, ignored) for hint in self.surroundings)
-        return replace(super().without_mask(ignored), surroundings=nothing)  # type: ignore[return-value, call-arg]
+        return replace(self, mask=torch.full_like(self.mask, ignored), surroundings=nothing)
 
-    def joined(self, other: WindowConditions) -> WindowConditions:  # type: ignore[override]
+    def joined(self, other: WindowConditions) -> WindowConditions:
         """See ``TextConditions.joined``."""
         surroundings, crops = self.surroundings + other.surroundings, self.crops + other.crops
         return replace(super().joined(other), surroundings=surroundings, crops=crops)

@@ -11,9 +11,10 @@ from cldm.synthesis.options import REFERENCE_LATENTS, SamplingOptions
 from common.converters import batch_size, integer, number, pixels
 from common.errors import InputError
 from common.options import option
+from common.rasters import is_geotiff
 from ldm.models.choices import SPACINGS
 
-FORMATS = (".png", ".jpg", ".jpeg")
+FORMATS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,10 @@ class SceneOptions(ModelOptions):
     )
     prompt: str = option("", help="text")
     out: Path | None = option(
-        None, metavar="FILE", help=f"image to write ({', '.join(FORMATS)}); ./<mask name>_seed_<seed>.png by default"
+        None,
+        metavar="FILE",
+        help=f"image to write ({', '.join(FORMATS)}); by default ./<mask name>_seed_<seed>.png, or .tif where the mask "
+        "is a GeoTIFF: in its place on the map",
     )
     config: Path = option(MODEL, metavar="YAML", help="model settings, or a training run's config.yaml")
     ckpt: Path = option(help="weights: .ckpt, .safetensors or a diffusers folder")
@@ -76,7 +80,7 @@ class SceneOptions(ModelOptions):
     @property
     def file(self) -> Path:
         """Where the image is written."""
-        return self.out or Path(f"{self.mask.stem}_seed_{self.seed}.png")
+        return self.out or Path(f"{self.mask.stem}_seed_{self.seed}.{'tif' if is_geotiff(self.mask) else 'png'}")
 
     @property
     def sampling(self) -> SamplingOptions:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
@@ -28,17 +27,20 @@ from cldm.scenes.work import Array, Progress, SceneRecord, Work, refuse_other
 from cldm.scenes.writing import write_scene
 from cldm.synthesis.candidates import noise_seed
 from cldm.synthesis.folder import identity
+from cldm.synthesis.formats import has_no_map
 from cldm.synthesis.prompts import read_long_prompts, reading
 from cldm.synthesis.run import HALF, condition_guidance, few_steps, memory_for
+from common.bands import read_pixels
 from common.classes import ClassTable, load_class_table
 from common.command import note
 from common.decoding import ImageError, stored_size
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, file_hash, only_writer_of, room_for, write_json
-from common.images import read_image, read_mask
+from common.images import read_mask
 from common.pairing import refuse_doubt
 from common.processes import signals_held
+from common.rasters import require_rasterio
 from common.schema import read_json
 from common.trust import trust
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
@@ -96,8 +98,12 @@ class Scene:
     def work(self) -> Work:
         """Its files."""
         latent = Array((self.model.channels, *self._latent(self.padded)), "float32")
-        mask, image = Array(self.padded, "uint8"), Array((*self.size, 3), "uint8")
-        return Work(self.options.file, {"mask": mask, "latent0": latent, "latent1": latent, "image": image})
+        bands = self.model.bands
+        kind = (3, "uint8") if bands is None else (bands.count, bands.dtype)
+        mask, image = Array(self.padded, "uint8"), Array((*self.size, kind[0]), kind[1])
+        output = Array((image.bytes * 3 // 2 + 2**20,), "uint8")  # for the file, with overviews: freed before
+        arrays = {"mask": mask, "latent0": latent, "latent1": latent, "image": image, "output": output}
+        return Work(self.options.file, arrays)
 
 
 def open_scene(options: SceneOptions) -> Scene:
@@ -126,8 +132,28 @@ def open_scene(options: SceneOptions) -> Scene:
     window = window_of(options, model)
     window = (min(window[0], padded[0]), min(window[1], padded[1]))
     condition_guidance(model, options.sampling)  # refused before the work
+    check_format(options, model)
     model.to(device, HALF.get(options.precision, torch.float32)).accelerate()
     return Scene(options, model, (height, width), padded, window, table, encode)
+
+
+def check_format(options: SceneOptions, model: ControlLDM) -> None:
+    """Refuses a file that could not be written.
+
+    Raises:
+        InputError: a GeoTIFF without rasterio or a map, or a picture of what is no picture.
+    """
+    if options.file.suffix.lower() in (".tif", ".tiff"):
+        require_rasterio(f"‹out› {options.file}: would be a GeoTIFF, or name a .png")
+        if has_no_map(str(options.mask)):
+            raise InputError(
+                f"{options.mask}: has a place but no CRS, which its GeoTIFF would need; write the mask again with one, "
+                "or name a .png by ‹out›"
+            )
+    elif model.bands is not None:
+        raise InputError(
+            f"‹out› {options.file}: bands are stated of the model's images, which no picture holds; name a .tif"
+        )
 
 
 def window_of(options: SceneOptions, model: ControlLDM) -> tuple[int, int]:
@@ -168,7 +194,8 @@ def record_of(scene: Scene) -> SceneRecord:
         height=scene.size[0],
         width=scene.size[1],
         format=kind,
-        quality=None if kind == "png" else options.quality,
+        quality=options.quality if kind in ("jpg", "jpeg") else None,
+        bands=None if model.bands is None else model.bands.model_dump(exclude_defaults=True),
         sampler="ddim",
         steps=options.steps,
         spacing=spacing_of(options.spacing, options.steps, model.zero_terminal_snr),
@@ -205,8 +232,8 @@ def conditions(scene: Scene) -> Conditions:
     model, options = scene.model, scene.options
     batch: dict[str, Any] = {model.cond_stage_key: [options.prompt], model.control_key: torch.empty(1, 0)}
     if options.reference is not None:
-        pixels = fitted(read_image(options.reference), scene.window, options.reference_fit, Image.Resampling.BICUBIC)
-        image = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).div(127.5).sub(1)
+        pixels = read_pixels(options.reference, model.bands).values
+        image = fitted(pixels, scene.window, options.reference_fit, Image.Resampling.BICUBIC)
         batch[model.ssl_control_key] = image[None].to(model.device)
     with torch.inference_mode():
         return model.conditions(batch, [scene.seed] if options.reference_latent == "sample" else None)
@@ -289,8 +316,12 @@ def paint_scene(options: SceneOptions) -> bool:
                 note(f"stopped; start again to go on ({scene.work.folder})")
                 return False  # the signal is obeyed at the end of the block
         with atomic_path(out) as path:
-            write_scene(path, out.suffix, scene.work.open("image"), options.quality)
-            write_json(record.model_dump(), kept)  # before the image has its name: no image is without a record
+            scene.work.give_up("output")
+            image = scene.work.open("image")
+            write_scene(path, out.suffix, image, options.mask, scene.model.bands, options.quality)
+            write_json(
+                record.model_dump(exclude_unset=True), kept
+            )  # before the image has its name: no image is without a record
         scene.work.remove()
     return True
 

@@ -21,10 +21,10 @@ from cldm.control_ldm import ControlLDM
 from cldm.scenes.conditions import WindowConditions, around
 from cldm.scenes.grid import Blend, Grid
 from cldm.scenes.work import Progress, Work
+from cldm.synthesis.formats import as_numbers, model_values
 from cldm.synthesis.options import SamplingOptions
 from cldm.synthesis.run import condition_guidance
 from common.errors import InputError
-from common.pictures import to_uint8
 from ldm.models.sampling import guided
 
 Stopped = Callable[[], bool]
@@ -146,7 +146,7 @@ def decode(
     """
     latent, image = work.open(f"latent{start.step % 2}"), work.open("image")
     rows, columns, factor = tiles.rows, tiles.columns, tiles.rows.scale
-    dtype = next(model.first_stage_model.parameters(), torch.empty(0)).dtype
+    dtype = next(model.control_model.parameters()).dtype
     blend, progress = Blend(image.shape[2], tiles, start.carried if start.row else None), start
     for row in range(start.row, len(rows)):
         top = rows.starts[row]
@@ -164,7 +164,8 @@ def decode(
         if not torch.isfinite(pixels).all():
             raise InputError("not a number in the scene; take another ‹precision› or checkpoint")
         height, width = image.shape[:2]  # of the mask, which may be smaller than what the model paints
-        image[first:last] = to_uint8(pixels)[: max(0, height - first), :width]
+        numbers = as_numbers(model_values(pixels[None], model.bands)[0], model.bands)
+        image[first:last] = numbers[: max(0, height - first), :width]
         image.flush()
         following = row + 1 < len(rows)
         progress = replace(start, row=row + 1, carried=blend.carried) if following else Progress(start.step + 1)

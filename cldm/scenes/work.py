@@ -79,7 +79,7 @@ class Work:
 
     def room(self) -> tuple[int, int]:
         """Bytes that are lacking for the work and the image, and those that are free."""
-        needed = sum(array.bytes for array in self._arrays.values()) + self._arrays["image"].bytes
+        needed = sum(array.bytes for array in self._arrays.values())
         there = sum(path.stat().st_blocks * 512 for path in self.folder.glob("*")) if self.folder.is_dir() else 0
         nearest = next(folder for folder in (self.out.absolute(), *self.out.absolute().parents) if folder.is_dir())
         return max(0, needed - there), shutil.disk_usage(nearest).free
@@ -100,7 +100,7 @@ class Work:
             OSError: the disk is full: space is taken now, so that no writing fails later.
         """
         self.folder.mkdir(exist_ok=True)
-        write_json(record.model_dump(), self.folder / SETTINGS)
+        write_json(record.model_dump(exclude_unset=True), self.folder / SETTINGS)
         for name, array in self._arrays.items():
             handle = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -109,9 +109,13 @@ class Work:
                 os.close(handle)
 
     def open(self, name: str) -> Any:
-        """An array of the work, to be read and written: (C, h, w) of latents, (H, W) of the mask, (H, W, 3)."""
+        """An array of the work, to be read and written: (C, h, w) of latents, (H, W) of the mask, (H, W, bands)."""
         array = self._arrays[name]
         return np.memmap(self.folder / name, dtype=array.dtype, mode="r+", shape=array.shape)
+
+    def give_up(self, name: str) -> None:
+        """Frees the room of an array."""
+        (self.folder / name).unlink(missing_ok=True)
 
     def progress(self) -> Progress | None:
         """How far the work is; None before its noise and mask are written.

@@ -12,16 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cldm.synthesis.formats import of_file
+from common.bands import Bands
+from common.rasters import place_of, write_geotiff
+
 _STRIP = 256  # rows at once
 
 
-def write_scene(path: Path, kind: str, image: NDArray[Any], quality: int) -> None:
+def write_scene(path: Path, kind: str, image: NDArray[Any], mask: Path, bands: Bands | None, quality: int) -> None:
     """Writes an image.
 
     Args:
         path: of the file.
-        kind: its suffix, ``.png`` or a JPEG's. Pillow takes 4 bytes a pixel of memory for a JPEG; a PNG takes none.
-        image: (H, W, 3) uint8, in memory or a file.
+        kind: its suffix: PNGs and GeoTIFFs are written in strips; Pillow takes 4 bytes a pixel of memory for a JPEG.
+        image: (H, W, bands), in memory or a file; 3 of uint8 but for a GeoTIFF.
+        mask: file whose place on the map a GeoTIFF gets.
+        bands: what is stated of the model's.
         quality: of a JPEG, 1 to 100.
 
     Raises:
@@ -30,6 +36,8 @@ def write_scene(path: Path, kind: str, image: NDArray[Any], quality: int) -> Non
     if kind.lower() == ".png":
         with path.open("wb") as file:
             write_png(file, image)
+    elif kind.lower() in (".tif", ".tiff"):
+        write_geotiff(path, image, place_of(mask), **of_file(bands), straight=True)
     else:
         Image.fromarray(image).save(path, format="JPEG", quality=quality)
 
@@ -54,7 +62,7 @@ def write_png(file: BinaryIO, image: NDArray[Any]) -> None:
 def _filtered(image: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
     """Strips of rows as PNG packs them, (rows, 1 + 3 W): the filter's number, and what differs from the row above."""
     height, width, _ = image.shape
-    above = np.zeros((1, 3 * width), dtype=np.uint8)
+    above: NDArray[np.uint8] = np.zeros((1, 3 * width), dtype=np.uint8)
     for top in range(0, height, _STRIP):
         rows = np.asarray(image[top : top + _STRIP]).reshape(-1, 3 * width)
         changes = rows - np.concatenate([above, rows[:-1]])  # modulo 256

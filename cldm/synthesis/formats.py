@@ -49,12 +49,17 @@ def check_formats(items: Sequence[Item], asked: str, bands: Bands | None) -> Non
             f"line {item.line} of the list, field source: {one_line(item.name, 80)}: its image would be a GeoTIFF, or "
             "take ‹image_format› png"
         )
-        place = place_of(mask)
-        if place is not None and place.placed and not place.crs:
+        if has_no_map(mask):
             raise InputError(
                 f"line {item.line} of the list, field source: {one_line(mask, 1000)} has a place but no CRS, which its "
                 "GeoTIFF would need; write the mask again with one, or take ‹image_format› png"
             )
+
+
+def has_no_map(mask: str) -> bool:
+    """Whether a mask lies somewhere, on a map that its file does not name: no GeoTIFF can say that of an image."""
+    place = place_of(mask)
+    return place is not None and place.placed and not place.crs
 
 
 def model_values(images: torch.Tensor, bands: Bands | None) -> NDArray[Any]:
@@ -87,12 +92,15 @@ def write_image(path: Path, kind: str, image: NDArray[Any], model: ControlLDM, m
         shown = image if bands is None else np.rint(image[..., bands.seen]).astype(np.uint8)
         Image.fromarray(shown).save(path, **options)
         return
-    stated: dict[str, Any] = {}
-    if bands is not None:
-        scales = bands.scales or [1.0] * bands.count
-        stated = {"nodata": bands.nodata, "scales": scales, "offsets": bands.offsets or [0.0] * bands.count}
-        stated["names"] = bands.names
-    write_geotiff(path, np.ascontiguousarray(as_numbers(image, bands)), place_of(mask), **stated)
+    write_geotiff(path, np.ascontiguousarray(as_numbers(image, bands)), place_of(mask), **of_file(bands))
+
+
+def of_file(bands: Bands | None) -> dict[str, Any]:
+    """What a GeoTIFF says of stated bands, as ``write_geotiff`` is told."""
+    if bands is None:
+        return {}
+    scales, offsets = bands.scales or [1.0] * bands.count, bands.offsets or [0.0] * bands.count
+    return {"nodata": bands.nodata, "scales": scales, "offsets": offsets, "names": bands.names}
 
 
 def options_of(options: SynthesisOptions, model: ControlLDM) -> str:
