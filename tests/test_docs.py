@@ -21,6 +21,7 @@ PAGES = [
     "docs/proof.md",
     "docs/python.md",
     "docs/recipe.md",
+    "docs/scenes.md",
     "docs/audit.md",
     "docs/your_data.md",
     "README.md",

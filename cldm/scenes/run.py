@@ -319,9 +319,8 @@ def paint_scene(options: SceneOptions) -> bool:
             scene.work.give_up("output")
             image = scene.work.open("image")
             write_scene(path, out.suffix, image, options.mask, scene.model.bands, options.quality)
-            write_json(
-                record.model_dump(exclude_unset=True), kept
-            )  # before the image has its name: no image is without a record
+            # before the image has its name: no image is without a record
+            write_json(record.model_dump(exclude_unset=True), kept)
         scene.work.remove()
     return True
 
