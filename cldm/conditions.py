@@ -24,10 +24,14 @@ class Conditions(TextConditions):
             reference branch.
         text: text embedding (B, L, D).
         remember: False computes everything anew at each step.
+        mask_strength: of what the mask branch says, see ``cldm.fusion.BranchFeature``; at 0 it is not computed.
+        reference_strength: of the reference branch, alike.
     """
 
     mask: Tensor
     reference: Tensor | None = None
+    mask_strength: float = 1.0
+    reference_strength: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

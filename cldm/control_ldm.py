@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from cldm.conditions import Conditions
 from cldm.control import BRANCHES, ControlNet
 from cldm.data.hints import ignored_value
-from cldm.fusion import is_fusion_weight
+from cldm.fusion import BranchFeature, is_fusion_weight
 from cldm.lora import adapt, trains_with_lora
 from common.errors import InputError
 from common.rng import Stream, seed_from
@@ -27,6 +27,14 @@ from ldm.targets import instantiate_from_config
 from ldm.training.checkpoints import TrainingDiverged
 
 TRAINABLE = ("fusion", "published", "all")
+BranchFeatures = Sequence[Tensor | BranchFeature] | None
+
+
+def _acting(maps: list[Tensor] | None, strength: float, keep: bool) -> BranchFeatures:
+    """A branch's maps with their strength; as they are where neither strength nor keeping asks for more."""
+    if maps is None or (strength == 1 and not keep):
+        return maps
+    return [BranchFeature(map, strength, keep) for map in maps]
 
 
 class ControlLDM(LatentDiffusion):
@@ -236,14 +244,32 @@ class ControlLDM(LatentDiffusion):
             (B, C, h, w).
         """
         cond = self.prepare(cond)
+        features = self.branch_features(x_noisy, t, cond)
+        return self.model.diffusion_model(x_noisy, t, cond.context, *features)
+
+    def branch_features(
+        self, x_noisy: Tensor, t: Tensor, cond: Conditions, keep: bool = False
+    ) -> tuple[BranchFeatures, BranchFeatures]:
+        """What the U-Net reads of the mask branch, and of the reference branch; arguments as for ``apply_model``.
+
+        Args:
+            x_noisy: noisy latent.
+            t: time steps.
+            cond: conditions.
+            keep: the attentions to them keep their keys and values, for further steps.
+
+        Returns:
+            of each branch its maps, finest first; None of one that is not there, or whose strength is 0.
+        """
         text, masks, references = cond.context, self.control_model, self.ssl_stage_model
-        mask_features = masks(x_noisy, cond.mask, t, text, cond.mask_features(masks))
-        if references is None:
-            return self.model.diffusion_model(x_noisy, t, text, mask_features)
-        reference_features = references(x_noisy, cond.reference, t, text, cond.reference_features(references))
-        if self.trainable == "published":  # the published code runs the middle block's fusion without gradients
-            reference_features[-1] = reference_features[-1].detach()
-        return self.model.diffusion_model(x_noisy, t, text, mask_features, reference_features)
+        mask = reference = None
+        if cond.mask_strength:
+            mask = masks(x_noisy, cond.mask, t, text, cond.mask_features(masks))
+        if references is not None and cond.reference_strength:
+            reference = references(x_noisy, cond.reference, t, text, cond.reference_features(references))
+            if self.trainable == "published":  # the published code runs the middle block's fusion without gradients
+                reference[-1] = reference[-1].detach()
+        return _acting(mask, cond.mask_strength, keep), _acting(reference, cond.reference_strength, keep)
 
     # ---- training
 

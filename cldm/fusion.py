@@ -14,18 +14,71 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.attention import BasicTransformerBlock, Context, CrossAttention, SpatialTransformer, to_tokens
+from ldm.modules.attention import (
+    BasicTransformerBlock,
+    CachedContext,
+    Context,
+    CrossAttention,
+    SpatialTransformer,
+    to_tokens,
+)
 from ldm.modules.unet import UNetModel
 
 # By published names: the branch whose features each new attention reads.
 READS = {"attn00_ls_trainable": "ssl_stage_model", "attn01_ssl_trainable": "control_model"}
 
 
-class JointContext(NamedTuple):
-    """What an all-in-attention block attends to beside the image itself."""
+class BranchFeature(CachedContext):
+    """A branch's map that acts with a strength of its own, or that several denoising steps read.
 
-    reference: Tensor  # tokens of the reference branch's map (B, N, C')
-    mask: Tensor  # tokens of the mask branch's map (B, N, C')
+    All-in-attention adds W_out softmax(Q K^T / sqrt(d)) V + b of it, where K and V are linear in the map. With strength
+    s it adds W_out s softmax(Q K^T / sqrt(d)) V + b: where the image looks stays as it is, and at s = 0 the same is
+    added as by a map of zeros, that of a branch which says nothing (see ``fusion_start``). Scaling the map would scale
+    K as well, and flatten the softmax. Where the map is added to a skip connection, s times the map is.
+
+    Args:
+        map: (B, C, h, w).
+        strength: s.
+        keep: compute each attention's keys and values once; False saves their memory.
+    """
+
+    def __init__(self, map: Tensor, strength: float = 1.0, keep: bool = False) -> None:
+        super().__init__(to_tokens(map))
+        self.map, self.strength, self.keep = map, strength, keep
+
+    def key_value(self, attention: CrossAttention) -> tuple[Tensor, Tensor]:
+        """Keys and values of one attention layer, each (times B, heads, hw, dim_head)."""
+        return super().key_value(attention) if self.keep else self.computed(attention)
+
+    def computed(self, attention: CrossAttention) -> tuple[Tensor, Tensor]:
+        """See ``CachedContext``."""
+        key, value = attention.key_value(self.tensor)
+        return key, value if self.strength == 1 else self.strength * value
+
+    def added_to(self, skip: Tensor) -> Tensor:
+        """A skip connection (times B, C, h, w), and the map with its strength."""
+        scaled = self.map if self.strength == 1 else self.strength * self.map
+        return skip + (scaled if self.times == 1 else scaled.repeat(self.times, 1, 1, 1))
+
+
+Feature = Tensor | BranchFeature | None  # a branch's map (B, C, h, w); None where the branch says nothing
+
+
+def _tokens(feature: Feature) -> Context | None:
+    return to_tokens(feature) if isinstance(feature, Tensor) else feature
+
+
+def _added(skip: Tensor, feature: Feature) -> Tensor:
+    if feature is None:
+        return skip
+    return skip + feature if isinstance(feature, Tensor) else feature.added_to(skip)
+
+
+class JointContext(NamedTuple):
+    """What an all-in-attention block attends to beside the image itself; None of a branch that says nothing."""
+
+    reference: Context | None  # tokens of the reference branch's map (B, N, C')
+    mask: Context | None  # tokens of the mask branch's map (B, N, C')
     text: Context | None  # text embedding (B, L, D)
 
 
@@ -52,9 +105,15 @@ class AllInAttentionBlock(BasicTransformerBlock):
 
     def _forward(self, x: Tensor, context: JointContext) -> Tensor:  # type: ignore[override]
         # reference -> mask -> self -> text -> feed-forward, each pre-normed and residual; x stays (B, N, C)
-        x = x + self.attn00_ls_trainable(self.norm00_trainable(x), context.reference)
-        x = x + self.attn01_ssl_trainable(self.norm01_trainable(x), context.mask)
+        x = x + self._read(self.attn00_ls_trainable, self.norm00_trainable, x, context.reference)
+        x = x + self._read(self.attn01_ssl_trainable, self.norm01_trainable, x, context.mask)
         return super()._forward(x, context.text)
+
+    @staticmethod
+    def _read(attention: CrossAttention, norm: nn.LayerNorm, x: Tensor, features: Context | None) -> Tensor:
+        if features is None:  # W_out 0 + b, as features of zeros would give
+            return attention.to_out[0].bias  # type: ignore[return-value]
+        return attention(norm(x), features)
 
 
 class ControlledUnetModel(UNetModel):
@@ -107,8 +166,9 @@ class ControlledUnetModel(UNetModel):
         x: Tensor,
         timesteps: Tensor,
         context: Context | None,
-        mask_features: Sequence[Tensor],
-        reference_features: Sequence[Tensor] | None = None,
+        mask_features: Sequence[Tensor | BranchFeature] | None,
+        reference_features: Sequence[Tensor | BranchFeature] | None = None,
+        skips: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Predicts noise (or velocity) from a noisy latent, the text, and both branches' features.
 
@@ -117,35 +177,35 @@ class ControlledUnetModel(UNetModel):
             timesteps: (B,), 0 to 999.
             context: text embedding (B, L, D).
             mask_features: maps of the mask branch, one an input block, finest first, and one of the middle block: 13 at
-                SD 1.5 scale, (B, 320, h, w) to (B, 1280, h/8, w/8).
-            reference_features: maps of the reference branch, alike; None in a plain ControlNet.
+                SD 1.5 scale, (B, 320, h, w) to (B, 1280, h/8, w/8); None if the branch is to say nothing.
+            reference_features: maps of the reference branch, alike; None also in a plain ControlNet.
+            skips: what ``encode`` gave at an earlier time step, to be taken again; nothing of ``x`` is read then.
 
         Returns:
             prediction (B, C, h, w).
         """
         emb = self.embed_time(timesteps, x.dtype)  # (B, E)
-        skips = list(self.encode(x, emb, context))  # Stable Diffusion's encoder: (B, C_i, h_i, w_i), finest first
-        masks = list(mask_features)  # of the same shapes, and the middle block's
-        references = [None] * len(masks) if reference_features is None else list(reference_features)
+        # Stable Diffusion's encoder: (B, C_i, h_i, w_i), finest first
+        skips = list(self.encode(x, emb, context) if skips is None else skips)
+        silent: list[Feature] = [None] * (len(skips) + 1)
+        masks = silent[:] if mask_features is None else list(mask_features)  # as the skips, and the middle block's
+        references = silent[:] if reference_features is None else list(reference_features)
 
         mask, reference = masks.pop(), references.pop()
         h = self.middle_block(skips[-1], emb, self._context(reference, mask, context))  # (B, C_n, h_n, w_n)
         if not self.joint_fusion:
-            h = h + mask
+            h = _added(h, mask)
         for block in self.output_blocks:  # coarsest first
             skip, mask, reference = skips.pop(), masks.pop(), references.pop()  # all (B, C_i, h_i, w_i)
             if self.adds_to_skips:
-                skip = skip + mask
+                skip = _added(skip, mask)
             h = torch.cat([h, skip], dim=1)  # (B, C + C_i, h_i, w_i)
             h = block(h, emb, self._context(reference, mask, context))  # (B, C', h_i, w_i), or twice the size
         return self.out(h)
 
-    def _context(self, reference: Tensor | None, mask: Tensor, text: Context | None) -> JointContext | Context | None:
+    def _context(self, reference: Feature, mask: Feature, text: Context | None) -> JointContext | Context | None:
         """What a block's transformer reads; a plain ControlNet's reads the text alone."""
-        if not self.joint_fusion:
-            return text
-        assert reference is not None
-        return JointContext(to_tokens(reference), to_tokens(mask), text)
+        return JointContext(_tokens(reference), _tokens(mask), text) if self.joint_fusion else text
 
 
 def is_fusion_weight(key: str) -> bool:

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -88,7 +88,13 @@ def parser(description: str, task: str = "") -> Parser:
     return Parser(prog=name, description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
-def read_options(options: type[T], description: str, words: Sequence[str] | None = None, task: str = "") -> T:
+def read_options(
+    options: type[T],
+    description: str,
+    words: Sequence[str] | None = None,
+    task: str = "",
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> T:
     """The options of a command line; a refusal of theirs, here or later, names what was typed, not the field.
 
     Args:
@@ -96,12 +102,17 @@ def read_options(options: type[T], description: str, words: Sequence[str] | None
         description: of the command, for its help.
         words: the command line; this process's by default.
         task: see ``parser``.
+        presets: by the names that the option ``--preset`` takes, fields whose values take the place of the defaults.
 
     Raises:
         InputError: options that contradict each other. What is no option ends the process with exit code 2.
     """
     line = parser(description, task)
     add_options(line, options)
+    if presets is not None:
+        first = Parser(add_help=False, allow_abbrev=False)
+        first.add_argument("--preset")
+        line.set_defaults(**presets.get(first.parse_known_args(words)[0].preset, {}))
     return taken(options, line.parse_args(words))
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from cldm.synthesis.command_line import PublishedSynthesisOptions, without_published_names
 from cldm.synthesis.options import SynthesisOptions
+from cldm.synthesis.saving_options import PRESETS
 from common.command import read_options, run
 from common.config_options import ConfigOptions
 
@@ -53,7 +54,8 @@ def judges_of(options: SynthesisOptions) -> Judges:
 
 def main() -> None:
     """Parses, tells what has no effect, and makes what is missing."""
-    options, notes = without_published_names(read_options(PublishedSynthesisOptions, __doc__ or ""))
+    given = read_options(PublishedSynthesisOptions, __doc__ or "", presets=PRESETS)
+    options, notes = without_published_names(given)
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0  # Lightning starts this command again for each further GPU
     for line in notes if first else []:
         print(line)

@@ -22,6 +22,7 @@ PAGES = [
     "docs/python.md",
     "docs/recipe.md",
     "docs/scenes.md",
+    "docs/speed_and_use.md",
     "docs/audit.md",
     "docs/your_data.md",
     "README.md",

@@ -28,8 +28,9 @@ from cldm.scenes.writing import write_scene
 from cldm.synthesis.candidates import noise_seed
 from cldm.synthesis.folder import identity
 from cldm.synthesis.formats import has_no_map
+from cldm.synthesis.guiding import few_steps, guidance_of
 from cldm.synthesis.prompts import read_long_prompts, reading
-from cldm.synthesis.run import HALF, condition_guidance, few_steps, memory_for
+from cldm.synthesis.run import HALF, memory_for
 from common.bands import read_pixels
 from common.classes import ClassTable, load_class_table
 from common.command import note
@@ -131,7 +132,7 @@ def open_scene(options: SceneOptions) -> Scene:
     padded = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
     window = window_of(options, model)
     window = (min(window[0], padded[0]), min(window[1], padded[1]))
-    condition_guidance(model, options.sampling)  # refused before the work
+    guidance_of(model, options.sampling)  # refused before the work
     check_format(options, model)
     model.to(device, HALF.get(options.precision, torch.float32)).accelerate()
     return Scene(options, model, (height, width), padded, window, table, encode)

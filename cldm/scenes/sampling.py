@@ -22,8 +22,8 @@ from cldm.scenes.conditions import WindowConditions, around
 from cldm.scenes.grid import Blend, Grid
 from cldm.scenes.work import Progress, Work
 from cldm.synthesis.formats import as_numbers, model_values
+from cldm.synthesis.guiding import guidance_of
 from cldm.synthesis.options import SamplingOptions
-from cldm.synthesis.run import condition_guidance
 from common.errors import InputError
 from ldm.models.sampling import guided
 
@@ -54,7 +54,7 @@ class Windows:
         self.model, self.cond, self.mask, self.encode = model, cond, mask, encode
         self.grid, self.options = grid, options
         self.empty_text = model.without_text(cond).text
-        self.guidance = condition_guidance(model, options)
+        self.guidance = guidance_of(model, options)
 
     def predict(self, x: Tensor, t: Tensor, row: int, columns: Sequence[int]) -> Tensor:
         """Predictions (B, C, h, w), on the CPU in 32 bit, of noisy windows (B, C, h, w) of a row at a time step."""

@@ -17,6 +17,7 @@ from cldm.build import create_model, load_config
 from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
 from cldm.synthesis.formats import check_formats, options_of
+from cldm.synthesis.guiding import few_steps, guidance_of
 from cldm.synthesis.judging import NO_JUDGES, Judges
 from cldm.synthesis.options import SynthesisOptions
 from cldm.synthesis.planning import (
@@ -31,7 +32,7 @@ from cldm.synthesis.planning import (
 )
 from cldm.synthesis.prompts import cut_lines, read_long_prompts, reading
 from cldm.synthesis.records import working_in
-from cldm.synthesis.run import JobDataset, collate, condition_guidance, few_steps, write_images
+from cldm.synthesis.run import JobDataset, collate, write_images
 from common.bands import read_bands_file
 from common.command import note
 from common.devices import parse_devices
@@ -170,7 +171,7 @@ def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judge
     items = read_items(options, model)
     check_shape(options, model, items)
     check_formats(items.items, options_of(options, model), model.bands)
-    condition_guidance(model, options)  # refused before the work
+    guidance_of(model, options)  # refused before the work
     check_judges(judges, options, items)
     if items.faults:
         print(f"{len(items.faults)} faulty items are left out")
@@ -179,6 +180,8 @@ def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judge
         read_long_prompts(model)
     first = first_process()
     if first:
+        if line := options.preset_line():
+            print(line)
         remedy = "shorten it" if options.long_prompts else "‹long_prompts› reads more, in windows of 75 tokens"
         for line in [*cut_lines(model, items, remedy), *few_steps(model, options), *never_hidden(options)]:
             note(line, sys.stdout)

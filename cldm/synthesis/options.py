@@ -7,9 +7,10 @@ from pathlib import Path
 
 from cldm.data.choices import REFERENCE_FITS
 from cldm.options import MODEL, ModelOptions
+from cldm.synthesis.saving_options import SavingOptions
 from common.converters import batch_size, integer, number, pixels, workers
 from common.errors import InputError
-from common.options import Options, option
+from common.options import option
 from ldm.models.choices import SAMPLERS, SPACINGS
 
 REFERENCE_LATENTS = ("mode", "sample")
@@ -18,7 +19,7 @@ PUBLISHED = "published options, checked or without effect"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions(Options):
+class SamplingOptions(SavingOptions):
     """How images are made of masks, references and texts; the defaults are the published ones, but for the latent."""
 
     seed: int = option(42, convert=integer(0, 2**62), help="first seed")
@@ -70,6 +71,9 @@ class SamplingOptions(Options):
         super().__post_init__()
         if self.eta and self.sampler != "ddim":
             raise InputError(f"‹eta› {self.eta}: only ‹sampler› ddim takes fresh noise")
+        last = self.key_steps[-1]
+        if self.reuse_encoder != "none" and last.isdecimal() and int(last) >= self.steps:
+            raise InputError(f"‹key_steps› {last}: the last of {self.steps} ‹steps› is {self.steps - 1}")
 
     @property
     def chooses(self) -> bool:

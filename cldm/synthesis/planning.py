@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cldm.data.pairs import PairedImages
+from cldm.reuse import key_steps
 from cldm.synthesis.formats import format_of
 from cldm.synthesis.judging import NO_JUDGES, Judges
 from cldm.synthesis.options import SamplingOptions, SynthesisOptions
@@ -56,6 +57,13 @@ MAKES = (
     "mask_scale",
     "reference_scale",
     "eta",
+    "guidance_interval",
+    "mask_strength",
+    "reference_strength",
+    "mask_span",
+    "reference_span",
+    "reuse_encoder",
+    "key_steps",
     "rectify_hash",
     "rectify_config_hash",
     "rectify_steps",
@@ -140,6 +148,7 @@ class Recipe:
             "mask_scale": options.mask_scale,
             "reference_scale": options.reference_scale,
             "eta": options.eta,
+            **_of_savings(options),
             "bands": None if dataset.bands is None else dataset.bands.model_dump(exclude_defaults=True),
             "reference_fit": dataset.reference_fit,
             "reference_latent": options.reference_latent,
@@ -180,6 +189,16 @@ class Recipe:
             quality=self.quality if kind == "jpg" else None,
             **self._common,
         )
+
+
+def _of_savings(options: SamplingOptions) -> dict[str, Any]:
+    """What records say of the parts that act, and when."""
+    said: dict[str, Any] = {name: getattr(options, name) for name in ("preset", "mask_strength", "reference_strength")}
+    said |= {name: list(getattr(options, name)) for name in ("guidance_interval", "mask_span", "reference_span")}
+    said["reuse_encoder"] = options.reuse_encoder
+    if options.reuse_encoder != "none":
+        said["key_steps"] = key_steps(options.key_steps, options.steps)
+    return said
 
 
 def _of_judges(options: SamplingOptions, judges: Judges) -> dict[str, Any]:

@@ -58,6 +58,14 @@ class Sample(Record):
     mask_scale: float = 1.0  # records that say none are older than these two
     reference_scale: float = 1.0
     eta: float | None = None
+    preset: str = "published"  # the name alone: what it sets is said by the other fields
+    guidance_interval: list[float] = [0.0, 1.0]  # from here on, records that say none are older
+    mask_strength: float = 1.0
+    reference_strength: float = 1.0
+    mask_span: list[float] = [0.0, 1.0]
+    reference_span: list[float] = [0.0, 1.0]
+    reuse_encoder: str = "none"
+    key_steps: list[int] = []
     rectify: str | None = None  # the segmentor's weights, by name
     rectify_hash: str = NO_SEGMENTOR  # as in records older than these fields
     rectify_config_hash: str = NO_SEGMENTOR

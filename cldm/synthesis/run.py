@@ -6,10 +6,9 @@ Which images are still to be made, ``cldm.synthesis.planning`` says.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
-from cldm.guidance import ConditionGuidance
 from cldm.synthesis.candidates import Painted, best_candidates, noise_seed
 from cldm.synthesis.formats import as_numbers, model_values, write_image
+from cldm.synthesis.guiding import guidance_of, sparing
 from cldm.synthesis.judging import NO_JUDGES, Judge, Judges
 from cldm.synthesis.options import SamplingOptions, SynthesisOptions
 from cldm.synthesis.planning import Job, Recipe, images_of, same_size_batches
@@ -35,30 +34,11 @@ from common.devices import parse_devices
 from common.errors import InputError
 from common.files import atomic_path, file_hash
 from common.rng import item_noise
-from ldm.models.guidance import Guidance
 from ldm.models.sampling import sample
-from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 from ldm.training.stop_on_signal import ctrl_c
 
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
 RECORDED = ("job_seed", "txt", "mask_path", "mask_hash", "reference_path", "reference_hash")  # for ``Recipe.sample``
-
-
-def few_steps(model: ControlLDM, options: SamplingOptions) -> list[str]:
-    """A line about steps that begin too far from noise; none where all is well.
-
-    Raises:
-        InputError: a number of steps that cannot be.
-    """
-    spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr)
-    scheduler = make_scheduler(options.sampler, model.betas, model.parameterization, spacing)
-    start, total = int(set_time_steps(scheduler, options.steps)[0]), len(model.betas)
-    if start > 0.85 * total:
-        return []
-    return [
-        f"‹steps› {options.steps}: {spacing} time steps begin at {start} of {total}, where the network "
-        "expects less noise than there is, and images stay noisy; take ‹spacing› trailing, or more steps"
-    ]
 
 
 class JobDataset(Dataset[dict[str, Any]]):
@@ -129,20 +109,6 @@ class Jobs(pl.LightningDataModule):
         return batch_loader(self.items, jobs, own, self.num_workers)
 
 
-def condition_guidance(model: ControlLDM, options: SamplingOptions) -> Callable[..., Guidance] | None:
-    """What makes the guidance by mask and reference; None where the text alone guides.
-
-    Raises:
-        InputError: a scale of references for a model that reads none.
-    """
-    mask, reference = options.mask_scale, options.reference_scale
-    if not model.fuses and reference != 1:
-        raise InputError(f"‹reference_scale› {reference:g}: this model reads no reference; leave it at 1")
-    if mask == reference == 1:
-        return None
-    return partial(ConditionGuidance, mask_scale=mask, reference_scale=reference, split=options.split_guidance)
-
-
 def paint(
     model: ControlLDM,
     batch: Mapping[str, Any],
@@ -169,7 +135,7 @@ def paint(
         labels = np.stack([guide.labels(mask, (height, width)) for mask in batch["mask_path"]])
         rectifier = Rectifier(decode, guide, labels, options.rectify_steps, options.rectify_scale)
     latents = sample(
-        model,
+        sparing(model, options),
         cond,
         model.without_text(cond),
         x_T,
@@ -179,7 +145,7 @@ def paint(
         options.eta,
         seeds,
         spacing=options.spacing,
-        guidance=condition_guidance(model, options),
+        guidance=guidance_of(model, options),
         correct_x0=rectifier,
         split=options.split_guidance,
     )

@@ -5,8 +5,9 @@ Names of submodules are those of published Stable Diffusion and TISynth checkpoi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ldm.modules.layers import group_norm, zero_module
+
+K = TypeVar("K", bound="CachedContext")
 
 
 class CachedContext:
@@ -27,6 +30,7 @@ class CachedContext:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
+        self.times = 1
         self._key_value: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -34,12 +38,25 @@ class CachedContext:
         """(B, L, D)."""
         return self.tensor.shape
 
+    def repeated(self: K, times: int) -> K:
+        """The same for this many batches, one after the other along the batch; what is kept is shared."""
+        other = copy.copy(self)
+        other.times = times
+        return other
+
     def key_value(self, attention: CrossAttention) -> tuple[Tensor, Tensor]:
-        """Keys and values of one attention layer, each (B, heads, L, dim_head)."""
-        key = id(attention)
-        if key not in self._key_value:
-            self._key_value[key] = attention.key_value(self.tensor)
-        return self._key_value[key]
+        """Keys and values of one attention layer, each (times B, heads, L, dim_head)."""
+        layer = id(attention)
+        if layer not in self._key_value:
+            self._key_value[layer] = self.computed(attention)
+        if self.times == 1:
+            return self._key_value[layer]
+        key, value = (part.repeat(self.times, 1, 1, 1) for part in self._key_value[layer])
+        return key, value
+
+    def computed(self, attention: CrossAttention) -> tuple[Tensor, Tensor]:
+        """What ``key_value`` keeps, each (B, heads, L, dim_head)."""
+        return attention.key_value(self.tensor)
 
 
 Context = Tensor | CachedContext

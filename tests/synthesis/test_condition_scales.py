@@ -40,7 +40,7 @@ def test_one_and_one_cost_nothing_and_are_what_older_records_mean(cli, command, 
     line = cli.refused("inference", *command(out, "--mask-scale", "2"))
     assert "made with mask_scale 1.0, not 2.0" in line
 
-    monkeypatch.setattr("cldm.synthesis.run.ConditionGuidance", None)  # not even made
+    monkeypatch.setattr("cldm.synthesis.guiding.ConditionGuidance", None)  # not even made
     cli("inference", *command(tmp_path / "new", *ONLY, *ones))
     cli("inference", *command(tmp_path / "plain", *ONLY))
     assert np.array_equal(images(tmp_path / "new")[NAME], images(tmp_path / "plain")[NAME])
