@@ -5,11 +5,13 @@ from functools import partial
 import pytest
 import torch
 
-from cldm.build import create_model
+from cldm.benchmark.cost import synthesis_flops
+from cldm.build import create_model, load_config, outline
 from cldm.conditions import Conditions
 from cldm.fusion import AllInAttentionBlock, BranchFeature, JointContext
 from cldm.guidance import Acting, ConditionGuidance, SpannedGuidance
 from cldm.reuse import EncoderReuse, key_steps
+from cldm.synthesis.options import SamplingOptions
 from ldm.models.guidance import ClassifierFreeGuidance, IntervalGuidance, NoGuidance, SplitGuidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler
@@ -167,3 +169,14 @@ def test_key_steps():
     assert key_steps(("early",), 10) == [0, 1, 2, 3, 5, 7]
     assert key_steps(("every-3",), 8) == [0, 3, 6]
     assert key_steps(("2", "5"), 8) == [0, 2, 5]
+
+
+def test_operations_are_counted_without_weights():
+    model = outline(load_config(SMALL))
+
+    def flops(**options):
+        return synthesis_flops(model, SamplingOptions(steps=2, **options), 32, 32)
+
+    once, none = flops(scale=1.0), flops(scale=1.0, mask_strength=0.0, reference_strength=0.0)
+    whole, together = (flops(scale=1.0, reuse_encoder="all", key_steps=("0",), steps_at_once=n) for n in (1, 3))
+    assert none < whole == together < once
