@@ -321,9 +321,10 @@ def write_images(
         **parse_devices(options.gpus),
     )
     with working_in(options.outdir) if engine.is_global_zero else nullcontext():
-        with ctrl_c(), memory_for(options.batch_size):
+        painter = Synthesizer(model, options, recipe, judges)
+        with ctrl_c(), memory_for(options.batch_size), painter.pool:  # an error, too, waits for files half written
             engine.predict(
-                Synthesizer(model, options, recipe, judges),
+                painter,
                 datamodule=Jobs(dataset, jobs, options.batch_size, options.num_workers),
                 return_predictions=False,
             )
