@@ -6,7 +6,7 @@ Which images are still to be made, ``cldm.synthesis.planning`` says.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -38,6 +38,8 @@ from ldm.models.sampling import sample
 from ldm.training.stop_on_signal import ctrl_c
 
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
+# told at each step: its number, and what decodes the images (B, 3, H, W), about [-1, 1], as they are predicted then
+Watch = Callable[[int, Callable[[], torch.Tensor]], None]
 RECORDED = ("job_seed", "txt", "mask_path", "mask_hash", "reference_path", "reference_hash")  # for ``Recipe.sample``
 
 
@@ -115,11 +117,12 @@ def paint(
     options: SamplingOptions,
     guide: Judge | None = None,
     candidate: int = 0,
+    watch: Watch | None = None,
 ) -> torch.Tensor:
     """Images (B, 3, H, W), about [-1, 1], of a batch of jobs, guided by a segmentor if there is one.
 
     An image's noise follows from its seed, its mask's name and the candidate's number alone: it is the same in any
-    batch and on any device.
+    batch and on any device, watched or not.
     """
     seeds = [noise_seed(*job, candidate) for job in zip(batch["job_seed"], batch["name"], strict=True)]
     cond = model.conditions(batch, seeds if options.reference_latent == "sample" else None)
@@ -147,13 +150,18 @@ def paint(
         spacing=options.spacing,
         guidance=guidance_of(model, options),
         correct_x0=rectifier,
+        watch=None if watch is None else lambda i, x0: watch(i, lambda: model.decode_first_stage(x0.to(x_T.dtype))),
         split=options.split_guidance,
     )
     return model.decode_first_stage(latents.to(x_T.dtype))
 
 
 def painted(
-    model: ControlLDM, batch: Mapping[str, Any], options: SamplingOptions, judges: Judges = NO_JUDGES
+    model: ControlLDM,
+    batch: Mapping[str, Any],
+    options: SamplingOptions,
+    judges: Judges = NO_JUDGES,
+    watch: Watch | None = None,
 ) -> list[Painted]:
     """The image of each job of a batch: of its candidates, the best.
 
@@ -162,7 +170,7 @@ def painted(
     """
 
     def make(some: Mapping[str, Any], candidate: int) -> NDArray[Any]:
-        made = paint(model, some, options, judges.guide, candidate)
+        made = paint(model, some, options, judges.guide, candidate, watch)
         if not torch.isfinite(made).all():
             names = ", ".join(some["job_name"])
             raise InputError(f"not a number in one of the images {names}; take another ‹precision› or checkpoint")
@@ -176,6 +184,7 @@ def synthesize(
     items: PairedImages,
     options: SamplingOptions,
     judges: Judges = NO_JUDGES,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Makes images in this process, on the model's device, and writes nothing: for notebooks and other programs.
 
@@ -184,6 +193,7 @@ def synthesize(
         items: masks, references and prompts.
         options: how, and which seeds of each item.
         judges: segmentors that guide and choose (``segmentation.judge.open_judge``).
+        watch: sees each batch's images grow; what it raises ends the synthesis.
 
     Yields:
         name (``<mask name>_seed_<seed>``) and image, batch by batch: (H, W, 3) uint8, or (H, W, bands) in numbers of
@@ -196,7 +206,7 @@ def synthesize(
     for batch in batch_loader(items, jobs, same_size_batches(items, jobs, options.batch_size), options.num_workers):
         with torch.inference_mode():
             on_device = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            images = painted(model, on_device, options, judges)
+            images = painted(model, on_device, options, judges, watch)
         for name, one in zip(batch["job_name"], images, strict=True):
             yield name, as_numbers(one.image, model.bands)
 

@@ -36,6 +36,7 @@ def sample(
     guidance: Callable[..., Guidance] | None = None,
     callback: Callable[[int, int, Tensor], None] | None = None,
     correct_x0: Callable[[int, Tensor], Tensor] | None = None,
+    watch: Callable[[int, Tensor], None] | None = None,
     split: bool = False,
     reuse: bool = True,
     share: bool = True,
@@ -58,6 +59,8 @@ def sample(
         callback: called after each step with its number from 0, its time step, and the latent (B, C, h, w) so far.
         correct_x0: called at each step with its number from 0 and the predicted clean latent (B, C, h, w), and gives
             the one to go on with; whatever the network predicts and whichever solver takes it.
+        watch: called at each step with its number from 0 and the predicted clean latent (B, C, h, w), as the network
+            has it; nothing of the images changes by it.
         split: take ``SplitGuidance``.
         reuse: remember what no time step changes; False computes it anew.
         share: without effect; earlier versions computed what both texts share once.
@@ -82,8 +85,11 @@ def sample(
     for i, t in enumerate(tqdm(scheduler.timesteps, disable=not progress, desc=sampler, leave=False)):
         x_t = scheduler.scale_model_input(x, t)  # sqrt(abar) x_0 + sqrt(1 - abar) eps, however the solver scales x
         prediction = predict(x_t.to(x_T.dtype), t.expand(x.shape[0])).to(precise)
-        if correct_x0 is not None:
+        if watch is not None or correct_x0 is not None:
             abar = scheduler.alphas_cumprod[int(t)].to(x_t)
+        if watch is not None:
+            watch(i, clean(prediction, x_t, abar, model.parameterization))
+        if correct_x0 is not None:
             prediction = corrected(prediction, x_t, abar, model.parameterization, partial(correct_x0, i))
         extra = {}
         if eta:
@@ -112,6 +118,26 @@ def guided(
     return guidance(model, cond, uncond, scale)
 
 
+def clean(prediction: Tensor, x_t: Tensor, abar: Tensor, parameterization: str) -> Tensor:
+    """The clean latent that a prediction means.
+
+    With x_t = s x_0 + n eps, s = sqrt(abar) and n = sqrt(1 - abar): x_0 = (x_t - n eps) / s, and of v = s eps - n x_0
+    it is s x_t - n v.
+
+    Args:
+        prediction: of the network (B, C, h, w).
+        x_t: noisy latent (B, C, h, w).
+        abar: of the time step, below 1; above 0 for ``eps``.
+        parameterization: ``eps``, ``v`` or ``x0``.
+    """
+    signal, noise = abar.sqrt(), (1 - abar).sqrt()
+    if parameterization == "x0":
+        return prediction
+    if parameterization == "v":
+        return signal * x_t - noise * prediction
+    return (x_t - noise * prediction) / signal
+
+
 def corrected(
     prediction: Tensor, x_t: Tensor, abar: Tensor, parameterization: str, correct: Callable[[Tensor], Tensor]
 ) -> Tensor:
@@ -128,10 +154,8 @@ def corrected(
         correct: predicted clean latent -> the one that takes its place.
     """
     signal, noise = abar.sqrt(), (1 - abar).sqrt()
+    x0 = clean(prediction, x_t, abar, parameterization)
     if parameterization == "x0":
-        return correct(prediction)
-    if parameterization == "v":
-        x0, slope = signal * x_t - noise * prediction, -1 / noise
-    else:
-        x0, slope = (x_t - noise * prediction) / signal, -signal / noise
+        return correct(x0)
+    slope = -1 / noise if parameterization == "v" else -signal / noise
     return prediction + slope * (correct(x0) - x0)

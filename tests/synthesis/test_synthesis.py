@@ -84,6 +84,7 @@ def test_called_from_python_it_yields_the_commands_images(cli, command, scenes, 
     from cldm.data.pairs import PairedImages
     from cldm.synthesis.options import SamplingOptions
     from cldm.synthesis.run import synthesize
+    from common.pictures import to_uint8
 
     model = create_model(SMALL, ckpt)
     items = PairedImages(
@@ -94,7 +95,13 @@ def test_called_from_python_it_yields_the_commands_images(cli, command, scenes, 
         use_reference=True,
         multiple_of=model.multiple,
     )
-    yielded = dict(synthesize(model, items, SamplingOptions(steps=3, scale=2.0, seed=5, batch_size=3, num_workers=0)))
+    seen = []
+    options = SamplingOptions(steps=3, scale=2.0, seed=5, batch_size=3, num_workers=0)
+    yielded = dict(synthesize(model, items, options, watch=lambda i, see: seen.append((i, see()))))
+    assert [i for i, _ in seen] == [0, 1, 2] * 3
+    first = np.stack(list(yielded.values())[:3]).astype(float)
+    away = [np.abs(to_uint8(images) - first).mean() for _, images in seen[:3]]  # they grow towards the images
+    assert away[0] > away[1] > away[2] and away[2] < 10
     cli("inference", *command(tmp_path, "--batch-size", 3))
     written = images(tmp_path)
     assert {f"{name}.png" for name in yielded} == set(written)
