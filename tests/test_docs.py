@@ -9,28 +9,24 @@ import sys
 
 import pytest
 
+from cldm.synthesis.records import Sample
 from cldm.training.published_line import TRAINER, WITHOUT_EFFECT
+from common.bands import Bands
+from post_processing.filter_state import FilteredRecord, RealLoss, RealRecord
 from tests.conftest import ROOT, SMALL
+from tisynth.__main__ import COMMANDS
 
-PAGES = [
-    "docs/from_published.md",
-    "docs/geotiff.md",
-    "docs/made_to_help.md",
-    "docs/memory.md",
-    "docs/diffusers.md",
-    "docs/proof.md",
-    "docs/python.md",
-    "docs/recipe.md",
-    "docs/scenes.md",
-    "docs/speed_and_use.md",
-    "docs/audit.md",
-    "docs/your_data.md",
-    "README.md",
-    "configs/gss/README.md",
-]
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "configs" / "gss" / "README.md")
+    if path.name != "CHANGELOG.md"  # tells of what was, too
+)
 FOLDERS = "cldm|common|configs|demo|docs|gss|importing|ldm|post_processing|scripts|segmentation|tests"
 MADE = ("demo/output", "configs/train/my")  # by commands, or by the reader
-COMMAND = re.compile(r"(?:^|\s)(?:bash ([a-z]+)\.sh|(?:python|torchrun .*) -m scripts\.(\w+))(?=\s|$)")
+COMMAND = re.compile(
+    r"(?:^|\s)(?:bash (?P<shell>[a-z]+)\.sh|(?:python|torchrun .*) -m scripts\.(?P<module>\w+)"
+    r"|tisynth (?P<name>[a-z][a-z-]+))(?=\s|$)"
+)
 OPTION = re.compile(r"--[A-Za-z][\w-]*")
 LIGHTNING = {f"--{name}" for name in (*TRAINER, *WITHOUT_EFFECT, "accelerator", "devices", "resume_from_checkpoint")}
 
@@ -55,6 +51,14 @@ def options():
     return {}
 
 
+def script_of(match):
+    """The script that a line calls, under whatever of its names."""
+    if match["name"]:
+        assert match["name"] in COMMANDS, match[0]
+        return COMMANDS[match["name"]][0]
+    return match["shell"] or match["module"]
+
+
 def options_of(command, known, cli):
     if command not in known:
         assert (ROOT / "scripts" / f"{command}.py").is_file(), command
@@ -71,9 +75,9 @@ def test_options_exist(page, cli, options):
     text = (ROOT / page).read_text()
     for line in [*blocks(text), *inline(text)]:
         match = COMMAND.search(line)
-        if match is None or "$tools" in line:
+        if match is None or "$tools" in line or match["name"] == "configs":
             continue
-        known = options_of(match[1] or match[2], options, cli)
+        known = options_of(script_of(match), options, cli)
         for word in shlex.split(line[match.end() :], comments=True):
             name = word.partition("=")[0]
             assert not OPTION.fullmatch(name) or name in known, f"{page}: {line.strip()}: {name}"
@@ -94,9 +98,59 @@ def test_options_exist(page, cli, options):
 def test_files_and_tests_exist(page):
     text = (ROOT / page).read_text()
     for name in re.findall(rf"(?<![\w/.-])(?:{FOLDERS})/[\w./-]*\w", "\n".join([*blocks(text), *inline(text)])):
-        assert name.startswith(MADE) or (ROOT / name).exists(), f"{page}: {name}"
+        stands_for_any = re.search(r"/[A-Z]+(\.\w+)?$", name)
+        there = (ROOT / name).exists() or (ROOT / "tests" / name).exists()  # docs/reliability.md names tests from there
+        assert stands_for_any or name.startswith(MADE) or there, f"{page}: {name}"
     for name, test in re.findall(r"`(tests/[\w/]+\.py): (test_\w+)", text):
         assert f"def {test}(" in (ROOT / name).read_text(), f"{page}: {name}: {test}"
+
+
+def anchors(text):
+    """What a link may name behind ``#``: headings as MkDocs and GitHub turn them into names."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    """Relative links and pictures; MkDocs checks them as well, but it is not among what the tests need."""
+    path = ROOT / page
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text)):
+        if "://" in target:
+            continue
+        name, _, place = target.partition("#")
+        linked = (path.parent / name).resolve() if name else path
+        assert linked.is_file(), f"{page}: {target}"
+        if page.startswith("docs/"):  # the site has no other files
+            assert linked.is_relative_to(ROOT / "docs"), f"{page}: {target}"
+        if place and linked.name == "commands.md":
+            assert place in COMMANDS, f"{page}: {target}"
+        elif place:
+            assert place in anchors(linked.read_text()), f"{page}: {target}"
+
+
+def test_each_page_is_in_the_sites_menu():
+    menu = re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(menu) == sorted(pages)
+
+
+def test_the_reference_names_what_is_there():
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M):
+            module, _, last = name.rpartition(".")
+            path = ROOT / f"{name.replace('.', '/')}.py"
+            assert path.is_file() or defined(ROOT / f"{module.replace('.', '/')}.py", last), f"{page.name}: {name}"
+
+
+def test_formats_names_every_field():
+    told = (ROOT / "docs" / "formats.md").read_text()
+    fields = {name for kind in (Sample, FilteredRecord, RealRecord, RealLoss) for name in kind.model_fields}
+    assert [name for name in sorted(fields) if f"`{name}`" not in told] == []
+    told = (ROOT / "docs" / "geotiff.md").read_text()
+    assert [name for name in Bands.model_fields if f"`{name}`" not in told] == []
 
 
 def test_the_script_that_prepares_data(scenes, tmp_path, cli, monkeypatch):
