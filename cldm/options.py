@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.converters import batch_size, integer, pixels, random_seed
+from common.converters import batch_size, integer, number, pixels, random_seed
 from common.errors import InputError
 from common.options import Options, option
 
@@ -34,7 +34,39 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartCheckpointOptions(ModelOptions):
+class LoraFileOptions(ModelOptions):
+    """LoRA weights that are added to a model's own."""
+
+    lora: tuple[Path, ...] = option(
+        (),
+        metavar="FILE",
+        help="LoRA weights made for Stable Diffusion 1.x, by diffusers' or kohya's names, to be added to the U-Net's "
+        "and the text encoder's",
+    )
+    lora_scale: tuple[float, ...] = option(
+        (1.0,), convert=number(-10, 10), metavar="S", help="multiplies what they change: one number, or one a file"
+    )
+    allow_mismatch: tuple[str, ...] = option(
+        (),
+        metavar="MODULE",
+        help="modules that the weights need not fit; lora: leave out what of --lora fits nowhere",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.lora_scale) not in (1, len(self.lora)):
+            told = " ".join(f"{scale:g}" for scale in self.lora_scale)
+            raise InputError(f"‹lora_scale› {told}: write one number, or one for each of {len(self.lora)} ‹lora›")
+
+    @property
+    def lora_files(self) -> list[tuple[Path, float]]:
+        """Files and their scales."""
+        scales = self.lora_scale * len(self.lora) if len(self.lora_scale) == 1 else self.lora_scale
+        return list(zip(map(Path, self.lora), scales, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartCheckpointOptions(LoraFileOptions):
     """What the start checkpoint is made of, and where it is written."""
 
     config: Path = option(metavar="YAML", help="the model's settings")
@@ -58,7 +90,7 @@ class StartCheckpointOptions(ModelOptions):
         (),
         metavar="MODULE",
         help="modules that the sources may lack, have more of or have in another shape; these stay random; all: any; "
-        "nan: take weights that are NaN or infinite",
+        "nan: take weights that are NaN or infinite; lora: leave out what of --lora fits nowhere",
     )
 
 

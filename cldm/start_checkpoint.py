@@ -9,6 +9,7 @@ import torch
 
 from cldm.build import create_model, load_config
 from cldm.growth import grow, sides
+from cldm.lora_files import ALLOWED, read_loras
 from cldm.options import StartCheckpointOptions
 from cldm.start_weights import fill, origin_table, source_weights
 from common.errors import InputError
@@ -36,7 +37,7 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
         raise InputError(f"‹out› {out}: end it with .safetensors or .ckpt")
     check_writable(out.parent, "‹out›")
     trust(options.trust)
-    load_config(options.config)
+    params = load_config(options.config).model.params
     models = None if options.grow is None else sides(options.grow, options.config)
     for source in options.source:  # a bad one is refused before the model, which takes minutes, is built
         read_state_dict(source, options.use_ema)
@@ -45,9 +46,13 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
     model = create_model(options.config, **without_lora)
     own = model.state_dict()
     state, origin = source_weights(own, options.source, options.reset_branches, options.use_ema)
-    grown = [] if models is None else grow(state, origin, own, models, options.allow_mismatch)
+    allow = [module for module in options.allow_mismatch if module != ALLOWED]
+    grown = [] if models is None else grow(state, origin, own, models, allow)
+    loras = read_loras(options, own, params)
+    for lora in loras:  # before the branches become copies of the encoder
+        state.update(lora.changed(state))
     fill(state, origin, own)
-    load_weights(model, state, options.allow_mismatch, name=" + ".join(map(str, options.source)))
+    load_weights(model, state, allow, name=" + ".join(map(str, options.source)))
 
     dtype = DTYPES[options.precision]
     weights = {
@@ -59,6 +64,8 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
             weights, f"‹precision› {options.precision}", "beyond what it holds: take ‹precision› bf16 or fp32"
         )
     made_from = {"sources": json.dumps([source.name for source in options.source]), "seed": str(options.seed)}
+    if loras:
+        made_from["lora"] = json.dumps([[lora.path.name, lora.scale] for lora in loras])
     if options.grow is not None:
         made_from["grow"] = options.grow.name
     save_state_dict(weights, out, made_from)
@@ -69,4 +76,9 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
         largest_first = sorted(counts.items(), key=lambda item: -item[1])
         lines.append(f"{module}: " + ", ".join(f"{count} {what}" for what, count in largest_first))
     numbers = sum(value.numel() for value in own.values())
-    return [*lines, *grown, f"{out}: {len(own)} tensors, {numbers:,} numbers, {options.precision}"]
+    return [
+        *lines,
+        *grown,
+        *(lora.line() for lora in loras),
+        f"{out}: {len(own)} tensors, {numbers:,} numbers, {options.precision}",
+    ]

@@ -25,6 +25,16 @@ def first_stage_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**vae_to_published({key: value for key, value in state.items() if key not in linear}), **linear}
 
 
+def names_of(state: Mapping[str, Tensor], translate: Translate) -> dict[str, str]:
+    """diffusers' names of a whole network's weights -> published ones.
+
+    Args:
+        state: all weights of the network, by diffusers' names.
+        translate: see ``take``.
+    """
+    return dict(zip(state, translate(state), strict=True))
+
+
 def take(network: nn.Module, state: Mapping[str, Tensor], translate: Translate, dtype: torch.dtype) -> nn.Module:
     """Gives a network of diffusers the weights of ours.
 
@@ -41,7 +51,7 @@ def take(network: nn.Module, state: Mapping[str, Tensor], translate: Translate, 
         InputError: the two do not have the same weights.
     """
     own = network.state_dict()
-    names = dict(zip(own, translate(own), strict=True))
+    names = names_of(own, translate)
     if different := sorted(set(names.values()) ^ state.keys()):
         raise InputError(
             f"diffusers' {type(network).__name__} is another network: {one_line(', '.join(different[:3]))} "

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from cldm.build import create_model, load_config
 from cldm.control_ldm import ControlLDM
 from cldm.data.pairs import PairedImages
+from cldm.lora_files import ALLOWED, add_loras, file_of
 from cldm.synthesis.formats import check_formats, options_of
 from cldm.synthesis.guiding import few_steps, guidance_of
 from cldm.synthesis.judging import NO_JUDGES, Judges
@@ -108,8 +109,15 @@ def never_hidden(options: SynthesisOptions) -> list[str]:
 
 def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages, judges: Judges = NO_JUDGES) -> Recipe:
     """What the records of these images will say."""
-    of_model = {**identity(options.config, options.ckpt, options.use_ema), "precision": options.precision}
-    spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr)
+    files = [(file_of(path), scale) for path, scale in options.lora_files]
+    of_model = {
+        **identity(options.config, options.ckpt, options.use_ema),
+        "lora": [path.name for path, _ in files],
+        "lora_hash": [file_hash(path) for path, _ in files],
+        "lora_scale": [scale for _, scale in files],
+        "precision": options.precision,
+    }
+    spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr, options.sampler)
     return Recipe(items, replace(options, spacing=spacing), of_model, partial(reading, model), judges)
 
 
@@ -161,7 +169,9 @@ def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judge
     judges = open_judges()
     stated = None if options.bands is None else read_bands_file(options.bands)
     over = {} if stated is None else {"bands": stated.model_dump(exclude_defaults=True)}
-    model = create_model(options.config, options.ckpt, options.allow_mismatch, use_ema=options.use_ema, **over)
+    allow = [module for module in options.allow_mismatch if module != ALLOWED]
+    model = create_model(options.config, options.ckpt, allow, use_ema=options.use_ema, **over)
+    added = add_loras(model, options, load_config(options.config).model.params)
     if options.rgb is not None:
         if model.bands is None:
             raise InputError("‹rgb›: the model's images have three bands, which pictures show; leave it out")
@@ -180,8 +190,9 @@ def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judge
         read_long_prompts(model)
     first = first_process()
     if first:
-        if line := options.preset_line():
-            print(line)
+        for line in (*added, options.preset_line()):
+            if line:
+                print(line)
         remedy = "shorten it" if options.long_prompts else "‹long_prompts› reads more, in windows of 75 tokens"
         for line in [*cut_lines(model, items, remedy), *few_steps(model, options), *never_hidden(options)]:
             note(line, sys.stdout)

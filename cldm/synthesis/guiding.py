@@ -13,6 +13,7 @@ from cldm.reuse import EncoderReuse, key_steps
 from cldm.synthesis.options import SamplingOptions
 from cldm.synthesis.saving_options import WHOLE
 from common.errors import InputError
+from ldm.models.choices import CONSISTENCY
 from ldm.models.guidance import ClassifierFreeGuidance, Guidance, IntervalGuidance, NoGuidance, SplitGuidance
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 
@@ -23,18 +24,23 @@ def time_steps_of(model: ControlLDM, options: SamplingOptions) -> list[float]:
     Raises:
         InputError: a number of steps that cannot be.
     """
-    spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr)
+    spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr, options.sampler)
     scheduler = make_scheduler(options.sampler, model.betas, model.parameterization, spacing)
     return [float(t) for t in set_time_steps(scheduler, options.steps)]
 
 
 def few_steps(model: ControlLDM, options: SamplingOptions) -> list[str]:
-    """A line about steps that begin too far from noise; none where all is well.
+    """A line about steps that begin too far from noise, and one about guidance that is there twice.
 
     Raises:
         InputError: a number of steps that cannot be.
     """
     start, total = int(time_steps_of(model, options)[0]), len(model.betas)
+    if options.sampler in CONSISTENCY and options.scale > 2:
+        return [
+            f"‹scale› {options.scale:g}: what was distilled for ‹sampler› {options.sampler} has guidance within; take "
+            "1 to 2, unless yours has none"
+        ]
     if start > 0.85 * total:
         return []
     spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr)

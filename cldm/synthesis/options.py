@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cldm.data.choices import REFERENCE_FITS
-from cldm.options import MODEL, ModelOptions
+from cldm.options import MODEL, LoraFileOptions
 from cldm.synthesis.saving_options import SavingOptions
 from common.converters import batch_size, integer, number, pixels, workers
 from common.errors import InputError
 from common.options import option
-from ldm.models.choices import SAMPLERS, SPACINGS
+from ldm.models.choices import CONSISTENCY, SAMPLERS, SPACINGS, TAKE_ETA
 
 REFERENCE_LATENTS = ("mode", "sample")
 PRECISIONS = ("32", "bf16", "16", "bf16-mixed", "16-mixed")
@@ -34,15 +34,20 @@ class SamplingOptions(SavingOptions):
         1.0, convert=number(0, 1000), help="the same of the reference, for drop_reference_p; each takes a prediction"
     )
     steps: int = option(50, names=("--ddim-steps", "--steps"), convert=integer(1, 500), help="denoising steps")
-    sampler: str = option("ddim", choices=SAMPLERS, help="solver")
+    sampler: str = option(
+        "ddim", choices=SAMPLERS, help="solver; lcm and tcd: for LoRA weights (--lora) that were made for a few steps"
+    )
     spacing: str = option(
         "auto",
         choices=SPACINGS,
         help="time steps: leading (published), or trailing, from the noise's end, for few steps; auto: leading, but "
-        "trailing for a single step, and for a model whose noise process ends in noise alone",
+        "trailing for a single step, for a model whose noise process ends in noise alone, and for lcm and tcd",
     )
     eta: float = option(
-        0.0, names=("--ddim-eta",), convert=number(0, 1), help="share of fresh noise a step, for ddim; 0: deterministic"
+        0.0,
+        names=("--ddim-eta",),
+        convert=number(0, 1),
+        help="share of fresh noise a step, for ddim and tcd; 0: deterministic",
     )
     reference_latent: str = option(
         "mode",
@@ -69,8 +74,10 @@ class SamplingOptions(SavingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.eta and self.sampler != "ddim":
-            raise InputError(f"‹eta› {self.eta}: only ‹sampler› ddim takes fresh noise")
+        if self.eta and self.sampler not in TAKE_ETA:
+            raise InputError(f"‹eta› {self.eta}: only ‹sampler› {' and '.join(TAKE_ETA)} take a share of fresh noise")
+        if self.sampler in CONSISTENCY and self.spacing == "leading":
+            raise InputError(f"‹spacing› leading: the time steps of ‹sampler› {self.sampler} begin at the noise's end")
         last = self.key_steps[-1]
         if self.reuse_encoder != "none" and last.isdecimal() and int(last) >= self.steps:
             raise InputError(f"‹key_steps› {last}: the last of {self.steps} ‹steps› is {self.steps - 1}")
@@ -87,13 +94,17 @@ class SamplingOptions(SavingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthesisOptions(SamplingOptions, ModelOptions):
+class SynthesisOptions(SamplingOptions, LoraFileOptions):
     """Which model makes images of which list, and how they are written into a folder."""
 
     config: Path = option(MODEL, metavar="YAML", help="model settings, or a training run's config.yaml")
     ckpt: Path = option(help="weights: .ckpt, .safetensors or a diffusers folder")
     use_ema: bool = option(False, help="use the checkpoint's running averages (model_ema.*)")
-    allow_mismatch: tuple[str, ...] = option((), metavar="MODULE", help="modules that --ckpt need not fit")
+    allow_mismatch: tuple[str, ...] = option(
+        (),
+        metavar="MODULE",
+        help="modules that --ckpt need not fit; lora: leave out what of --lora fits nowhere",
+    )
     data_root: str | Path = option(metavar="DIR", help="folder that the list's paths are relative to")
     items: str | Path = option(names=("--train-txt-file", "--txt-file"), metavar="FILE", help="items with ref_image")
     outdir: Path = option(metavar="DIR", help="folder of the images; made if need be")

@@ -84,6 +84,9 @@ class Sample(Record):
     use_ema: bool | None = None
     config: str | None = None
     config_hash: str | None = None
+    lora: list[str] = []
+    lora_hash: list[str] = []
+    lora_scale: list[float] = []
     precision: str | None = None
 
 

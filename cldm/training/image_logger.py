@@ -96,7 +96,7 @@ class ImageLogger(pl.Callback):
         """
         try:
             betas = torch.from_numpy(make_betas(len(model.betas), 1e-4, 0.02))  # an outline has no numbers
-            spacing = spacing_of("auto", self.steps, model.zero_terminal_snr)
+            spacing = spacing_of("auto", self.steps, model.zero_terminal_snr, self.sampler)
             set_time_steps(make_scheduler(self.sampler, betas, spacing=spacing), self.steps)
         except InputError as error:
             raise InputError(f"image_logger: steps: {self.steps}: {str(error).partition(': ')[2]}") from error

@@ -3,6 +3,9 @@
 Imports nothing, so that a command line can list them.
 """
 
-SAMPLERS = ("ddim", "dpmsolver++", "unipc", "euler")
+SOLVERS = ("ddim", "dpmsolver++", "unipc", "euler")  # of the probability flow, of any model
+CONSISTENCY = ("lcm", "tcd")  # of models, or of LoRA weights, that were distilled for a few steps
+SAMPLERS = (*SOLVERS, *CONSISTENCY)
+TAKE_ETA = ("ddim", "tcd")
 SPACINGS = ("auto", "leading", "trailing")
 LOGGERS = ("tensorboard", "csv", "wandb")  # see ``ldm.training.loggers``

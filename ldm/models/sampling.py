@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.rng import Stream, item_noise, seed_from
+from ldm.models.choices import CONSISTENCY, TAKE_ETA
 from ldm.models.conditions import TextConditions
 from ldm.models.guidance import ClassifierFreeGuidance, Guidance, NoGuidance, SplitGuidance
 from ldm.models.schedule import ends_in_noise, make_scheduler, set_time_steps, spacing_of
@@ -51,7 +52,8 @@ def sample(
         steps: denoising steps, 1 to half the noise process's: beyond, leading time steps would begin far from noise.
         sampler: one of ``ldm.models.schedule.SAMPLERS``.
         guidance_scale: 1 is no guidance.
-        eta: share of fresh noise a step, DDIM alone (Song et al. 2021, equation 16); 0 is deterministic.
+        eta: share of fresh noise a step: of DDIM (Song et al. 2021, equation 16), or TCD's gamma (Zheng et al. 2024);
+            0 is deterministic. LCM draws all noise anew at each step (Luo et al. 2023, algorithm 1), and takes none.
         seeds: one seed an image for that noise, so that an image does not depend on its batch.
         progress: show a bar.
         spacing: of the time steps, see ``ldm.models.schedule.spacing_of``.
@@ -71,10 +73,11 @@ def sample(
     Raises:
         InputError: a sampler, number of steps or eta that cannot be.
     """
-    spacing = spacing_of(spacing, steps, ends_in_noise(model.betas))
+    spacing = spacing_of(spacing, steps, ends_in_noise(model.betas), sampler)
     scheduler = make_scheduler(sampler, model.betas, model.parameterization, spacing)
-    if eta and sampler != "ddim":
-        raise InputError(f"‹eta› {eta}: only the sampler ddim takes fresh noise; leave it at 0 for {sampler}")
+    if eta and sampler not in TAKE_ETA:
+        takes = " and ".join(TAKE_ETA)
+        raise InputError(f"‹eta› {eta}: only the samplers {takes} take a share of noise; leave it at 0 for {sampler}")
     set_time_steps(scheduler, steps, x_T.device)
     given = [model.prepare(one) for one in (cond, uncond) if one is not None]
     if not reuse:
@@ -91,14 +94,19 @@ def sample(
             watch(i, clean(prediction, x_t, abar, model.parameterization))
         if correct_x0 is not None:
             prediction = corrected(prediction, x_t, abar, model.parameterization, partial(correct_x0, i))
-        extra = {}
-        if eta:
-            fresh = [seed_from(seed, Stream.SAMPLER, i) for seed in seeds or range(x.shape[0])]
-            extra = {"eta": eta, "variance_noise": item_noise(fresh, x.shape[1:]).to(x)}
-        x = scheduler.step(prediction, t, x, **extra).prev_sample
+        fresh = [seed_from(seed, Stream.SAMPLER, i) for seed in seeds or range(x.shape[0])]
+        x = scheduler.step(prediction, t, x, **_noise(sampler, eta, fresh, x)).prev_sample
         if callback is not None:
             callback(i, int(t), x)
     return x
+
+
+def _noise(sampler: str, eta: float, seeds: Sequence[int], x: Tensor) -> dict[str, Any]:
+    """What a step is given of an image's own noise: diffusers draws from a generator for each, or is given it."""
+    if sampler in CONSISTENCY:
+        own = {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
+        return own if sampler == "lcm" else {**own, "eta": eta}
+    return {"eta": eta, "variance_noise": item_noise(seeds, x.shape[1:]).to(x)} if eta else {}
 
 
 def guided(

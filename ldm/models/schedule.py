@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import InputError
-from ldm.models.choices import SAMPLERS, SPACINGS
+from ldm.models.choices import CONSISTENCY, SAMPLERS, SPACINGS
 
+DISTILLED_STEPS = 50  # of consistency distillation (Luo et al. 2023): those of its models are among them
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
@@ -71,7 +72,7 @@ def schedule_buffers(betas: NDArray[Any]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(table.astype(np.float32)) for name, table in tables.items()}
 
 
-def spacing_of(spacing: str, steps: int, all_noise: bool = False) -> str:
+def spacing_of(spacing: str, steps: int, all_noise: bool = False, sampler: str = "ddim") -> str:
     """``leading`` or ``trailing``; ``auto`` is leading, as published, but for a single step.
 
     Where the noise process ends in noise alone (``all_noise``, see ``ends_in_noise``), ``auto`` is trailing: a sampling
@@ -79,13 +80,17 @@ def spacing_of(spacing: str, steps: int, all_noise: bool = False) -> str:
 
     Leading time steps begin at 1 + (steps - 1) * (T // steps), of T: pure noise is taken for what is half noise where
     there are two steps, and for a finished image where there is one, which is then all that comes out. Trailing ones
-    begin at the end of the noise process (Lin et al. 2024, section 3.3).
+    begin at the end of the noise process (Lin et al. 2024, section 3.3). So do those of ``CONSISTENCY``'s samplers.
 
     Raises:
-        InputError: unknown spacing.
+        InputError: unknown spacing, or one that the sampler does not have.
     """
     if spacing not in SPACINGS:
         raise InputError(f"‹spacing› {spacing}: choose one of {', '.join(SPACINGS)}")
+    if sampler in CONSISTENCY:
+        if spacing == "leading":
+            raise InputError(f"‹spacing› leading: the time steps of ‹sampler› {sampler} begin at the noise's end")
+        return "trailing"
     if spacing == "auto":
         return "trailing" if steps == 1 or all_noise else "leading"
     return spacing
@@ -119,6 +124,9 @@ def make_scheduler(sampler: str, betas: Tensor, parameterization: str = "eps", s
         return diffusers.UniPCMultistepScheduler(**common)
     if sampler == "euler":
         return diffusers.EulerDiscreteScheduler(**common)
+    if sampler in CONSISTENCY:
+        made = diffusers.LCMScheduler if sampler == "lcm" else diffusers.TCDScheduler
+        return made(original_inference_steps=min(DISTILLED_STEPS, len(betas)), **common)
     raise InputError(f"‹sampler› {sampler}: choose one of {', '.join(SAMPLERS)}")
 
 
@@ -126,12 +134,14 @@ def set_time_steps(scheduler: Any, steps: int, device: torch.device | str | None
     """Sets a scheduler's time steps and returns them, the noisiest first.
 
     Raises:
-        InputError: more than half the noise process's (leading ones would begin far from noise), or a number that
-            trailing ones cannot have: rounding then adds one below zero.
+        InputError: more than half the noise process's (leading ones would begin far from noise), or than those of
+            consistency distillation; or a number that trailing ones cannot have: rounding then adds one below zero.
     """
     total = scheduler.config.num_train_timesteps
-    if not 1 <= steps <= total // 2:
-        raise InputError(f"‹steps› {steps}: must be 1 to {total // 2}")
+    distilled = scheduler.config.get("original_inference_steps")
+    most = distilled or total // 2
+    if not 1 <= steps <= most:
+        raise InputError(f"‹steps› {steps}: must be 1 to {most}" + (", with lcm and tcd" if distilled else ""))
     scheduler.set_timesteps(steps, device=device)
     times: Tensor = scheduler.timesteps
     if len(times) != steps or times.min() < 0:

@@ -14,11 +14,11 @@ from cldm.build import create_model
 from cldm.data.pairs import PairedImages
 from common.errors import InputError
 from common.rng import Stream, seed_from
+from ldm.models.choices import SOLVERS
 from ldm.models.conditions import TextConditions
 from ldm.models.objective import min_snr_weight, time_steps
 from ldm.models.sampling import sample
 from ldm.models.schedule import (
-    SAMPLERS,
     ends_in_noise,
     make_betas,
     make_scheduler,
@@ -98,7 +98,7 @@ class Gaussian:
 
 
 @pytest.mark.parametrize("parameterization", ["v", "x0"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", SOLVERS)
 def test_sampling_begins_at_the_noises_end(sampler, parameterization):
     model = Gaussian(parameterization)
     x_T = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))

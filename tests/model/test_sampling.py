@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from common.errors import InputError
+from common.rng import Stream, seed_from
+from ldm.models.choices import CONSISTENCY, SOLVERS
 from ldm.models.conditions import TextConditions
 from ldm.models.guidance import ClassifierFreeGuidance, NoGuidance, SplitGuidance
 from ldm.models.sampling import sample
-from ldm.models.schedule import SAMPLERS, make_betas, make_scheduler, schedule_buffers
+from ldm.models.schedule import make_betas, make_scheduler, schedule_buffers
 
 BETAS = make_betas(1000, 0.00085, 0.012)
 
@@ -40,7 +42,7 @@ class GaussianModel:
 
 
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", SOLVERS)
 def test_solvers_reach_the_probability_flows_end(sampler, parameterization):
     # the flow of Gaussian data only scales: x_0 = mean + s (x_T - sqrt(a) mean) / sqrt(a s^2 + 1 - a)
     model = GaussianModel(0.3, 0.5, parameterization)
@@ -106,7 +108,7 @@ def test_the_callback_sees_each_step():
 
 
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", SOLVERS)
 def test_a_predicted_clean_latent_can_be_replaced(sampler, parameterization):
     model, seen = GaussianModel(0.3, 0.5, parameterization), []
     x_T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -135,3 +137,42 @@ def test_impossible_options_are_refused():
     for options in ({"steps": 0}, {"steps": 2000}, {"sampler": "magic"}, {"sampler": "unipc", "eta": 1.0}):
         with pytest.raises(InputError):
             sample(model, {"c_crossattn": []}, None, x, **{"steps": 5, **options})
+
+
+@pytest.mark.parametrize("sampler", CONSISTENCY)
+def test_samplers_of_distilled_models_draw_each_images_own_noise(sampler):
+    model, none = GaussianModel(0.3, 0.5), {"c_crossattn": []}
+    x_T = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    how = {"sampler": sampler, "seeds": [7, 8, 9], **({"eta": 0.3} if sampler == "tcd" else {})}
+    together = sample(model, none, None, x_T, 4, **how)
+    for i in range(3):
+        alone = sample(model, none, None, x_T[i : i + 1], 4, **{**how, "seeds": how["seeds"][i : i + 1]})
+        assert torch.equal(alone, together[i : i + 1])
+    assert not torch.equal(sample(model, none, None, x_T, 4, **{**how, "seeds": [1, 2, 3]}), together)
+    # as diffusers takes such steps by itself, from the noise's end, each with noise of the image's seed and its number
+    scheduler, x = make_scheduler(sampler, model.betas), x_T[:1]
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 759, 499, 259]
+    for i, t in enumerate(scheduler.timesteps):
+        extra = {"generator": torch.Generator().manual_seed(seed_from(7, Stream.SAMPLER, i))}
+        extra |= {"eta": 0.3} if sampler == "tcd" else {}
+        x = scheduler.step(model.apply_model(x, t.expand(1), None), t, x, **extra).prev_sample
+    assert torch.equal(x, together[:1])
+
+
+def test_trajectory_consistency_without_noise_follows_the_flow():
+    model = GaussianModel(0.3, 0.5)
+    x_T = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    got, a = sample(model, {"c_crossattn": []}, None, x_T, 50, "tcd"), float(model.alphas[999])
+    assert (got - (0.3 + 0.5 * (x_T - a**0.5 * 0.3) / (a * 0.25 + 1 - a) ** 0.5)).abs().max() < 0.1
+
+
+def test_options_that_distilled_models_samplers_do_not_have_are_refused():
+    model, x = GaussianModel(), torch.zeros(1, 1, 2, 2)
+    for options, says in (
+        ({"steps": 51}, "steps 51: must be 1 to 50, with lcm and tcd"),
+        ({"spacing": "leading"}, "spacing leading: the time steps of sampler lcm begin at the noise's end"),
+        ({"eta": 0.5}, "eta 0.5: only the samplers ddim and tcd take a share of noise"),
+    ):
+        with pytest.raises(InputError, match=says):
+            sample(model, {"c_crossattn": []}, None, x, **{"steps": 5, "sampler": "lcm", **options})
