@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from html import escape
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +52,7 @@ def described(text: str) -> Iterator[str]:
     """A module's docstring as Markdown: indented lines are code, what is between them text."""
     for part in re.split(r"((?:^ {2}.*\n?)+)", text.strip() + "\n", flags=re.M):
         if part.startswith("  "):
-            yield f"```bash\n{part.rstrip()}\n```"
+            yield f"```bash\n{dedent(part).rstrip()}\n```"
         elif part.strip():
             yield plain(part.strip())
 
@@ -70,6 +71,7 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
         named = ", ".join(action.option_strings) or formatter._metavar_formatter(action, action.dest)(1)[0]
         if action.option_strings and action.nargs != 0:
             named += " " + formatter._format_args(action, formatter._get_default_metavar_for_optional(action))
+        named = re.sub(r"(?<=[{,])([^{},]+),", r"\1, ", named)  # choices wrap
         wanted = " (required)" if action.required and action.option_strings else ""
         told = formatter._expand_help(action) if action.help else ""
         yield f"`{named}`{wanted}\n:   {plain(told) or 'see above'}\n"
@@ -82,13 +84,13 @@ def commands() -> str:
     from tisynth.__main__ import COMMANDS
 
     parts = []
-    for name, (script, does) in COMMANDS.items():
-        parts.append(f"## tisynth {name} {{: #{name} }}\n\n{plain(does[0].upper() + does[1:])}.\n")
+    for name, (script, _) in COMMANDS.items():
         for task in TASKS.get(script, ("",)):
-            parser = parser_of(script, *([task] if task else []))
-            typed = f"python -m scripts.{script}{f' {task}' if task else ''}"
-            parts += [f"### {typed} {{: #{name}{f'-{task}' if task else ''}-options }}\n"]
-            parts += [*described(parser.description or ""), "", *options(parser)]
+            more = [task] if task else []
+            parser = parser_of(script, *more)
+            title, typed = " ".join(["tisynth", name, *more]), " ".join(["python -m", f"scripts.{script}", *more])
+            parts += [f"## {title} {{: #{'-'.join([name, *more])} }}", f"In a checkout: `{typed}`."]
+            parts += [*described(parser.description or ""), *options(parser)]
     return "\n\n".join(parts)
 
 
