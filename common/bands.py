@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +18,8 @@ from pydantic import Field, model_validator
 
 from common.decoding import ImageError, decode
 from common.errors import InputError
-from common.pixels import Pixels, nodata_of, rgb_pixels
-from common.rasters import DTYPES, MOST_BANDS, has_data, read_raster
+from common.pixels import Pixels, nodata_of, part_of_rgb, rgb_pixels
+from common.rasters import DTYPES, MOST_BANDS, Part, has_data, has_rasterio, read_raster
 from common.schema import Schema, parse
 from common.tiff_tags import read_tags
 from common.yaml_files import read_yaml
@@ -138,6 +139,66 @@ def _beside(numbers: NDArray[Any], nodata: float | None) -> NDArray[Any]:
     return numbers
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """How values that one model makes, in 0..255 of its ranges, become those that another one reads.
+
+    Attributes:
+        index: of each band that is read, which one of those that are made, from 0.
+        factor: of each.
+        shift: added then.
+    """
+
+    index: tuple[int, ...]
+    factor: tuple[float, ...]
+    shift: tuple[float, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing changes."""
+        return (
+            self.index == tuple(range(len(self.index))) and set(self.factor) == {1.0} and not any(map(abs, self.shift))
+        )
+
+
+def conversion(made: Bands | None, read: Bands | None, who: str) -> Conversion:
+    """See ``Conversion``; None stands for three bands of 8 bits.
+
+    Args:
+        made: what is stated of the bands of the model that makes images.
+        read: of the one that reads them.
+        who: the latter, for messages.
+
+    Raises:
+        InputError: it reads bands that are not made, numbers of other bits, or each image by its own range.
+    """
+    if read is not None and read.per_image is not None:
+        raise InputError(f"{who}: scales each image by itself (bands.per_image), which only files can be")
+    if read is None and made is not None and made.dtype != "uint8":
+        raise InputError(f"{who}: reads three bands of 8 bits, the model makes {made.dtype}; train it with ‹bands›")
+    ours, theirs = (bands or Bands(ranges=[list(_BYTES)] * 3) for bands in (made, read))
+    if (made is None or read is None or read.take is None) and ours.count != theirs.count:
+        raise InputError(f"{who}: reads {theirs.count} bands, the model makes {ours.count}")
+    chosen = range(theirs.count) if read is None or read.take is None else theirs.numbers
+    numbers = list(range(theirs.count)) if read is None or read.take is None else ours.numbers
+    if missing := [number for number in chosen if number not in numbers]:
+        raise InputError(f"{who}: reads band {missing[0]}, which the model does not make; it makes {ours.told}")
+    index = tuple(numbers.index(number) for number in chosen)
+    low, high = np.array([ours.ranges[i] for i in index]).T
+    own_low, own_high = np.array(theirs.ranges).T
+    factor, shift = (high - low) / (own_high - own_low), 255 * (low - own_low) / (own_high - own_low)
+    return Conversion(index, tuple(factor.tolist()), tuple(shift.tolist()))
+
+
+def of_file(bands: Bands | None) -> dict[str, Any]:
+    """What a painted GeoTIFF says of stated bands, as ``write_geotiff`` is told."""
+    if bands is None:
+        return {}
+    scales, offsets = bands.scales or [1.0] * bands.count, bands.offsets or [0.0] * bands.count
+    stated = {"nodata": bands.nodata, "scales": scales, "offsets": offsets, "names": bands.names}
+    return {**stated, "numbers": bands.take or ()}
+
+
 def seen_of(count: int) -> tuple[int, int, int]:
     """Which of so many bands, from 0, pictures show where nobody says: the first three, or one in gray."""
     return (0, 1, 2) if count >= 3 else (0, 0, 0)
@@ -203,6 +264,44 @@ def read_pixels(path: str | os.PathLike[str], bands: Bands | None) -> Pixels:
     return Pixels(values, pixels.valid, pixels.orientation)
 
 
+class Parts:
+    """An image that is read in parts: of a TIFF no more is in memory; a file of another kind is decoded whole.
+
+    Args:
+        path: the file.
+        bands: what is stated of its bands; None for three of 8 bits.
+
+    Attributes:
+        size: (height, width) in pixels.
+
+    Raises:
+        ImageError: see ``read_pixels``; or it would have to be looked at whole.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], bands: Bands | None) -> None:
+        self.path, self.bands, tags = path, bands, read_tags(path)
+        self._tags = tags if has_rasterio() else None
+        if self._tags is not None and bands is not None and bands.per_image is not None:
+            raise ImageError.of(path, "is scaled by its own numbers (bands.per_image), which needs all of it at once")
+        self._whole = read_pixels(path, bands) if self._tags is None else None
+        shape = self._whole.valid.shape if self._whole is not None else (tags.height, tags.width)  # type: ignore[union-attr]
+        self.size: tuple[int, int] = (int(shape[0]), int(shape[1]))
+
+    def read(self, part: Part) -> Pixels:
+        """A part as ``read_pixels`` reads it, be there data in it or not."""
+        top, left, height, width = part
+        if self._whole is not None:
+            place = slice(top, top + height), slice(left, left + width)
+            return Pixels(self._whole.values[place], self._whole.valid[place], self._whole.orientation)
+        assert self._tags is not None
+        if self.bands is None:
+            pixels = part_of_rgb(self.path, self._tags, part)
+        else:
+            pixels = _stated(self.path, self.bands, part)
+        values = np.where(pixels.valid[..., None], pixels.values, pixels.values.dtype.type(0))
+        return Pixels(values, pixels.valid, pixels.orientation)
+
+
 def read_any(path: str | os.PathLike[str]) -> Pixels:
     """An image of whatever bands and numbers, unscaled: for what only looks whether it can be read, and at its size."""
     tags = read_tags(path)
@@ -219,30 +318,45 @@ def read_picture(path: str | os.PathLike[str], bands: Bands | None) -> NDArray[A
     return shown
 
 
-def _stated(path: str | os.PathLike[str], bands: Bands) -> Pixels:
+def read_painted(path: str | os.PathLike[str], bands: Bands | None) -> NDArray[Any]:
+    """As ``read_picture``, of an image that was painted: a PNG or JPEG of it already has the bands that it shows."""
+    return read_picture(path, bands if Path(path).suffix.lower() in (".tif", ".tiff") else None)
+
+
+def _stated(path: str | os.PathLike[str], bands: Bands, part: Part | None = None) -> Pixels:
     tags = read_tags(path)
-    if tags is not None and not (tags.plain and not tags.nodata and not tags.scaled):
-        raster = read_raster(path, tags)
+    if tags is not None and (part is not None or not (tags.plain and not tags.nodata and not tags.scaled)):
+        raster = read_raster(path, tags, part)
         values = raster.values if raster.palette is None else raster.palette[raster.values[..., 0]]
+        if values.shape[-1] == 1 and tags.plain and bands.count == 3:
+            values = values.repeat(3, axis=-1)  # gray
         scales, offsets, valid, declared = raster.scales, raster.offsets, raster.valid, raster.nodata
         orientation = tags.orientation
     else:
         picture = decode(path)
+        if tags is None and bands.dtype != "uint8":
+            raise ImageError.of(
+                path, f"is a picture of 8 bits, the model reads {bands.dtype} (bands.dtype): take files of these"
+            )
         gray = bands.count == 1 and picture.image.mode in ("1", "L")
         pixels = rgb_pixels(path)
         values = pixels.values[..., :1] if gray else pixels.values
         scales, offsets = (1.0,) * values.shape[-1], (0.0,) * values.shape[-1]
         valid, declared, orientation = pixels.valid, nodata_of(tags), pixels.orientation
     there = values.shape[-1]
+    held = list(range(1, there + 1))
+    if bands.take is not None and tags is not None and len(tags.numbers) == there:
+        held = list(tags.numbers)  # a painted image has the chosen bands alone, in the model's order
     if bands.take is None and there != bands.count:
         raise ImageError.of(
             path,
             f"has {there} bands, the model reads {bands.count}; state which by bands.take (`tisynth stats` --take), or "
             "take the model that was made for these",
         )
-    if max(bands.numbers) > there:
-        raise ImageError.of(path, f"has {there} bands, the model reads bands {bands.told} (bands.take)")
-    chosen = [number - 1 for number in bands.numbers]
+    if not {*bands.numbers} <= {*held}:
+        which = f"bands {', '.join(map(str, held))}" if held[-1] != there else f"{there} bands"
+        raise ImageError.of(path, f"has {which}, the model reads bands {bands.told} (bands.take)")
+    chosen = [held.index(number) for number in bands.numbers]
     values = values[..., chosen]
     if bands.nodata is not None and declared is None:
         valid = valid & has_data(values, bands.nodata)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,7 @@ from PIL import Image
 
 from common.decoding import ImageError, decode
 from common.pixels import image_and_orientation, nodata_of, or_by_rasterio, read_image
-from common.rasters import has_data, has_rasterio, read_raster
+from common.rasters import Part, has_data, has_rasterio, read_raster
 from common.tiff_tags import TiffTags, read_tags
 
 __all__ = ["IGNORE", "ImageError", "Labels", "image_and_orientation", "read_image", "read_mask"]
@@ -68,10 +69,38 @@ _TRANSPARENT = "has transparent pixels; a mask needs one channel of class ids"
 _FLOATS = "has float values; a mask needs whole numbers: write class ids of 8 bits"
 
 
-def _mask_by_rasterio(path: str | os.PathLike[str], tags: TiffTags, labels: Labels | None) -> tuple[NDArray[Any], int]:
+def read_mask_in_strips(
+    path: str | os.PathLike[str], labels: Labels | None, rows: int
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """As ``Labels.file_ids`` or ``read_mask``, in strips: a TIFF of any size is never in memory whole.
+
+    Args:
+        path: the file.
+        labels: see ``mask_and_orientation``.
+        rows: of a strip.
+
+    Yields:
+        the first row of a strip, and its ids (rows, W) uint8 as the file has them.
+
+    Raises:
+        ImageError: see ``read_mask``.
+    """
+    tags = read_tags(path)
+    if tags is None or not has_rasterio() or tags.bits < 8:  # bits: Pillow spreads them, and is told so
+        ids = mask_and_orientation(path, labels)[0]
+        yield from ((top, ids[top : top + rows]) for top in range(0, len(ids), rows))
+        return
+    for top in range(0, tags.height, rows):
+        part = (top, 0, min(rows, tags.height - top), tags.width)
+        yield top, _mask_by_rasterio(path, tags, labels, part)[0]
+
+
+def _mask_by_rasterio(
+    path: str | os.PathLike[str], tags: TiffTags, labels: Labels | None, part: Part | None = None
+) -> tuple[NDArray[Any], int]:
     if tags.photometric == 0:
         raise ImageError.of(path, _WHITE_IS_ZERO)
-    raster = read_raster(path, tags)
+    raster = read_raster(path, tags, part)
     if raster.values.dtype.kind == "f":
         raise ImageError.of(path, f"cannot be read (it {_FLOATS})" if tags.bits > 32 else _FLOATS)
     if (bands := raster.values.shape[-1]) == 4 and tags.alpha:

@@ -5,9 +5,10 @@ A mask ``a.png`` belongs to the real image ``a.jpg`` and to the synthesized ``a_
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -240,12 +241,21 @@ def refuse_doubt(labels: Labels, masks: Iterable[Path], where: str) -> None:
     """
     if labels.guarded is None:
         return
+
+    def counted() -> Iterator[tuple[Path, NDArray[Any]]]:
+        for mask in masks:
+            with contextlib.suppress(InputError):
+                yield mask, pixels_of_ids(labels.file_ids(mask))
+
+    refuse_doubtful_ids(labels, counted(), where)
+
+
+def refuse_doubtful_ids(labels: Labels, masks: Iterable[tuple[Path, NDArray[Any]]], where: str) -> None:
+    """As ``refuse_doubt``, of masks whose ids are counted: pixels of each (256,)."""
+    if labels.guarded is None:
+        return
     zero = None
-    for mask in masks:
-        try:
-            ids = pixels_of_ids(labels.file_ids(mask))
-        except InputError:
-            continue
+    for mask, ids in masks:
         if ids[labels.guarded]:
             return
         if zero is None and ids[0]:

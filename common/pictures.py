@@ -28,6 +28,24 @@ def to_uint8(image: Tensor, seen: Sequence[int] | None = None) -> NDArray[Any]:
     return scaled.byte().movedim(-3, -1).cpu().numpy()
 
 
+Box = tuple[float, float, float, float]  # left, upper, right, lower
+
+
+def resized(
+    pixels: NDArray[Any], size: tuple[int, ...] | None, resample: Image.Resampling, box: Box | None = None
+) -> NDArray[Any]:
+    """(H, W) or (H, W, bands), or a part of it, to (height, width) = ``size``, antialiased where the filter is.
+
+    Of bytes, or of numbers in 0..255, which stay there.
+    """
+    if size is None or (box is None and pixels.shape[:2] == tuple(size)):
+        return pixels
+    if pixels.ndim == 3 and (pixels.shape[2] != 3 or pixels.dtype != np.uint8):
+        return np.dstack([resized(band, size, resample, box) for band in np.moveaxis(pixels, 2, 0)])
+    found = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((size[1], size[0]), resample, box))
+    return np.clip(found, 0, 255) if found.dtype.kind == "f" else found
+
+
 def contact_sheet(rows: list[list[NDArray[Any]]], gap: int = 4) -> NDArray[Any]:
     """Pictures (H, W, 3) uint8 of one size in rows, with white gaps."""
     height, width = rows[0][0].shape[:2]

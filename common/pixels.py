@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.decoding import ImageError, decode
-from common.rasters import INSTALL, has_data, has_rasterio, read_raster
+from common.rasters import INSTALL, Part, has_data, has_rasterio, read_raster
 from common.schema import one_line
 from common.tiff_tags import TiffTags, read_tags
 
@@ -106,8 +106,15 @@ def or_by_rasterio(
     return otherwise(path, tags)
 
 
-def _pixels_by_rasterio(path: str | os.PathLike[str], tags: TiffTags) -> Pixels:
-    raster = read_raster(path, tags)
+def part_of_rgb(path: str | os.PathLike[str], tags: TiffTags, part: Part) -> Pixels:
+    """As ``rgb_pixels``, a part of a TIFF."""
+    if fault := _beyond_rgb(tags):
+        raise ImageError.of(path, fault)
+    return _pixels_by_rasterio(path, tags, part)
+
+
+def _pixels_by_rasterio(path: str | os.PathLike[str], tags: TiffTags, part: Part | None = None) -> Pixels:
+    raster = read_raster(path, tags, part)
     if (bands := raster.values.shape[-1]) not in (1, 3):
         fourth = "a fourth band that is not opaque" if bands == 4 else f"{bands} bands, of which 3 would be read"
         raise ImageError.of(path, f"has {fourth}; {STATE_BANDS}")

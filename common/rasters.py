@@ -21,13 +21,16 @@ from common.decoding import MAX_PIXELS, ImageError, check_file
 from common.errors import InputError
 from common.georeference import ControlPoint, Georeference
 from common.schema import one_line
-from common.tiff_tags import TiffTags, read_tags
+from common.tiff_tags import NUMBERS, TiffTags, read_tags
 
 INSTALL = "install rasterio: pip install 'tisynth[geo]'"
 MOST_BANDS = 16
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 _BLOCK = 256  # pixels, side of a tile
 _SMALLEST_OVERVIEW = 128  # pixels
+_CACHE = 64 * 2**20  # bytes of decoded blocks that GDAL keeps
+_JUDGED = 1024  # pixels at most, sides of a band by which a file that is read in parts is judged
+Part = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 
 def _rasterio() -> Any:
@@ -37,10 +40,12 @@ def _rasterio() -> Any:
         ImportError: it is not installed.
     """
     import rasterio
+    import rasterio.env
     import rasterio.windows
     from rasterio.errors import NotGeoreferencedWarning
 
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a picture need not lie on a map
+    rasterio.env.set_gdal_config("GDAL_CACHEMAX", _CACHE)  # by default 5 % of the memory, however large a file is
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what GDAL says of damage is in the error, too
     return rasterio
 
@@ -91,8 +96,8 @@ class Raster:
     place: Georeference
 
 
-def read_raster(path: str | os.PathLike[str], tags: TiffTags | None = None) -> Raster:
-    """Reads a TIFF whole: its bands, where it has data, and where it lies.
+def read_raster(path: str | os.PathLike[str], tags: TiffTags | None = None, part: Part | None = None) -> Raster:
+    """Reads a TIFF, whole or a part of it: its bands, where it has data, and where it lies.
 
     A pixel has no data where alpha or a mask within the file says so, or where a band's value is none (NaN). The value
     that stands for no data is one that bands may well show by themselves if it is 0, or if numbers have no sign:
@@ -101,6 +106,7 @@ def read_raster(path: str | os.PathLike[str], tags: TiffTags | None = None) -> R
     Args:
         path: the file.
         tags: its tags, if they are known.
+        part: what is read of it; the file may be of any size then. ``place`` is the whole file's.
 
     Raises:
         ImageError: damaged, of numbers or bands that are not read, too large; or rasterio is not installed.
@@ -115,8 +121,8 @@ def read_raster(path: str | os.PathLike[str], tags: TiffTags | None = None) -> R
         raise ImageError.of(path, "holds several pages or frames; write the one to use as a file of its own")
     try:
         with rasterio.open(Path(path).absolute(), driver="GTiff") as file:
-            _check(path, file)
-            return _read(path, file, rasterio)
+            _check(path, file, part is None)
+            return _read(path, file, rasterio, part)
     except ImageError:
         raise
     except MemoryError as error:
@@ -126,9 +132,9 @@ def read_raster(path: str | os.PathLike[str], tags: TiffTags | None = None) -> R
         raise ImageError.of(path, f"cannot be read ({reason}); it is damaged: make the file again") from error
 
 
-def _check(path: str | os.PathLike[str], file: Any) -> None:
+def _check(path: str | os.PathLike[str], file: Any, whole: bool) -> None:
     """Refuses by the header."""
-    if file.width * file.height > MAX_PIXELS:
+    if whole and file.width * file.height > MAX_PIXELS:
         raise ImageError.of(
             path,
             f"is {file.width} x {file.height} px (width x height), more than {MAX_PIXELS // 10**6} Mpx; cut it into "
@@ -144,23 +150,30 @@ def _check(path: str | os.PathLike[str], file: Any) -> None:
         raise ImageError.of(path, f"has bands of several types ({', '.join(kinds)}); write them in one")
 
 
-def _read(path: str | os.PathLike[str], file: Any, rasterio: Any) -> Raster:
-    data = file.read()  # (bands, H, W)
-    alpha = [
-        i
-        for i, meaning in enumerate(file.colorinterp)
-        if meaning == rasterio.enums.ColorInterp.alpha and says_where(data[i])
-    ]
+def _read(path: str | os.PathLike[str], file: Any, rasterio: Any, part: Part | None) -> Raster:
+    top, left, height, width = part or (0, 0, file.height, file.width)
+    window = None if part is None else rasterio.windows.Window(left, top, width, height)
+    data = file.read(window=window)  # (bands, H, W)
+
+    def band_for_all(i: int) -> NDArray[Any]:
+        """A band to judge the file by: of a part, the whole file's, in small."""
+        shape = min(file.height, _JUDGED), min(file.width, _JUDGED)
+        small: NDArray[Any] = data[i] if part is None else file.read(i + 1, out_shape=shape)
+        return small
+
+    marked = (i for i, meaning in enumerate(file.colorinterp) if meaning == rasterio.enums.ColorInterp.alpha)
+    opaque = {i: float(band.max()) for i in marked if says_where(band := band_for_all(i))}
+    alpha = list(opaque)
     chosen = [i for i in range(file.count) if i not in alpha]
     if not chosen or len(chosen) > MOST_BANDS:
         raise ImageError.of(path, f"has {len(chosen)} bands beside alpha; 1 to {MOST_BANDS} are read")
     values = np.ascontiguousarray(data[chosen].transpose(1, 2, 0))
     valid = np.ones(values.shape[:2], dtype=bool)
     for band in alpha:
-        valid &= 2 * data[band].astype(np.float64) >= max(1.0, float(data[band].max()))
+        valid &= 2 * data[band].astype(np.float64) >= max(1.0, opaque[band])
     flags = rasterio.enums.MaskFlags
     if any(flags.per_dataset in of_band and flags.alpha not in of_band for of_band in file.mask_flag_enums):
-        valid &= file.read_masks(1) > 0
+        valid &= file.read_masks(1, window=window) > 0
     nodata = file.nodatavals[chosen[0]]
     valid &= has_data(values, nodata)
     palette = None
@@ -277,6 +290,7 @@ def write_geotiff(
     scales: Sequence[float] = (),
     offsets: Sequence[float] = (),
     names: Sequence[str] = (),
+    numbers: Sequence[int] = (),
     ids: bool = False,
     straight: bool = False,
 ) -> None:
@@ -291,6 +305,7 @@ def write_geotiff(
         scales: of each band, see ``Raster``; empty for none.
         offsets: of each band.
         names: of each band.
+        numbers: of the training images' bands that these are, where they are not all, see ``tiff_tags``.
         ids: values are ids, of which overviews take one, not the mean.
         straight: onto the disk, for what is larger than memory. GDAL then loses the error of a full disk: whoever asks
             for this makes sure that there is room.
@@ -344,6 +359,8 @@ def write_geotiff(
         for number, name in enumerate(names, start=1):
             if name:
                 file.set_band_description(number, name)
+        if numbers:
+            file.update_tags(**{NUMBERS: ",".join(map(str, numbers))})
         file.build_overviews(overviews(height, width), Resampling.nearest if ids else Resampling.average)
 
     if straight:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ _MOST_PAGES, _MOST_TAGS, _MOST_VALUES = 64, 4096, 4096
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes of a value of each type
 _CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _PLACE = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, geographic keys
+NUMBERS = "TISYNTH_BANDS"  # GDAL's metadata of a painted file: numbers of the training images' bands
+_NUMBERS = re.compile(rb'name="' + NUMBERS.encode() + rb'"\s*>(\d{1,3}(?:,\d{1,3}){0,15})<')
 _SCALED = b'role="scale"', b'role="offset"'
 
 
@@ -33,6 +36,7 @@ class TiffTags:
         placed: it has a place on the map.
         scaled: its numbers have a scale or offset.
         masked: a later page says which pixels have data.
+        numbers: which of the training images' bands it holds, from 1, where it was painted of some of them.
         several: a later page is another picture: neither a smaller copy nor such a mask.
     """
 
@@ -49,6 +53,7 @@ class TiffTags:
     scaled: bool
     masked: bool
     several: bool
+    numbers: tuple[int, ...] = ()
 
     @property
     def alpha(self) -> bool:
@@ -131,6 +136,7 @@ def _described(pages: list[dict[int, bytes | tuple[int, ...]]]) -> TiffTags | No
         return None
     extra = first.get(338)
     kinds = [number(254, 0, page) for page in later]
+    chosen = _NUMBERS.search(text(42112))
     return TiffTags(
         width=number(256, 0),
         height=number(257, 0),
@@ -145,4 +151,5 @@ def _described(pages: list[dict[int, bytes | tuple[int, ...]]]) -> TiffTags | No
         scaled=any(role in text(42112) for role in _SCALED),
         masked=any(kind & 4 for kind in kinds),
         several=any(not kind & 5 for kind in kinds),
+        numbers=tuple(int(number) for number in chosen[1].split(b",")) if chosen else (),
     )

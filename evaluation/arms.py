@@ -43,6 +43,8 @@ def arms_of(options: CompareOptions) -> dict[str, Arm]:
         trust_config=options.trust_config,
         data_root=options.data_root,
         classes=options.classes,
+        bands=options.bands,
+        several_maps=options.several_maps,
         max_iters=options.max_iters,
         crop_size=options.crop_size,
         pretrained=options.pretrained,
@@ -141,6 +143,7 @@ def _arm(options: CompareOptions, recipe: Recipe, base: TrainOptions) -> Arm:
             cfg_options=base.cfg_options,
             trust_config=base.trust_config,
             classes=base.classes,
+            bands=base.bands,
             load_from="",  # the teacher's, of each seed
             images=Path(options.references),
             out=Path(),

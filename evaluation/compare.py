@@ -74,6 +74,17 @@ class CompareOptions(ConfigOptions):
     repeat: int = option(10, convert=integer(1, 10**6), help="how often a real pair counts in joint training")
     data_root: str | None = option(None, help="data set's folder (default: the config's)")
     classes: str | None = option(None, help="class table, by name or path to a classes.json (default: the config's)")
+    bands: Path | None = option(
+        None, metavar="YAML", help="what is stated of the images' bands (`tisynth stats`; default: the config's)"
+    )
+    rgb: tuple[int, ...] | None = option(
+        None,
+        convert=integer(1, 16),
+        nargs=3,
+        metavar="BAND",
+        help="gallery: bands that it shows as red, green and blue (default: as stated)",
+    )
+    several_maps: bool = option(False, help="GeoTIFFs need not share one coordinate reference system")
     splits: tuple[str, ...] = option(("test",), help="test sets: img_<split>, label_<split>")
     seeds: int = option(5, convert=integer(1, 1000), help="number of seeds: 0, 1, ...")
     max_iters: int | None = option(
@@ -168,7 +179,7 @@ def compare_trainings(options: CompareOptions, records: Records | None = None) -
         if options.plan:
             return {}
         # before the work, as damaged pictures should not end it
-        pictures, reports = _gallery(options, trainings.class_table_of(configs), records), _reports(options)
+        pictures, reports = _gallery(options, configs, records), _reports(options)
         if not comparison.is_done():
             trainings.check_data(options, arms, configs)
         outcomes = comparison.run(options.jobs)
@@ -206,11 +217,13 @@ def _curves_of(
     }
 
 
-def _gallery(options: CompareOptions, table: str | None, records: Records | None) -> str:
+def _gallery(options: CompareOptions, configs: dict[str, Any], records: Records | None) -> str:
     """The page's gallery, if asked for."""
+    from evaluation import trainings  # as above
+
     if not (options.gallery and options.syn_img_path and options.mask_path):
         return ""
-    classes = options.classes or table
+    classes, bands = options.classes or trainings.class_table_of(configs), trainings.bands_of_images(configs)
     if classes is None:
         raise InputError("‹syn_img_path›: the gallery needs ‹classes› for its colors")
     return gallery_of(
@@ -221,6 +234,7 @@ def _gallery(options: CompareOptions, table: str | None, records: Records | None
         load_class_table(classes),
         records(options.syn_img_path) if records else {},
         options.data_root,
+        None if bands is None else bands.showing(options.rgb),
     )
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from common.bands import Bands, read_painted, read_picture
 from common.classes import ClassTable
 from common.errors import InputError
 from common.files import atomic_path, write_json
-from common.images import IGNORE, read_image
+from common.images import IGNORE
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, mask_name
 from evaluation.comparison import SCORES, check_runs, check_spread, compare_arms, paired_difference
 from evaluation.figures import arms_figure, classes_figure, curve_figure, seeds_figure
@@ -42,6 +43,7 @@ def gallery_of(
     table: ClassTable,
     records: Mapping[str, Mapping[str, Any]],
     data_root: str | None,
+    bands: Bands | None = None,
 ) -> str:
     """A gallery of synthesized images, evenly spread over all, with their masks, references and filtered masks.
 
@@ -53,6 +55,7 @@ def gallery_of(
         table: names and colors of the classes.
         records: what synthesis recorded of an image, by name: ``reference`` and ``prompt``.
         data_root: folder that recorded references are in.
+        bands: what is stated of the images' bands; None for three of 8 bits.
 
     Raises:
         InputError: no images, or a damaged one.
@@ -75,8 +78,8 @@ def gallery_of(
                 "name": name,
                 "caption": record.get("prompt") or "",
                 "mask": ids(mask) if mask else None,
-                "reference": Image.fromarray(read_image(reference)) if reference else None,
-                "image": Image.fromarray(read_image(found[name])),
+                "reference": Image.fromarray(read_picture(reference, bands)) if reference else None,
+                "image": Image.fromarray(read_painted(found[name], bands)),
                 "filtered": ids(cleaned) if cleaned and cleaned.is_file() else None,
             }
         )

@@ -10,28 +10,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.images import ImageError, read_image
+from common.bands import Bands, read_pixels
+from common.images import ImageError
 from common.pairing import IMAGE_SUFFIXES, faults_of, list_files, without_faults
+from common.pictures import resized
 
 SIDE = 32
 CHUNK = 2048  # images at once: bounds the memory
 
 
-def thumbnail(path: Path) -> NDArray[Any]:
-    """An image as (SIDE, SIDE, 3) float32 in 0..1, each pixel the mean of what it covers."""
-    small = Image.fromarray(read_image(path)).resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32) / 255
+def thumbnail(path: Path, bands: Bands | None = None) -> NDArray[Any]:
+    """An image as (SIDE, SIDE, bands) float32 in 0..1, each pixel the mean of what it covers."""
+    small = resized(read_pixels(path, bands).values, (SIDE, SIDE), Image.Resampling.BOX)
+    return small.astype(np.float32) / 255
 
 
 def read_thumbnails(
-    folders: Sequence[Path], named: str, skip_invalid: bool
+    folders: Sequence[Path], named: str, skip_invalid: bool, bands: Bands | None = None
 ) -> tuple[list[Path], NDArray[Any], list[str]]:
-    """Image files of folders, their thumbnails (N, S, S, 3), and a line for each file left out.
+    """Image files of folders, their thumbnails (N, S, S, bands), and a line for each file left out.
 
     Args:
         folders: of images.
         named: the option that named them, for messages.
         skip_invalid: leave damaged files out.
+        bands: what is stated of them; None for three of 8 bits.
 
     Raises:
         InputError: a file is damaged and ``skip_invalid`` is not set, or none is left.
@@ -39,7 +42,7 @@ def read_thumbnails(
 
     def fault(path: Path) -> str | None:
         try:
-            small[path] = thumbnail(path)
+            small[path] = thumbnail(path, bands)
         except ImageError as error:
             return str(error)
         return None
@@ -51,7 +54,7 @@ def read_thumbnails(
 
 
 def symmetries(images: NDArray[Any]) -> NDArray[Any]:
-    """The 8 rotations and reflections of square images (N, S, S, 3), as (8, N, S, S, 3)."""
+    """The 8 rotations and reflections of square images (N, S, S, bands), as (8, N, S, S, bands)."""
     turned = [np.rot90(images, turn, axes=(1, 2)) for turn in range(4)]
     return np.stack([*turned, *(image[:, :, ::-1] for image in turned)])
 
@@ -62,8 +65,8 @@ def nearest(
     """The nearest image of a pool, whatever the rotation or reflection.
 
     Args:
-        images: thumbnails (N, S, S, 3) in 0..1.
-        pool: thumbnails (M, S, S, 3).
+        images: thumbnails (N, S, S, bands) in 0..1.
+        pool: thumbnails (M, S, S, bands).
         leave_out_self: images and pool are the same list, an image is not its own neighbor.
 
     Returns:

@@ -13,8 +13,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.models import inception_v3
 from torchvision.transforms import v2
 
+from common.bands import Bands, read_picture
 from common.errors import InputError
-from common.images import read_image
 from common.schema import one_line
 from common.weights import read_tensors, refuse_not_finite
 
@@ -56,9 +56,16 @@ def inception_features(path: Path) -> nn.Module:
 
 @torch.inference_mode()
 def distances(
-    features: nn.Module, real: Sequence[Path], synthesized: Sequence[Path], device: str = "cpu", batch_size: int = 16
+    features: nn.Module,
+    real: Sequence[Path],
+    synthesized: Sequence[Path],
+    device: str = "cpu",
+    batch_size: int = 16,
+    bands: Bands | None = None,
 ) -> dict[str, float]:
     """FID, and KID's mean and standard deviation over subsets.
+
+    The network looks at RGB: of other bands, at the three that are stated for pictures, as bytes of their ranges.
 
     Args:
         features: prepared images (N, 3, 299, 299) -> (N, num_features).
@@ -66,6 +73,7 @@ def distances(
         synthesized: image files.
         device: where to compute.
         batch_size: images at once.
+        bands: what is stated of the images'; None for three of 8 bits.
     """
     features = features.to(device)
     passed_on = nn.Identity()  # both metrics get the features, computed once
@@ -75,7 +83,7 @@ def distances(
     for files, is_real in ((real, True), (synthesized, False)):
         for start in range(0, len(files), batch_size):
             part = files[start : start + batch_size]
-            images = torch.stack([PREPARE(Image.fromarray(read_image(path))) for path in part])
+            images = torch.stack([PREPARE(Image.fromarray(read_picture(path, bands))) for path in part])
             values = features(images.to(device)).cpu()
             for metric in (fid, kid):
                 metric.update(values, real=is_real)

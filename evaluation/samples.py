@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from common.bands import Bands
 from common.config_options import ConfigOptions
-from common.converters import batch_size, number, workers
+from common.converters import batch_size, integer, number, workers
 from common.errors import InputError, spelled
 from common.files import atomic_path, check_writable, inside, only_writer, room_for, write_json
 from common.options import option, recorded
@@ -48,7 +49,15 @@ class SamplesOptions(ConfigOptions):
     inception_weights: Path | None = option(
         None, help="torchvision's inception_v3 weights (.pth), for FID and KID to the training images"
     )
+    rgb: tuple[int, ...] | None = option(
+        None,
+        convert=integer(1, 16),
+        nargs=3,
+        metavar="BAND",
+        help="bands that pictures, FID and KID take for red, green and blue (default: what the config states)",
+    )
     skip_invalid: bool = option(False, help="leave out files that are unpaired or damaged")
+    several_maps: bool = option(False, help="GeoTIFFs need not share one coordinate reference system")
     batch_size: int | None = option(
         None, convert=batch_size, help="images a batch, of one size (default: as in the config's own test)"
     )
@@ -79,14 +88,18 @@ def _evaluate(options: SamplesOptions) -> dict[str, Any]:
     from segmentation.inference import open_segmentor  # mmseg takes seconds to load
 
     judge = open_segmentor(options.config, options.checkpoint, options, options.classes, options.device)
-    distances = _distances(options)
-    labels, skip = judge.labels(), options.skip_invalid
+    bands = _bands(options, judge.bands)
+    distances = _distances(options, bands)
+    labels = judge.labels()
+    how: dict[str, Any] = {
+        "skip_invalid": options.skip_invalid,
+        "read": judge.look,
+        "several_maps": options.several_maps,
+    }
     named = ("‹real_img_path›", "‹real_label_path›"), ("‹syn_img_path›", "‹syn_mask_path›")
-    real = sound_pairs(
-        options.real_img_path, options.real_label_path, named[0], labels, same_size=True, skip_invalid=skip
-    )
-    synthesized = sound_pairs(options.syn_img_path, options.syn_mask_path, named[1], labels, skip_invalid=skip)
-    training, pool, damaged = read_thumbnails(options.train_img_path, "‹train_img_path›", skip)
+    real = sound_pairs(options.real_img_path, options.real_label_path, named[0], labels, same_size=True, **how)
+    synthesized = sound_pairs(options.syn_img_path, options.syn_mask_path, named[1], labels, **how)
+    training, pool, damaged = read_thumbnails(options.train_img_path, "‹train_img_path›", options.skip_invalid, bands)
     left_out = [*real.left_out, *synthesized.left_out, *damaged]
     if distances:
         _check_distances(len(training), len(synthesized.pairs))
@@ -101,14 +114,34 @@ def _evaluate(options: SamplesOptions) -> dict[str, Any]:
         "synthesized": after.report,
         "coverage": class_coverage(judge.class_names, before.mask_pixels, after.mask_pixels, after.found_pixels),
     }
-    report |= _write_copies(options, report, synthesized.pairs, training, pool)
+    report |= _write_copies(options, report, synthesized.pairs, training, pool, bands)
     if distances:
         report |= distances(training, [pair.image for pair in synthesized.pairs])
+        if bands is not None:
+            report["bands of FID and KID"] = [bands.numbers[index] for index in bands.seen]
     write_json(report, options.out_dir / "evaluation.json")
     return report
 
 
-def _distances(options: SamplesOptions) -> Callable[[Sequence[Path], Sequence[Path]], dict[str, float]] | None:
+def _bands(options: SamplesOptions, stated: Bands | None) -> Bands | None:
+    """What the segmentor's config states of the images' bands, with the choice of three that the options name.
+
+    Raises:
+        InputError: a choice where there is none, or FID of more than three bands without one.
+    """
+    if stated is None:
+        if options.rgb is not None:
+            raise InputError("‹rgb›: the segmentor's config states nothing of bands; images have three. Leave it out")
+        return None
+    bands = stated.showing(options.rgb)
+    if options.inception_weights is not None and bands.count > 3 and bands.rgb is None:
+        raise InputError(f"‹inception_weights›: look at three of the {bands.count} bands; say which by ‹rgb›")
+    return bands
+
+
+def _distances(
+    options: SamplesOptions, bands: Bands | None
+) -> Callable[[Sequence[Path], Sequence[Path]], dict[str, float]] | None:
     """FID and KID of two lists of image files; None where no Inception weights are given."""
     if options.inception_weights is None:
         return None
@@ -117,7 +150,7 @@ def _distances(options: SamplesOptions) -> Callable[[Sequence[Path], Sequence[Pa
 
     features = inception.inception_features(options.inception_weights)
     device = pick_device(options.device)
-    return partial(inception.distances, features, device=device, batch_size=options.batch_size or 8)
+    return partial(inception.distances, features, device=device, batch_size=options.batch_size or 8, bands=bands)
 
 
 def _check_distances(training: int, synthesized: int) -> None:
@@ -131,7 +164,12 @@ def _check_distances(training: int, synthesized: int) -> None:
 
 
 def _write_copies(
-    options: SamplesOptions, report: dict[str, Any], pairs: Sequence[Pair], training: Sequence[Path], pool: NDArray[Any]
+    options: SamplesOptions,
+    report: dict[str, Any],
+    pairs: Sequence[Pair],
+    training: Sequence[Path],
+    pool: NDArray[Any],
+    bands: Bands | None,
 ) -> dict[str, Any]:
     """Writes the pictures; returns which images are near to one of training, and how far each is from its nearest.
 
@@ -141,8 +179,9 @@ def _write_copies(
         pairs: synthesized.
         training: image files that the synthesis model has seen.
         pool: their thumbnails, see ``read_thumbnails``.
+        bands: what is stated of all images'; None for three of 8 bits.
     """
-    images = np.stack([thumbnail(pair.image) for pair in tqdm(pairs, "synthesized images", unit="image")])
+    images = np.stack([thumbnail(pair.image, bands) for pair in tqdm(pairs, "synthesized images", unit="image")])
     distance, index = nearest(images, pool)
     of_training = nearest(pool, pool, leave_out_self=True)[0] if len(pool) > 1 else np.zeros(1)
     rounded = {pair.name: round(float(value), 5) for pair, value in zip(pairs, distance, strict=True)}
@@ -162,5 +201,6 @@ def _write_copies(
         samples_figure(path, report | found, distance, of_training)
     closest = np.argsort(distance)[:SHOWN]
     with atomic_path(options.out_dir / "nearest.jpg") as path:
-        nearest_sheet(path, [(pairs[i].image, training[index[i]], float(distance[i])) for i in closest])
+        closest_pairs = [(pairs[i].image, training[index[i]], float(distance[i])) for i in closest]
+        nearest_sheet(path, closest_pairs, bands=bands)
     return found

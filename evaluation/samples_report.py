@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.images import read_image
+from common.bands import Bands, read_picture
 from common.plots import plt
 
 REAL, SYNTHESIZED, LIMIT = "#3b6fb6", "#d9822b", "#c0392b"
@@ -60,20 +60,23 @@ def samples_figure(
     plt.close(figure)
 
 
-def nearest_sheet(path: Path, pairs: Sequence[tuple[Path, Path, float]], side: int = 192) -> None:
+def nearest_sheet(
+    path: Path, pairs: Sequence[tuple[Path, Path, float]], side: int = 192, bands: Bands | None = None
+) -> None:
     """Synthesized images (above) with their nearest training images (below) and distances, closest first.
 
     Args:
         path: .jpg or .png file.
         pairs: synthesized image, training image, distance.
         side: pixels of a picture.
+        bands: what is stated of the images'; None for three of 8 bits.
     """
     figure, grid = plt.subplots(
         2, len(pairs), figsize=(side / 100 * len(pairs), side / 100 * 2.25), squeeze=False, layout="constrained"
     )
     for column, (synthesized, training, distance) in zip(grid.T, pairs, strict=True):
         for axes, file in zip(column, (synthesized, training), strict=True):
-            axes.imshow(Image.fromarray(read_image(file)).resize((side, side)))
+            axes.imshow(Image.fromarray(read_picture(file, bands)).resize((side, side)))
             axes.set(xticks=[], yticks=[])
         column[0].set_title(f"{distance:.3f}", fontsize=8)
     grid[0, 0].set_ylabel("synthesized")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.bands import Bands, read_pixels
 from common.errors import InputError
 from common.files import digest
 from common.pairing import IMAGE_SUFFIXES, list_files
@@ -12,6 +14,7 @@ from common.stamps import Contents
 from evaluation.arms import Arm, arms_of, curve_recipes
 from evaluation.compare import CompareOptions
 from evaluation.runs import Comparison, Stamp, test_options
+from segmentation.bands import bands_of_config
 from segmentation.data_check import LOADERS, check_files
 from segmentation.options import TrainOptions
 from segmentation.prediction import check_images
@@ -122,15 +125,20 @@ def check_data(options: CompareOptions, arms: Arms, configs: Configs) -> None:
         files = {*data_files(cfg.train_dataloader)}
         if not files <= seen:
             seen |= files
-            check_files(cfg, LOADERS["train"])
-    check_images(_references(options))
+            check_files(cfg, LOADERS["train"], options.several_maps)
+    check_images(_references(options), partial(read_pixels, bands=bands_of_images(configs)))
     for cfg in _test_configs(options, arms).values():
-        check_files(cfg, LOADERS["test"])
+        check_files(cfg, LOADERS["test"], options.several_maps)
 
 
 def class_table_of(configs: Configs) -> str | None:
     """The class table that the baseline's training set names, if it does."""
     return next((entry.classes for entry in _mask_data(configs["baseline"])), None)
+
+
+def bands_of_images(configs: Configs) -> Bands | None:
+    """What the baseline's config states of the images' bands; None for three of 8 bits."""
+    return bands_of_config(configs["baseline"])
 
 
 def _test_configs(options: CompareOptions, arms: Arms) -> Configs:

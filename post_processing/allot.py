@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.bands import Bands, read_bands_file, read_pixels
 from common.classes import ClassTable, load_class_table
 from common.config_options import ConfigOptions
 from common.converters import integer, number, workers
 from common.errors import InputError, spelled
 from common.files import atomic_path, check_writable, write_json
-from common.images import ImageError, read_image
+from common.images import ImageError
 from common.lists import locate, parse_line, read_lines
 from common.metrics_file import read_metrics
 from common.options import option, recorded
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, listed, without_faults
+from common.pixels import Pixels
 from common.rng import Stream, seed_from
 from post_processing.allot_rule import (
     class_shares,
@@ -56,6 +58,11 @@ class AllotOptions(ConfigOptions):
     )
     real_loss: Path | None = option(
         None, help="or each class's mean loss on real images: a filter_stats.json or real_loss.json of filter.sh"
+    )
+    bands: Path | None = option(
+        None,
+        metavar="YAML",
+        help="what is stated of the images' bands (`tisynth stats`; default: what the segmentor's config states)",
     )
     reference_masks: Path | None = option(None, metavar="DIR", help="masks of the references, of the same names")
     segmentor: tuple[str, ...] | None = option(
@@ -99,7 +106,7 @@ class Masks:
         lines: as the list has them.
         files: the masks.
         pixels: of each class in each, int64 (M, C).
-        styles: of their own images, (6,); None for one without.
+        styles: of their own images, (2 bands,); None for one without.
         hardness: float64 (M,).
         ranks: 1 (easiest) to M, or 1 for all where nothing is known.
     """
@@ -118,7 +125,7 @@ class References:
 
     Attributes:
         names: paths as lists have them, relative to the data root.
-        styles: (R, 6).
+        styles: (R, 2 bands).
         mixes: share of each class (R, C); None where nothing is known of what they show.
         left_out: a line for each that is not used.
     """
@@ -129,12 +136,13 @@ class References:
     left_out: list[str] = field(default_factory=list)
 
 
-def allot(options: AllotOptions, found: FoundClasses | None = None) -> str:
+def allot(options: AllotOptions, found: FoundClasses | None = None, bands: Bands | None = None) -> str:
     """Checks all files, allots, and writes list and report.
 
     Args:
         options: what, of what, and where to.
         found: what the segmentor that the options name finds in images.
+        bands: what its config states of images, for where the options state nothing; None for three of 8 bits.
 
     Returns:
         What was done, in a line.
@@ -144,8 +152,9 @@ def allot(options: AllotOptions, found: FoundClasses | None = None) -> str:
     """
     check_writable(options.out.parent, "‹out›")
     table = load_class_table(options.classes)
-    masks = _masks(options, table)
-    references = _references(options, table, found)
+    bands = bands if options.bands is None else read_bands_file(options.bands)
+    masks = _masks(options, table, bands)
+    references = _references(options, table, found, bands)
     if options.total < options.at_least * len(masks.files):
         raise InputError(
             f"‹total› {options.total}: less than {options.at_least} of each of {len(masks.files)} masks; ‹at_least› 0 "
@@ -170,7 +179,7 @@ def allot(options: AllotOptions, found: FoundClasses | None = None) -> str:
     )
 
 
-def _masks(options: AllotOptions, table: ClassTable) -> Masks:
+def _masks(options: AllotOptions, table: ClassTable, bands: Bands | None) -> Masks:
     lines, files, images = [], [], []
     for number_, text in read_lines(options.masks):
         try:
@@ -189,7 +198,7 @@ def _masks(options: AllotOptions, table: ClassTable) -> Masks:
         raise InputError(f"{options.masks}: several masks are named {listed(twice)}; rename them, or name each once")
     pixels = class_pixels(files, table.labels, max(1, options.num_workers))
     with ThreadPoolExecutor(max(1, options.num_workers)) as pool:
-        styles = list(pool.map(lambda path: None if path is None else style(read_image(path)), images))
+        styles = list(pool.map(lambda path: None if path is None else _style(read_pixels(path, bands)), images))
     hardness = _class_hardness(options, table.names)
     if hardness is None:
         return Masks(lines, files, pixels, styles, np.zeros(len(files)), np.ones(len(files), dtype=np.int64))
@@ -210,7 +219,9 @@ def _class_hardness(options: AllotOptions, classes: Sequence[str]) -> NDArray[An
     return np.array([np.nan if score is None else 1 - score for score in in_order(scores, classes)])
 
 
-def _references(options: AllotOptions, table: ClassTable, found: FoundClasses | None) -> References:
+def _references(
+    options: AllotOptions, table: ClassTable, found: FoundClasses | None, bands: Bands | None
+) -> References:
     root = Path(os.path.abspath(options.data_root))  # noqa: PTH100 (links are to stay)
     files = list(list_files(options.references, IMAGE_SUFFIXES, "‹references›").values())
     names = []
@@ -225,8 +236,9 @@ def _references(options: AllotOptions, table: ClassTable, found: FoundClasses | 
     folders = [list_files(folder, IMAGE_SUFFIXES, "‹not_among›").values() for folder in options.not_among]
     tests = [file for folder in folders for file in folder]
     with ThreadPoolExecutor(threads) as pool:
-        of_tests = dict(zip(pool.map(lambda file: pixels_hash(read_image(file)), tests), tests, strict=True))
-        facts = list(pool.map(lambda file: _facts(file, of_tests), files))
+        hashes = pool.map(lambda file: pixels_hash(read_pixels(file, bands).values), tests)
+        of_tests = dict(zip(hashes, tests, strict=True))
+        facts = list(pool.map(lambda file: _facts(file, of_tests, bands), files))
     faults = [fact if isinstance(fact, str) else None for fact in facts]
     kept, left_out = without_faults(list(range(len(files))), faults, "‹references›", options.skip_invalid)
     left = [files[i] for i in kept]
@@ -245,19 +257,24 @@ def _references(options: AllotOptions, table: ClassTable, found: FoundClasses | 
 
 
 def pixels_hash(image: NDArray[Any]) -> str:
-    """Stands for an image's pixels (H, W, 3), whatever file and format they come from."""
+    """Stands for an image's pixels (H, W, bands), whatever file and format they come from."""
     return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
 
 
-def _facts(file: Path, of_tests: dict[str, Path]) -> NDArray[Any] | str:
+def _style(pixels: Pixels) -> NDArray[Any]:
+    """See ``style``, of pixels with data."""
+    return style(pixels.values[pixels.valid])
+
+
+def _facts(file: Path, of_tests: dict[str, Path], bands: Bands | None) -> NDArray[Any] | str:
     """A reference's style; or what is wrong with it."""
     try:
-        image = read_image(file)
+        pixels = read_pixels(file, bands)
     except ImageError as error:
         return str(error)
-    if of_tests and (same := of_tests.get(pixels_hash(image))):
+    if of_tests and (same := of_tests.get(pixels_hash(pixels.values))):
         return f"{file}: has the pixels of {same}, which is a test image; remove it from the references"
-    return style(image)
+    return _style(pixels)
 
 
 def _choose(options: AllotOptions, masks: Masks, references: References, counts: NDArray[Any]) -> list[dict[int, int]]:

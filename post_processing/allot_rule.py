@@ -42,13 +42,13 @@ def mix_distance(mask: NDArray[Any], references: NDArray[Any]) -> NDArray[Any]:
 
 
 def style(image: NDArray[Any]) -> NDArray[Any]:
-    """Mean and standard deviation of each channel of an image (H, W, 3) uint8: float64 (6,), in units of 0..1."""
-    pixels = image.reshape(-1, image.shape[-1]) / 255
+    """Mean and standard deviation of each band of pixels (..., bands) in 0..255: float64 (2 bands,), of 0..1."""
+    pixels = image.reshape(-1, image.shape[-1]).astype(np.float64) / 255
     return np.concatenate([pixels.mean(axis=0), pixels.std(axis=0)])
 
 
 def style_distance(one: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
-    """Root mean square difference of styles (6,) and (R, 6), (R,)."""
+    """Root mean square difference of styles (S,) and (R, S), (R,)."""
     return np.asarray(np.sqrt(np.square(others - one).mean(axis=1)))
 
 

@@ -21,6 +21,7 @@ from common.images import read_image
 from common.pairing import Pair
 from common.processes import bounded
 from common.rasters import has_rasterio, read_raster, write_geotiff
+from common.tiff_tags import read_tags
 
 IMAGES, LABELS, WEIGHTS = "resampled_img", "resampled_label", "resampled_weight"
 
@@ -112,7 +113,8 @@ def add_pair(
 
 def write_resized(source: Path, target: Path, size: tuple[int, int]) -> None:
     """Writes a TIFF of any bands at another size (H, W), in its own numbers, at its place on the map."""
-    raster = read_raster(source)
+    tags = read_tags(source)
+    raster = read_raster(source, tags)
     dtype, bands = raster.values.dtype, np.moveaxis(raster.values.astype(np.float32), -1, 0)
     resized = [np.asarray(Image.fromarray(band).resize(size[::-1], Image.Resampling.BICUBIC)) for band in bands]
     values = np.dstack(resized)
@@ -123,6 +125,7 @@ def write_resized(source: Path, target: Path, size: tuple[int, int]) -> None:
         known = np.asarray(Image.fromarray(raster.valid).resize(size[::-1], Image.Resampling.NEAREST))
         numbers[~known] = raster.nodata
     stated: dict[str, Any] = {"scales": raster.scales, "offsets": raster.offsets, "names": raster.names}
+    stated["numbers"] = () if tags is None else tags.numbers
     write_geotiff(target, numbers, raster.place, nodata=raster.nodata, **stated)
 
 

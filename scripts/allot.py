@@ -18,20 +18,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.bands import Bands
 from common.classes import load_class_table
 from common.command import read_options, run
 from common.errors import InputError
 from post_processing.allot import AllotOptions, FoundClasses, allot
 
 
-def classes_found(options: AllotOptions) -> FoundClasses | None:
-    """What the segmentor that the options name finds in images; None where they name none.
+def classes_found(options: AllotOptions) -> tuple[FoundClasses | None, Bands | None]:
+    """What the segmentor that the options name finds in images, and what it states of their bands.
 
     Raises:
         InputError: it cannot be used, or tells other classes apart.
     """
     if options.segmentor is None:
-        return None
+        return None, None
     from segmentation.inference import open_segmentor, segment  # mmseg takes seconds to import
 
     config, weights = options.segmentor
@@ -48,13 +49,13 @@ def classes_found(options: AllotOptions) -> FoundClasses | None:
             pixels[one.index] = np.bincount(one.classes.ravel(), minlength=256)[: segmentor.num_classes]
         return pixels
 
-    return found
+    return found, segmentor.bands
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Parses, allots, tells."""
     options = read_options(AllotOptions, __doc__ or "", words)
-    print(allot(options, classes_found(options)))
+    print(allot(options, *classes_found(options)))
 
 
 if __name__ == "__main__":

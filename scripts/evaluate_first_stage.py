@@ -33,10 +33,12 @@ def recognizer(options: FirstStageScoresOptions) -> Callable[[Path], dict[str, A
     settings = ConfigOptions(trust_config=options.trust_config)
     config, weights = options.segmentor
     judge = open_segmentor(config, weights, settings, options.classes, options.device)
-    found = sound_pairs(options.images, options.masks, ("‹images›", "‹masks›"), judge.labels(), same_size=True)
+    named = "‹images›", "‹masks›"
+    found = sound_pairs(options.images, options.masks, named, judge.labels(), same_size=True, read=judge.look)
+    suffix = ".png" if judge.bands is None else ".tif"
 
     def recognized(folder: Path) -> dict[str, Any]:
-        made = [Pair(pair.name, folder / f"{pair.name}.png", pair.mask) for pair in found.pairs]
+        made = [Pair(pair.name, folder / f"{pair.name}{suffix}", pair.mask) for pair in found.pairs]
         real, after = (
             agreement(judge, files, title, num_workers=options.num_workers).report
             for title, files in (("real", found.pairs), ("made", made))

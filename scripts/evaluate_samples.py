@@ -32,7 +32,9 @@ def main(words: Sequence[str] | None = None) -> None:
         f"{copies['median_distance']:.4f}; of training images {copies['median_distance_of_training_images']:.4f})"
     )
     if "FID" in report:
-        print(f"FID {report['FID']:.2f}  KID {report['KID']:.4f} +- {report['KID_std']:.4f}")
+        shown = report.get("bands of FID and KID")
+        of_bands = f"  (of bands {', '.join(map(str, shown))} as RGB)" if shown else ""
+        print(f"FID {report['FID']:.2f}  KID {report['KID']:.4f} +- {report['KID_std']:.4f}{of_bands}")
     if report["skipped"]:
         note(f"{len(report['skipped'])} files left out: {listed(report['skipped'])}")
     print(f"{options.out_dir}: evaluation.json, evaluation.svg, nearest.jpg")

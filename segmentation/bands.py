@@ -14,6 +14,7 @@ from common.errors import InputError
 from segmentation.labels import pipeline
 from segmentation.trees import dictionaries, entries
 
+READERS = ("ReadImage", "FourierStyle", "ColorTransfer", "PasteRareClasses")  # steps that open images
 MEAN, SPREAD = 127.5, 63.75  # of values in 0..255, for bands of which nothing else is known
 
 
@@ -55,8 +56,9 @@ def set_bands(config: Config, bands: Bands) -> None:
     steps = list(entries(config._cfg_dict, "ReadImage"))
     if not steps:
         raise InputError(f"{config.filename}: ‹bands›: none of its steps is ReadImage, which reads them")
-    for step in steps:
-        step["bands"] = bands.model_dump(exclude_defaults=True)
+    for kind in READERS:
+        for step in entries(config._cfg_dict, kind):
+            step["bands"] = bands.model_dump(exclude_defaults=True)
     if bands.count == 3:
         return
     for step in [node for node in dictionaries(config._cfg_dict) if node.get("type") == "PhotoMetricDistortion"]:

@@ -23,7 +23,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from common.bands import read_pixels
+from common.bands import Bands, read_pixels
 from common.config_options import ConfigOptions
 from common.devices import pick_device
 from common.errors import InputError
@@ -74,9 +74,14 @@ class Segmentor:
             self.class_names,
         )
 
+    @property
+    def bands(self) -> Bands | None:
+        """What its config states of images' bands; None for three of 8 bits."""
+        return bands_of_config(self.config)
+
     def look(self, path: Path) -> Pixels:
         """An image as it is read for this segmentor, before its config's further steps."""
-        return read_pixels(path, bands_of_config(self.config))
+        return read_pixels(path, self.bands)
 
     def labels(self) -> Labels:
         """The class of each id in mask files."""
@@ -343,7 +348,7 @@ def segment(
                     f"{items[group[0][0]][0]}: the segmentor of {config.filename} cannot take it ({one_line(error)})"
                 ) from error
             for (index, _, ids, gaps), sample in zip(group, samples, strict=True):
-                found = _prediction(index, ids, sample, items[index][0], segmentor)
+                found = prediction_of(index, ids, sample, items[index][0], segmentor)
                 if gaps is not None:
                     found.classes[gaps] = IGNORED
                 yield found
@@ -354,7 +359,12 @@ def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _prediction(index: int, ids: NDArray[Any], sample: Any, image: Path, segmentor: Segmentor) -> Prediction:
+def prediction_of(index: int, ids: NDArray[Any], sample: Any, image: Path, segmentor: Segmentor) -> Prediction:
+    """One of mmseg's samples as a prediction.
+
+    Raises:
+        InputError: it has no logits, or not finite ones.
+    """
     if "seg_logits" not in sample:
         raise InputError(
             f"{segmentor.config.filename}: {segmentor.config.model.type} predicts no logits; name another segmentor"

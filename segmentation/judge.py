@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.bands import Bands, Conversion, conversion, of_file
 from common.config_options import ConfigOptions
 from common.errors import InputError
 from common.files import file_hash
 from common.images import ImageError
 from common.pairing import faults_of, without_faults
+from common.rasters import write_geotiff
 from common.schema import one_line
 from segmentation.inference import Segmentor, logits_of_all_classes, open_segmentor, test_pipeline
+from segmentation.loading import as_mmcv_reads
 
 _ROUNDING = 2.0  # gray levels by which two ways of resizing may differ
 
@@ -37,10 +40,11 @@ class SegmentorJudge:
     Args:
         segmentor: with weights.
         weights: their file.
+        bands: what is stated of the images that it looks at; None for three of 8 bits.
     """
 
-    def __init__(self, segmentor: Segmentor, weights: str | Path) -> None:
-        self.segmentor = segmentor
+    def __init__(self, segmentor: Segmentor, weights: str | Path, bands: Bands | None = None) -> None:
+        self.segmentor, self.weights, self.bands = segmentor, weights, bands
         self.identity = {
             "weights": Path(weights).name,
             "hash": file_hash(weights),
@@ -50,10 +54,33 @@ class SegmentorJudge:
         self._prepared = lru_cache(maxsize=64)(self._probe)
         segmentor.model.requires_grad_(False)
 
+    def of_bands(self, bands: Bands) -> SegmentorJudge:
+        """The same for images of stated bands: values in 0..255 of their ranges, in the model's order.
+
+        Raises:
+            InputError: its config reads others.
+        """
+        judge = SegmentorJudge(self.segmentor, self.weights, bands)
+        _ = judge.conversion  # refused here
+        return judge
+
+    @cached_property
+    def conversion(self) -> Conversion:
+        """How the images' values become those that its config reads."""
+        return conversion(self.bands, self.segmentor.bands, str(self.segmentor.config.filename))
+
+    def _as_read(self, images: Tensor) -> Tensor:
+        """Images (B, bands, H, W) as its config reads them of files."""
+        how = self.conversion
+        if not how.same:
+            factor, shift = (images.new_tensor(one)[:, None, None] for one in (how.factor, how.shift))
+            images = (images[:, list(how.index)] * factor + shift).clamp(0, 255)
+        return images.flip(1) if images.shape[1] == 3 else images  # BGR, as mmcv reads files
+
     # Weights that are moved in inference mode, or tensors that a model keeps from there, would have no gradient.
     @torch.inference_mode(False)
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, H, W) and class (B, H, W) of each pixel of images (B, 3, H, W): RGB, 0..255 as float.
+        """Logits (B, K, H, W) and class (B, H, W) of each pixel of images (B, bands, H, W): RGB, 0..255 as float.
 
         The images are prepared as the config's test prepares files (but for the rounding of numbers), normalized as
         its preprocessor does, and the classes are decided as there.
@@ -62,7 +89,7 @@ class SegmentorJudge:
         if next(segmentor.model.parameters()).device != images.device:
             segmentor.model.to(images.device)
         size, facts = self._prepared(images.shape[2], images.shape[3])
-        inputs = images.flip(1)  # BGR, as mmcv reads files
+        inputs = self._as_read(images)
         if inputs.shape[2:] != size:
             inputs = F.interpolate(inputs, size, mode="bilinear", align_corners=False)
         data = {"inputs": list(inputs), "data_samples": [SegDataSample(metainfo=facts) for _ in images]}
@@ -88,7 +115,8 @@ class SegmentorJudge:
         files, name = [Path(mask) for mask in masks], self.segmentor.config.filename
         without_faults(files, faults_of(files, self._fault, "masks"), str(name), False)
         for height, width in sizes:
-            probe = torch.full((1, 3, height, width), 127.0, requires_grad=gradient)
+            count = 3 if self.bands is None else self.bands.count
+            probe = torch.full((1, count, height, width), 127.0, requires_grad=gradient)
             try:
                 logits, _ = self.look(probe)
             except RuntimeError as error:
@@ -108,13 +136,19 @@ class SegmentorJudge:
 
         The config's own steps say so, of a file that is made for it. They may resize an image, and nothing else.
         """
-        noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        bands = self.segmentor.bands
+        count = 3 if bands is None else bands.count
+        noise = np.random.default_rng(0).integers(0, 256, (height, width, count), np.uint8)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "probe.png")
-            Image.fromarray(noise).save(path)
+            path = Path(folder, "probe.png" if bands is None else "probe.tif")
+            if bands is None:
+                Image.fromarray(noise).save(path)
+            else:
+                own = bands.model_copy(update={"dtype": "float32", "nodata": None})
+                write_geotiff(path, own.stored(noise / 127.5 - 1), None, **of_file(own))
             prepared = test_pipeline(self.segmentor.config)({"img_path": str(path)})
         inputs: Tensor = prepared["inputs"].float()
-        ours = torch.from_numpy(noise).movedim(-1, 0).flip(0)[None].float()
+        ours = torch.from_numpy(as_mmcv_reads(noise)).movedim(-1, 0)[None].float()
         resized = F.interpolate(ours, inputs.shape[1:], mode="bilinear", align_corners=False)[0]
         if inputs.shape != resized.shape or (inputs - resized).abs().max() > _ROUNDING:
             raise InputError(

@@ -8,10 +8,16 @@ import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import TRANSFORMS  # mmengine's own, which is searched whatever default scope a config has
 from mmseg.datasets.transforms import LoadAnnotations
+from numpy.typing import NDArray
 
 from common.bands import bands_of, read_pixels
 from common.errors import InputError
 from common.images import IGNORE, ImageError, Labels, read_mask
+
+
+def as_mmcv_reads(values: NDArray[Any]) -> NDArray[Any]:
+    """Pixels (H, W, bands) in mmcv's order: three bands from blue to red, others as they are."""
+    return np.ascontiguousarray(values[..., ::-1] if values.shape[2] == 3 else values)
 
 
 @TRANSFORMS.register_module()
@@ -38,7 +44,7 @@ class ReadImage(LoadImageFromFile):
         """
         pixels = read_pixels(results["img_path"], self.bands)
         values = pixels.values
-        image = np.ascontiguousarray(values[..., ::-1] if values.shape[2] == 3 else values)
+        image = as_mmcv_reads(values)
         results["valid"] = pixels.valid
         results["img"] = image.astype(np.float32) if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]

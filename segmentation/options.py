@@ -177,7 +177,16 @@ class PredictOptions(ConfigOptions):
         help="look at windows of so many pixels, every STRIDE pixels (default: whole images, as the config says; "
         "STRIDE: 2/3 of WINDOW)",
     )
-    batch_size: int = option(1, convert=integer(1), help="images a batch, of one size")
+    window: int | None = option(
+        None,
+        convert=pixels,
+        metavar="PX",
+        help="read images by windows of this side, and blend what is found in them: TIFFs of any size",
+    )
+    overlap: float = option(
+        0.5, convert=number(0, 0.9), help="share of a window of --window that two neighbors have in common"
+    )
+    batch_size: int = option(1, convert=integer(1), help="images a batch, of one size; with --window: windows")
     num_workers: int = option(min(4, os.cpu_count() or 1), convert=integer(0), help="processes that read images")
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
 
@@ -186,3 +195,6 @@ class PredictOptions(ConfigOptions):
         super().__post_init__()
         if self.slide is not None and not (len(self.slide) in (1, 2) and min(self.slide) > 0):
             raise InputError("‹slide›: write WINDOW, or WINDOW STRIDE")
+        also = next((name for name in ("slide", "tta", "overlay", "probabilities") if getattr(self, name)), None)
+        if self.window is not None and also is not None:
+            raise InputError(f"‹window› and ‹{also}›: give one of them; by windows, masks alone are written")

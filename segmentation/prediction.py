@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from common.bands import Bands, read_bands_file, read_picture
+from common.bands import Bands, Parts, read_bands_file, read_picture
 from common.classes import far_apart_colors
 from common.command import note
 from common.devices import pick_device
@@ -26,7 +27,7 @@ from common.pairing import IMAGE_SUFFIXES, list_files, listed
 from common.ranks import Ranks
 from common.rasters import has_rasterio, is_geotiff, place_of, write_geotiff
 from common.schema import Schema, read_json
-from segmentation.bands import bands_of_config, set_bands
+from segmentation.bands import set_bands
 from segmentation.classes import class_table
 from segmentation.config import load_config
 from segmentation.config_changes import set_data
@@ -34,6 +35,7 @@ from segmentation.inference import Prediction, Segmentor, from_views, load_segme
 from segmentation.labels import test_dataset
 from segmentation.options import PredictOptions
 from segmentation.views import set_slide
+from segmentation.windows import Windows, predicted_strips, write_mask
 
 STAMP = "prediction.json"
 
@@ -59,6 +61,8 @@ class Outputs:
         overlay: the image with the classes' colors over it (PNG).
         probabilities: float16 (C, H, W), ``.npy``.
         sure: least probability, 0..1, that a pixel's class has in the mask; others are to be ignored.
+        rgb: bands that overlays show; None for those that are stated.
+        windows: images are read by them, if given; then there is nothing but masks.
     """
 
     folder: Path
@@ -66,6 +70,7 @@ class Outputs:
     probabilities: bool = False
     sure: float | None = None
     rgb: tuple[int, ...] | None = None
+    windows: Windows | None = None
 
     def paths(self, name: str, image: Path) -> dict[str, Path]:
         """The files of an image; the mask of one that is a GeoTIFF is one, too."""
@@ -129,6 +134,10 @@ def predict(options: PredictOptions) -> int:
     made_from = {"config": segmentor.settings(), "checkpoint": digest(Path(weights))}
     if options.sure is not None:
         made_from["sure"] = str(options.sure)
+    windows = None
+    if options.window is not None:
+        windows = Windows(options.window, options.overlap, options.batch_size)
+        made_from["window and overlap"] = f"{options.window}, {options.overlap:g}"
     with room_for("‹out›", out):
         ranks = Ranks()
         check_writable(out, "‹out›")
@@ -136,7 +145,8 @@ def predict(options: PredictOptions) -> int:
             ranks.once(lambda: stamp_folder(out, made_from))
             if ranks.rank == 0:
                 write_class_table(segmentor, out)
-            outputs = Outputs(out, options.overlay, options.probabilities, options.sure, options.rgb)
+            asked = options.overlay, options.probabilities, options.sure, options.rgb
+            outputs = Outputs(out, *asked, windows=windows)
             predict_images(segmentor, images, outputs, ranks, options.batch_size, options.num_workers)
     return len(images)
 
@@ -186,8 +196,9 @@ def predict_images(
     ]
     if len(todo) < len(images) and ranks.rank == 0:
         note(f"{len(images) - len(todo)} of {len(images)} images are done")
-    ranks.once(lambda: check_images([path for _, path in todo], segmentor.look))
-    stated = bands_of_config(segmentor.config)
+    look = segmentor.look if outputs.windows is None else partial(Parts, bands=segmentor.bands)
+    ranks.once(lambda: check_images([path for _, path in todo], look))
+    stated = segmentor.bands
     bands = None if stated is None else stated.showing(outputs.rgb)
     todo = ranks.share(todo)
     items: list[tuple[Path, Path | None]] = [(path, None) for _, path in todo]
@@ -195,12 +206,26 @@ def predict_images(
     ids, colors = segmentor.rule.ids(), class_colors(segmentor)
     if outputs.sure is not None:
         ids[IGNORE] = segmentor.rule.labels().id_to_ignore
-    predictions = segment(segmentor, items, batches, num_workers)
-    for prediction in tqdm(predictions, "predict", len(todo), unit="image", disable=ranks.rank > 0):
-        name, path = todo[prediction.index]
-        mask = ids[sure_classes(prediction, outputs.sure)]
-        _write(outputs.paths(name, path), prediction, path, mask, colors, bands)
+
+    def done_with(name: str, path: Path) -> None:
         journal.append(Predicted(name=name, state=_state(path)), str(ranks.rank) if ranks.size > 1 else "")
+
+    bar: dict[str, Any] = {"desc": "predict", "total": len(todo), "unit": "image", "disable": ranks.rank > 0}
+    if outputs.windows is not None:
+        for name, path in tqdm(todo, **bar):
+            parts = Parts(path, segmentor.bands)
+            strips = predicted_strips(segmentor, parts, outputs.windows)
+            target = outputs.paths(name, path)["masks"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_mask(target, (ids[sure_classes(strip, outputs.sure)] for strip in strips), parts.size, path)
+            done_with(name, path)
+    else:
+        predictions = segment(segmentor, items, batches, num_workers)
+        for prediction in tqdm(predictions, **bar):
+            name, path = todo[prediction.index]
+            mask = ids[sure_classes(prediction, outputs.sure)]
+            _write(outputs.paths(name, path), prediction, path, mask, colors, bands)
+            done_with(name, path)
     ranks.wait()
     if ranks.rank == 0:
         journal.merge()
@@ -244,7 +269,8 @@ def sure_classes(prediction: Prediction, sure: float | None) -> NDArray[Any]:
     """Classes that were decided for, uint8 (H, W); 255 where their probability is below ``sure``, if that is given."""
     if sure is None:
         return prediction.classes
-    chosen = torch.from_numpy(prediction.classes.astype(np.int64)).to(prediction.logits.device)
+    classes = np.minimum(prediction.classes, len(prediction.logits) - 1)  # 255 stays so, where there are no data
+    chosen = torch.from_numpy(classes.astype(np.int64)).to(prediction.logits.device)
     probability = prediction.logits.float().softmax(0).gather(0, chosen[None])[0].cpu().numpy()  # (H, W)
     return np.where(probability >= sure, prediction.classes, np.uint8(IGNORE))
 
@@ -268,9 +294,7 @@ def _write(
 
     writers: dict[str, Callable[[Path], Any]] = {
         "masks": write_mask,
-        "overlays": lambda path: Image.fromarray(painted(read_picture(image, bands), prediction.classes, colors)).save(
-            path
-        ),
+        "overlays": write_overlay,
         "probabilities": lambda path: np.save(path, _probabilities(prediction.logits)),
     }
     for kind, path in paths.items():

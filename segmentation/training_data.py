@@ -36,17 +36,21 @@ def set_training_data(config: Config, options: TrainOptions) -> None:
     for dataset in datasets:
         dataset.update(values)
         if options.augment:
-            _add_steps(config, dataset, augmentation_steps(options, dataset.classes))
+            stated = next((step.get("bands") for step in entries(dataset.pipeline, "ReadImage")), None)
+            _add_steps(config, dataset, augmentation_steps(options, dataset.classes, stated))
     if options.loss_weights:
         set_loss_weights(config)
 
 
-def augmentation_steps(options: TrainOptions, classes: str) -> list[dict[str, Any]]:
+def augmentation_steps(
+    options: TrainOptions, classes: str, bands: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """The steps that ``options.augment`` names, in their order in a pipeline.
 
     Args:
         options: of the training.
         classes: class table, which rare classes are named by.
+        bands: what is stated of the images' bands; None for three of 8 bits.
 
     Raises:
         InputError: no references, or a class that the table does not have.
@@ -65,7 +69,8 @@ def augmentation_steps(options: TrainOptions, classes: str) -> list[dict[str, An
         "color_transfer": {"type": "ColorTransfer", **references},
         "fda": {"type": "FourierStyle", **references, **beta},
     }
-    return [{**steps[trick], **probability} for trick in TRICKS if trick in options.augment]
+    stated = {} if bands is None else {"bands": bands}
+    return [{**steps[trick], **probability, **stated} for trick in TRICKS if trick in options.augment]
 
 
 def _add_steps(config: Config, dataset: Any, steps: list[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from common.classes import load_class_table
 from common.errors import InputError
 from common.files import digest
 from common.images import IGNORE, ImageError, read_mask
+from common.pictures import Box, resized
 from common.pixels import Pixels as FilePixels
 from common.rng import Stream, seed_from
 
@@ -213,7 +214,7 @@ class PairedImages(Dataset[dict[str, Any]]):
             return {"jpg": pixels.image, "ssl": pixels.reference, **gaps, **described}
 
         item = self.items[position]
-        mask = _resize(self._mask(item), self.size, Image.Resampling.NEAREST)
+        mask = resized(self._mask(item), self.size, Image.Resampling.NEAREST)
         if self.masks_only:
             return {"mask_path": str(item.mask), **self.described(epoch, position, mask)}
         reference = self._image(item, "reference").values
@@ -232,10 +233,10 @@ class PairedImages(Dataset[dict[str, Any]]):
         """An item of training, changed as in an epoch."""
         item = self.items[position]
         seed = seed_from(self.seed, epoch, item.name)
-        mask = _resize(self._mask(item), self.size, Image.Resampling.NEAREST)
+        mask = resized(self._mask(item), self.size, Image.Resampling.NEAREST)
         stored = self._image(item, "image")
-        image = _resize(stored.values, mask.shape, self._resample)
-        valid = _resize(stored.valid, mask.shape, Image.Resampling.NEAREST)
+        image = resized(stored.values, mask.shape, self._resample)
+        valid = resized(stored.valid, mask.shape, Image.Resampling.NEAREST)
         mask = np.where(valid, mask, IGNORE).astype(np.uint8)
         if self._choices(epoch, item)[0]:
             mask, valid, image = mask[:, ::-1], valid[:, ::-1], np.ascontiguousarray(image[:, ::-1])
@@ -318,9 +319,6 @@ def _cut(pixels: NDArray[Any], corner: NDArray[Any], side: int, turns: int) -> N
     return np.ascontiguousarray(np.rot90(pixels[top : top + side, left : left + side], turns))
 
 
-Box = tuple[float, float, float, float]  # left, upper, right, lower
-
-
 def middle(shape: tuple[int, ...], aspect: tuple[int, ...]) -> Box | None:
     """The largest centered part of an image (H, W) of the aspect ratio of another (H', W'); None for the whole."""
     (height, width), (other_height, other_width) = shape, aspect
@@ -343,22 +341,7 @@ def fitted(pixels: NDArray[Any], shape: tuple[int, ...], how: str, resample: Ima
         resample: filter.
     """
     box = middle(pixels.shape[:2], shape) if how == "crop" else None
-    return _to_tensor(_resize(pixels, shape, resample, box))
-
-
-def _resize(
-    pixels: NDArray[Any], size: tuple[int, ...] | None, resample: Image.Resampling, box: Box | None = None
-) -> NDArray[Any]:
-    """(H, W) or (H, W, bands), or a part of it, to (height, width) = ``size``, antialiased where the filter is.
-
-    Of bytes, or of numbers in 0..255, which stay there.
-    """
-    if size is None or (box is None and pixels.shape[:2] == tuple(size)):
-        return pixels
-    if pixels.ndim == 3 and (pixels.shape[2] != 3 or pixels.dtype != np.uint8):
-        return np.dstack([_resize(band, size, resample, box) for band in np.moveaxis(pixels, 2, 0)])
-    resized = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((size[1], size[0]), resample, box))
-    return np.clip(resized, 0, 255) if resized.dtype.kind == "f" else resized
+    return _to_tensor(resized(pixels, shape, resample, box))
 
 
 def _to_tensor(image: NDArray[Any]) -> torch.Tensor:

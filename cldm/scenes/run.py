@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
@@ -19,7 +20,6 @@ from cldm.conditions import Conditions
 from cldm.control_ldm import ControlLDM
 from cldm.data.hints import HintEncoder
 from cldm.data.pairs import fitted
-from cldm.scenes.grid import Grid, grid, tiles
 from cldm.scenes.noise import fill_with_noise
 from cldm.scenes.options import SceneOptions
 from cldm.scenes.sampling import Windows, decode, denoise
@@ -38,14 +38,16 @@ from common.decoding import ImageError, stored_size
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, file_hash, only_writer_of, room_for, write_json
-from common.images import read_mask
-from common.pairing import refuse_doubt
+from common.images import pixels_of_ids, read_mask_in_strips
+from common.pairing import refuse_doubtful_ids
 from common.processes import signals_held
 from common.rasters import require_rasterio
 from common.schema import read_json
 from common.trust import trust
+from common.windows import Grid, grid, tiles
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 
+_STRIP = 512  # rows of the mask that are read at once
 WINDOW = 64  # latent pixels, where a configuration does not say what the model was trained at
 
 
@@ -211,17 +213,25 @@ def record_of(scene: Scene) -> SceneRecord:
     )
 
 
-def read_scene_mask(scene: Scene) -> NDArray[Any]:
-    """Class ids of the scene (H, W) uint8: decoded once, whole.
+def mask_strips(scene: Scene) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Strips of the scene's mask: the first row, and ids as the file has them (rows, W) uint8."""
+    labels = None if scene.table is None else scene.table.labels
+    return read_mask_in_strips(scene.options.mask, labels, _STRIP)
+
+
+def check_scene_mask(scene: Scene) -> None:
+    """Reads the mask once, strip by strip.
 
     Raises:
         InputError: a mask that cannot be used.
     """
-    mask = scene.options.mask
-    if scene.table is None:
-        return read_mask(mask)
-    refuse_doubt(scene.table.labels, [mask], str(mask))
-    return scene.table.labels.read(mask)
+    mask, pixels = scene.options.mask, np.zeros(256, dtype=np.int64)
+    for _, ids in mask_strips(scene):
+        pixels += pixels_of_ids(ids)
+    if scene.table is not None:
+        refuse_doubtful_ids(scene.table.labels, [(mask, pixels)], str(mask))
+        if wrong := scene.table.labels.wrong_ids(pixels):
+            raise ImageError.of(mask, wrong)
 
 
 def conditions(scene: Scene) -> Conditions:
@@ -240,11 +250,13 @@ def conditions(scene: Scene) -> Conditions:
         return model.conditions(batch, [scene.seed] if options.reference_latent == "sample" else None)
 
 
-def prepare(scene: Scene, ids: NDArray[Any]) -> Progress:
+def prepare(scene: Scene) -> Progress:
     """Writes mask and noise into the work's files."""
     mask, latent = scene.work.open("mask"), scene.work.open("latent0")
     height, width = scene.size
-    mask[:height, :width] = ids
+    table = None if scene.table is None else scene.table.labels.table
+    for top, ids in mask_strips(scene):
+        mask[top : top + len(ids), :width] = ids if table is None else table[ids].astype(np.uint8)
     mask[height:, :width] = mask[height - 1, :width]
     mask[:, width:] = mask[:, width - 1 : width]
     fill_with_noise(latent, scene.seed, HALF.get(scene.options.precision, torch.float32))
@@ -301,7 +313,9 @@ def paint_scene(options: SceneOptions) -> bool:
     refuse_no_room(scene)
     check_writable(out.absolute().parent, "‹out›")
     windows, cond = scene.grid, conditions(scene)
-    ids = None if begun is not None and scene.work.progress() is not None else read_scene_mask(scene)
+    fresh = begun is None or scene.work.progress() is None
+    if fresh:
+        check_scene_mask(scene)
     for line in few_steps(scene.model, options.sampling):
         note(line, sys.stdout)
     note(
@@ -313,7 +327,7 @@ def paint_scene(options: SceneOptions) -> bool:
         return False
     with only_writer_of(out.absolute(), "‹out›"), room_for("‹out›", out), memory_for(options.batch_size, "‹window›"):
         with signals_held() as received:
-            if not _made(scene, record, cond, ids, lambda: bool(received)):
+            if not _made(scene, record, cond, fresh, lambda: bool(received)):
                 note(f"stopped; start again to go on ({scene.work.folder})")
                 return False  # the signal is obeyed at the end of the block
         with atomic_path(out) as path:
@@ -326,14 +340,12 @@ def paint_scene(options: SceneOptions) -> bool:
     return True
 
 
-def _made(
-    scene: Scene, record: SceneRecord, cond: Conditions, ids: NDArray[Any] | None, stopped: Callable[[], bool]
-) -> bool:
+def _made(scene: Scene, record: SceneRecord, cond: Conditions, fresh: bool, stopped: Callable[[], bool]) -> bool:
     """Makes the image in the work's files; False if it was stopped."""
     work, options = scene.work, scene.options
-    if ids is not None:
+    if fresh:
         work.begin(record)
-    progress = work.progress() if ids is None else prepare(scene, ids)
+    progress = prepare(scene) if fresh else work.progress()
     assert progress is not None
     scheduler = make_scheduler("ddim", scene.model.betas.cpu(), scene.model.parameterization, record.spacing or "")
     set_time_steps(scheduler, options.steps)

@@ -19,12 +19,12 @@ from tqdm import tqdm
 from cldm.conditions import Conditions
 from cldm.control_ldm import ControlLDM
 from cldm.scenes.conditions import WindowConditions, around
-from cldm.scenes.grid import Blend, Grid
 from cldm.scenes.work import Progress, Work
 from cldm.synthesis.formats import as_numbers, model_values
 from cldm.synthesis.guiding import guidance_of
 from cldm.synthesis.options import SamplingOptions
 from common.errors import InputError
+from common.windows import Blend, Grid
 from ldm.models.sampling import guided
 
 Stopped = Callable[[], bool]

@@ -58,7 +58,7 @@ class Progress:
     Attributes:
         step: under way: of the denoising, from 0; their number while the image is decoded; one more afterwards.
         row: of windows, the next one.
-        carried: what the rows before left for it, see ``cldm.scenes.grid.Blend``; (0, 0, 0) where it is the first.
+        carried: what the rows before left for it, see ``common.windows.Blend``; (0, 0, 0) where it is the first.
     """
 
     step: int = 0

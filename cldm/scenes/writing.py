@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cldm.synthesis.formats import of_file
-from common.bands import Bands
+from common.bands import Bands, of_file
 from common.rasters import place_of, write_geotiff
 
 _STRIP = 256  # rows at once

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cldm.synthesis.records import RECORDS, images_in, read_records
-from common.bands import bands_of, read_picture
+from common.bands import bands_of, read_painted, read_picture
 from common.classes import load_class_table
 from common.converters import integer
 from common.errors import InputError
@@ -95,13 +95,11 @@ def rows(options: ContactSheetOptions) -> list[list[NDArray[Any]]]:
         mask = Path(record.mask)
         bands = bands_of(record.bands, f"{samples / RECORDS}, {record.name}")
         bands = None if bands is None else bands.showing(options.rgb)
-        written = samples / images[record.name][0]  # a picture already has the bands that it shows
-        of_written = bands if written.suffix.lower() in (".tif", ".tiff") else None
         sheet.append(
             [
                 fit(colorize(table.labels.read(mask), table.palette), Image.Resampling.NEAREST),
                 fit(read_picture(record.reference, bands)),
-                fit(read_picture(written, of_written)),
+                fit(read_painted(samples / images[record.name][0], bands)),
                 fit(read_picture(real[mask.stem], bands)) if mask.stem in real else white,
             ]
         )

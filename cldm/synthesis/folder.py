@@ -176,8 +176,8 @@ def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judge
         if model.bands is None:
             raise InputError("‹rgb›: the model's images have three bands, which pictures show; leave it out")
         model.bands = model.bands.showing(options.rgb)
-    if model.bands is not None and judges != NO_JUDGES:
-        raise InputError("‹guide›, ‹judge›: segmentors look at images of three bands of 8 bits here; leave them out")
+    if model.bands is not None:
+        judges = judges.of_bands(model.bands)
     items = read_items(options, model)
     check_shape(options, model, items)
     check_formats(items.items, options_of(options, model), model.bands)

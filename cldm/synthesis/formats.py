@@ -14,7 +14,7 @@ from PIL import Image
 from cldm.control_ldm import ControlLDM
 from cldm.data.manifest import Item
 from cldm.synthesis.options import SynthesisOptions
-from common.bands import Bands
+from common.bands import Bands, of_file
 from common.errors import InputError
 from common.pictures import to_uint8
 from common.rasters import is_geotiff, place_of, require_rasterio, write_geotiff
@@ -93,14 +93,6 @@ def write_image(path: Path, kind: str, image: NDArray[Any], model: ControlLDM, m
         Image.fromarray(shown).save(path, **options)
         return
     write_geotiff(path, np.ascontiguousarray(as_numbers(image, bands)), place_of(mask), **of_file(bands))
-
-
-def of_file(bands: Bands | None) -> dict[str, Any]:
-    """What a GeoTIFF says of stated bands, as ``write_geotiff`` is told."""
-    if bands is None:
-        return {}
-    scales, offsets = bands.scales or [1.0] * bands.count, bands.offsets or [0.0] * bands.count
-    return {"nodata": bands.nodata, "scales": scales, "offsets": offsets, "names": bands.names}
 
 
 def options_of(options: SynthesisOptions, model: ControlLDM) -> str:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.bands import Bands
 from common.images import IGNORE
 from common.scores import confusion
 
@@ -22,8 +23,15 @@ class Judge(Protocol):
     def identity(self) -> Mapping[str, str]:
         """``weights``, the file's name; ``hash``, of its content; ``config_hash``, of what its config decides."""
 
+    def of_bands(self, bands: Bands) -> Judge:
+        """The same for images of stated bands, which are values in 0..255 of their ranges.
+
+        Raises:
+            InputError: it reads others.
+        """
+
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, H, W) and class (B, H, W) of each pixel of images (B, 3, H, W): RGB, 0..255 as float.
+        """Logits (B, K, H, W) and class (B, H, W) of each pixel of images (B, bands, H, W): RGB, 0..255 as float.
 
         The logits have a gradient with respect to the images.
         """
@@ -51,6 +59,10 @@ class Judges:
     guide: Judge | None = None
     judge: Judge | None = None
 
+    def of_bands(self, bands: Bands) -> Judges:
+        """The same for images of stated bands, see ``Judge.of_bands``."""
+        return Judges(*(one and one.of_bands(bands) for one in (self.guide, self.judge)))
+
 
 NO_JUDGES = Judges()
 
@@ -62,7 +74,7 @@ def mask_scores(judge: Judge, images: NDArray[Any], masks: Iterable[str]) -> lis
 
     Args:
         judge: the segmentor.
-        images: as they are written, (B, H, W, 3) uint8.
+        images: (B, H, W, 3) uint8 as they are written, or float of stated bands, see ``Judge.of_bands``.
         masks: their masks' files.
 
     Returns:

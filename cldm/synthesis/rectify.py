@@ -30,7 +30,7 @@ class Rectifier:
     change by ``scale`` (root mean square; the latent has about unit variance), however many they are.
 
     Args:
-        decode: latent (B, C, h, w) -> image (B, 3, H, W), about [-1, 1], with gradient.
+        decode: latent (B, C, h, w) -> image (B, bands, H, W), about [-1, 1], with gradient.
         guide: the segmentor.
         labels: the segmentor's label of each pixel of the images' masks, (B, H, W) uint8; 255 where it has none.
         steps: in how many of the first steps.

@@ -119,7 +119,7 @@ def paint(
     candidate: int = 0,
     watch: Watch | None = None,
 ) -> torch.Tensor:
-    """Images (B, 3, H, W), about [-1, 1], of a batch of jobs, guided by a segmentor if there is one.
+    """Images (B, bands, H, W), about [-1, 1], of a batch of jobs, guided by a segmentor if there is one.
 
     An image's noise follows from its seed, its mask's name and the candidate's number alone: it is the same in any
     batch and on any device, watched or not.
@@ -195,10 +195,15 @@ def synthesize(
         judges: segmentors that guide and choose (``segmentation.judge.open_judge``).
         watch: sees each batch's images grow; what it raises ends the synthesis.
 
+    Raises:
+        InputError: a segmentor reads other bands than the model's.
+
     Yields:
         name (``<mask name>_seed_<seed>``) and image, batch by batch: (H, W, 3) uint8, or (H, W, bands) in numbers of
         the training images where bands are stated. They are those of the command.
     """
+    if model.bands is not None:
+        judges = judges.of_bands(model.bands)
     model.accelerate()
     items.check_hints(model.control_model.hint_channels)
     windows = [reading(model, item.prompt).windows for item in items.items]

@@ -12,10 +12,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from common.bands import of_file
 from common.configuration import read_configuration
 from common.devices import pick_device
 from common.files import atomic_path, check_writable, write_json
 from common.pairing import IMAGE_SUFFIXES, list_files
+from common.rasters import place_of, write_geotiff
 from ldm.first_stage.data import check_images
 from ldm.first_stage.loading import load_first_stage, stated_bands
 from ldm.first_stage.options import FirstStageScoresOptions
@@ -29,7 +31,8 @@ def evaluate(
 
     Args:
         options: what to judge.
-        recognized: says of a folder of reconstructions (PNG, under the images' names) what a segmentor finds in them.
+        recognized: says of a folder of reconstructions what a segmentor finds in them; they are PNG, or GeoTIFF of
+            stated bands, under the images' names.
 
     Returns:
         the report.
@@ -54,7 +57,11 @@ def evaluate(
         trips = round_trips(first_stage.to(device), list(files.values()), options.range, device, stated)
         for name, (score, pixels) in tqdm(zip(files, trips, strict=True), "round trips", len(files), unit="image"):
             found.append(score)
-            if pixels.shape[2] == 3 and pixels.dtype == np.uint8:
+            if stated is not None and files[name].suffix.lower() != ".npy":
+                numbers = stated.stored(pixels / 127.5 - 1)
+                with atomic_path(made / f"{name}.tif") as path:
+                    write_geotiff(path, numbers, place_of(files[name]), **of_file(stated))
+            elif pixels.shape[2] == 3 and pixels.dtype == np.uint8:
                 with atomic_path(made / f"{name}.png") as path:
                     Image.fromarray(pixels).save(path)
         finite = [score.psnr for score in found if np.isfinite(score.psnr)]

@@ -6,11 +6,14 @@ from mmseg.registry import MODELS
 
 @MODELS.register_module(force=True)
 class PixelBackbone(BaseModule):
+    def __init__(self, in_channels=3, init_cfg=None):
+        super().__init__(init_cfg)
+
     def forward(self, x):
         return (x,)
 
 
-def write_config(path, num_classes, classes="", data_root=""):
+def write_config(path, num_classes, classes="", data_root="", bands=3):
     path.write_text(f"""
 custom_imports = dict(imports=["segmentation", "tests.segmentation.pixel_backbone"])
 default_scope = "mmseg"
@@ -34,7 +37,8 @@ model = dict(
         type="SegDataPreProcessor", mean=[120.0, 110.0, 100.0], std=[60.0, 55.0, 50.0], bgr_to_rgb=True, size=(16, 16)),
     backbone=dict(type="PixelBackbone"),
     decode_head=dict(
-        type="FCNHead", in_channels=3, in_index=0, channels=3, num_convs=0, concat_input=False, dropout_ratio=0,
+        type="FCNHead", in_channels={bands}, in_index=0, channels={bands}, num_convs=0, concat_input=False,
+        dropout_ratio=0,
         num_classes={num_classes}, loss_decode=dict(type="CrossEntropyLoss")),
     train_cfg=dict(), test_cfg=dict(mode="whole"))
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=2)

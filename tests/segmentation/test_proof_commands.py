@@ -103,7 +103,9 @@ def test_unfair_or_bad_comparisons_are_refused(chain, capsys, monkeypatch, in_pr
 def test_files_are_opened_once_before_all_trainings(chain, in_process, capsys, monkeypatch):
     opened = []
     check = trainings.check_files
-    monkeypatch.setattr(trainings, "check_files", lambda cfg, loaders: opened.append(loaders) or check(cfg, loaders))
+    monkeypatch.setattr(
+        trainings, "check_files", lambda cfg, loaders, *more: opened.append(loaders) or check(cfg, loaders, *more)
+    )
     for module in (training, testing):
         monkeypatch.setattr(module, "check_files", lambda *_: pytest.fail("a training opened all files again"))
     folders = {"synthesized": chain.root / "synth", "data_root": chain.root, "classes": chain.table}

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cldm.scenes.grid import Blend, Grid, grid, tiles, windows
 from cldm.scenes.noise import BLOCK, block_seed, fill_with_noise
 from common.rng import item_noise
+from common.windows import Blend, Grid, grid, tiles, windows
 
 
 @pytest.mark.parametrize("length", [16, 17, 24, 61, 200])
