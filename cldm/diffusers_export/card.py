@@ -10,6 +10,7 @@ import yaml
 
 from cldm.control_ldm import ControlLDM
 from cldm.diffusers_export.options import ExportOptions
+from common.bands import Bands
 from common.classes import ClassTable
 from common.errors import InputError
 from common.schema import load_json, one_line
@@ -44,6 +45,53 @@ def scores_table(files: tuple[Path, ...]) -> str:
     return "\n".join(["| file | score | value |", "| --- | --- | --- |", *rows])
 
 
+def bands_section(bands: Bands | None) -> str:
+    """What the card says of the images' bands: which, and what range of their numbers is -1 to 1."""
+    if bands is None:
+        return "RGB of 8 bits."
+    scales, offsets = bands.scales or [1.0] * bands.count, bands.offsets or [0.0] * bands.count
+    names = bands.names or [""] * bands.count
+    rows = [
+        f"| {number} | {name} | {low:g} | {high:g} | {scale:g} | {offset:g} |"
+        for number, name, (low, high), scale, offset in zip(
+            bands.numbers, names, bands.ranges, scales, offsets, strict=True
+        )
+    ]
+    head = ["| band in files | name | low (-1) | high (1) | scale | offset |", "| --- | --- | --- | --- | --- | --- |"]
+    said = f"Numbers are {bands.dtype}" + ("" if bands.nodata is None else f", {bands.nodata:g} stands for no data")
+    shown = ", ".join(str(bands.numbers[index]) for index in bands.seen)
+    return "\n".join(
+        [
+            f"{said}. Low and high are of stored x scale + offset; what lies beyond is cut.",
+            "A reference is such numbers, (height, width, bands), and so is what is painted, with",
+            f'`output_type="numbers"`. Pictures show bands {shown}.',
+            "",
+            *head,
+            *rows,
+        ]
+    )
+
+
+def example(model: ControlLDM) -> str:
+    """Python that paints by the folder."""
+    reads, given, opened, saved = "", "", "", 'images[0].save("made.png")'
+    if model.fuses:
+        given = ', Image.open("reference.jpg").convert("RGB")'
+    more = ""
+    if model.bands is not None:
+        reads, saved, more = "import rasterio\n", "images[0]  # (height, width, bands)", ', output_type="numbers"'
+        if model.fuses:
+            given, opened = ", reference", 'reference = rasterio.open("reference.tif").read().transpose(1, 2, 0)\n'
+    call = f'pipe(mask{given}, prompt="a satellite image"{more}).{saved}'
+    return f"""import numpy as np
+{reads}from diffusers import DiffusionPipeline
+from PIL import Image
+
+pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
+mask = np.asarray(Image.open("mask.png"))  # class ids, 255 for no class
+{opened}{call if model.bands is None else f"made = {call}"}"""
+
+
 def model_card(options: ExportOptions, model: ControlLDM, table: ClassTable | None, index: Mapping[str, Any]) -> str:
     """The text of README.md.
 
@@ -70,7 +118,6 @@ def model_card(options: ExportOptions, model: ControlLDM, table: ClassTable | No
         if isinstance(entry, list) and not name.startswith("_")
     )
     reads = "a mask, a reference image and a text" if model.fuses else "a mask and a text"
-    reference = ', Image.open("reference.jpg").convert("RGB")' if model.fuses else ""
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
@@ -80,13 +127,7 @@ def model_card(options: ExportOptions, model: ControlLDM, table: ClassTable | No
 Paints satellite images from {reads} (TISynth, Information Fusion, 10.1016/j.inffus.2025.103839).
 
 ```python
-import numpy as np
-from diffusers import DiffusionPipeline
-from PIL import Image
-
-pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
-mask = np.asarray(Image.open("mask.png"))  # class ids, 255 for no class
-pipe(mask{reference}, prompt="a satellite image").images[0].save("made.png")
+{example(model)}
 ```
 
 Written for diffusers {index["_diffusers_version"]}. `trust_remote_code` runs the Python files in this folder: read them
@@ -100,6 +141,10 @@ first. Images' sides are multiples of {model.multiple} pixels. Prompts are cut a
 ## Classes
 
 {classes}
+
+## Bands
+
+{bands_section(model.bands)}
 
 ## License
 

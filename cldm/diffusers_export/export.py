@@ -27,6 +27,7 @@ from cldm.diffusers_export.remote import pipeline
 from cldm.diffusers_export.remote.tisynth_vae import BlockAutoencoder
 from cldm.diffusers_export.weights import first_stage_to_published, take
 from cldm.start_checkpoint import DTYPES
+from common.bands import Bands
 from common.classes import ClassTable, built_in_tables, load_class_table, split_variant
 from common.configuration import plain
 from common.errors import InputError
@@ -105,6 +106,18 @@ def hints_of(encoding: str, table: ClassTable | None) -> dict[str, Any] | None:
         "values": values[:, 0].T.tolist(),
         "ignored": ignored_value(encoding),
         "classes": {str(i): name for i, name in enumerate(table.names)},
+    }
+
+
+def scaling_of(bands: Bands) -> dict[str, Any]:
+    """What is stated of the images' bands, as the pipeline has it; ``shown`` are those that pictures show, from 0."""
+    stated = bands.model_dump(include={"ranges", "dtype", "nodata", "names"})
+    return {
+        **stated,
+        "take": bands.numbers,
+        "scales": bands.scales or [1.0] * bands.count,
+        "offsets": bands.offsets or [0.0] * bands.count,
+        "shown": list(bands.seen),
     }
 
 
@@ -187,8 +200,9 @@ def export(options: ExportOptions) -> list[str]:
     source = read_source(options)
     params = source.model["params"]
     model = create_model(options.config, options.weights, use_ema=options.use_ema, lora=None).requires_grad_(False)
-    if model.bands is not None:
-        raise InputError(f"{options.config}, field model.params.bands: folders of diffusers take three bands of 8 bits")
+    bands = None if model.bands is None else model.bands.model_dump(exclude_defaults=True)
+    if bands is not None:
+        params["bands"] = bands  # a checkpoint may be the one that states them
     parts = components(model, params, DTYPES[options.precision])
     lines = []
     with atomic_folder(options.out, "‹out›") as folder:
@@ -210,6 +224,7 @@ def export(options: ExportOptions) -> list[str]:
             "factor": model.factor,
             "multiple": model.multiple,
             "hints": hints_of(model.hint_encoding, source.table),
+            "bands": None if model.bands is None else scaling_of(model.bands),
             "only_mid_control": not model.fuses and bool(params.get("only_mid_control")),
         }
         write_json(index, folder / "model_index.json", indent=2)

@@ -39,6 +39,35 @@ def shrunken_v15():
     return config
 
 
+def shrunken_tiny():
+    """The demonstration's layout, all its parts, narrow."""
+    config = OmegaConf.load(ROOT / "configs" / "model" / "tisynth_tiny.yaml")
+    params = config.model.params
+    for part in ("control_stage_config", "ssl_stage_config", "unet_config"):
+        params[part].params.update(model_channels=8, context_dim=16, num_heads=2)
+    params.cond_stage_config.params.update(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16)
+    return config
+
+
+BANDS = {"ranges": [[100, 1100], [0, 3000], [0, 10], [0, 2000]], "dtype": "uint16", "nodata": 0.0, "rgb": [3, 2, 1]}
+
+
+def of_bands():
+    """The same of four bands in 16 bits, by a basis of their own."""
+    config = shrunken_tiny()
+    params, basis = config.model.params, np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
+    stage = {"factor": 4, "deviations": [[0.5] * 4] * 2, "basis": basis.tolist()}
+    params.first_stage_config.params = stage
+    params.update(channels=12, scale_factor=1.0, bands=BANDS)
+    for part in ("control_stage_config", "ssl_stage_config", "unet_config"):
+        params[part].params.in_channels = 12
+    params.unet_config.params.out_channels = params.ssl_stage_config.params.hint_channels = 12
+    return config
+
+
+LAYOUTS = {"tiny": shrunken_tiny, "v15": shrunken_v15, "bands": of_bands}
+
+
 def nothing_is_zero(model):
     """Zero convolutions and norms moved, so that whatever is mixed up shows."""
     with torch.no_grad():
@@ -50,14 +79,12 @@ def nothing_is_zero(model):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Model, weights and folder of both layouts, exported by the command's own call."""
+    """Model, weights and folder of all layouts, exported by the command's own call."""
     place = tmp_path_factory.mktemp("exported")
     made = {}
-    for name, classes in (("tiny", "MBRSC"), ("v15", None)):
+    for name, classes in (("tiny", "MBRSC"), ("v15", None), ("bands", "MBRSC")):
         config = place / f"{name}.yaml"
-        OmegaConf.save(
-            shrunken_v15() if name == "v15" else OmegaConf.load(ROOT / "configs/model/tisynth_tiny.yaml"), config
-        )
+        OmegaConf.save(LAYOUTS[name](), config)
         torch.manual_seed(0)
         model = nothing_is_zero(create_model(config, **({} if classes is None else {"classes": classes})))
         save_state_dict(model.state_dict(), place / f"{name}.safetensors")
@@ -78,7 +105,7 @@ def test_an_image_is_the_same_in_a_process_without_this_project(folders, tmp_pat
         mask[:, :8] = 255
         given[name] = {
             "mask": mask,
-            "reference": 2 * torch.rand(1, 3, side, side, generator=draw) - 1,
+            "reference": 2 * torch.rand(1, model.image_bands, side, side, generator=draw) - 1,
             "noise": torch.randn(1, model.channels, side // model.factor, side // model.factor, generator=draw),
         }
         save_file(given[name], tmp_path / f"{name}.in")
@@ -118,11 +145,11 @@ def test_what_diffusers_has_is_diffusers_own(folders):
     for name, (_, _, folder) in folders.items():
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
         own = {"pipeline.py", "unet/tisynth_unet.py", "reference_branch/tisynth_branch.py"}
-        assert files == own | ({"controlnet/tisynth_branch.py", "vae/tisynth_vae.py"} if name == "tiny" else set())
+        assert files == own | (set() if name == "v15" else {"controlnet/tisynth_branch.py", "vae/tisynth_vae.py"})
         assert not any(path.suffix in (".bin", ".pt", ".ckpt") for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("name", ["tiny", "v15"])
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_the_same_weights_come_back(folders, name, cli, tmp_path):
     model, weights, folder = folders[name]
     assert "model.safetensors" in cli("import_diffusers", folder, tmp_path / "back")
@@ -131,6 +158,31 @@ def test_the_same_weights_come_back(folders, name, cli, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
     again = create_model(tmp_path / "back" / "model.yaml", tmp_path / "back" / "model.safetensors")
     assert again.hint_encoding == model.hint_encoding and again.classes == model.classes
+    assert again.bands == model.bands
+
+
+def test_numbers_of_bands_are_scaled_as_here(folders, tmp_path):
+    """What the pipeline makes of a file's numbers, and of its own, and what the card says of both."""
+    from common.bands import read_pixels
+    from common.rasters import write_geotiff
+
+    model, _, folder = folders["bands"]
+    index = json.loads((folder / "model_index.json").read_text())
+    pipe = SimpleNamespace(config=SimpleNamespace(bands=index["bands"]))
+    numbers = np.random.default_rng(0).integers(0, 2500, (6, 8, 4)).astype(np.uint16)
+    numbers[0, 0] = 0
+    write_geotiff(tmp_path / "a.tif", numbers, None, nodata=0)
+    ours = read_pixels(tmp_path / "a.tif", model.bands).values
+    np.testing.assert_allclose(TISynthPipeline.scaled(pipe, numbers), ours, atol=1e-4)
+    made = torch.rand(1, 4, 6, 8) * 3 - 1.5
+    made[0, :, 0, 0] = torch.tensor([-1.2, -1, -1, -1])
+    stored = model.bands.stored(made[0].permute(1, 2, 0).numpy())
+    assert (TISynthPipeline.numbers(pipe, made)[0] == stored).all()
+    with pytest.raises(ValueError, match="must be"):
+        TISynthPipeline.scaled(pipe, numbers[..., :3])
+    assert index["bands"]["shown"] == [2, 1, 0]
+    card = (folder / "README.md").read_text()
+    assert "| 2 |  | 0 | 3000 | 1 | 0 |" in card and "uint16, 0 stands for no data" in card and "rasterio" in card
 
 
 def test_a_card_says_what_was_given_and_leaves_blank_what_was_not(folders, cli, scenes, tmp_path):
@@ -199,7 +251,7 @@ def test_a_plain_controlnet_is_diffusers_own(only_middle):
 
 def test_what_cannot_be_exported_is_refused(cli, folders, tmp_path, monkeypatch):
     _, weights, folder = folders["tiny"]
-    config = ROOT / "configs" / "model" / "tisynth_tiny.yaml"
+    config = folder.with_suffix(".yaml")
     refused = cli.refused
     assert "is there already" in refused("export_diffusers", config, weights, folder, "--classes", "MBRSC")
     assert "--classes: the mask branch reads hint_encoding palette" in refused(

@@ -19,6 +19,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +41,9 @@ class TISynthPipeline(DiffusionPipeline):
         hints: what the mask branch reads of a class id: ``values``, a row of channels a class, and ``ignored``, their
             value where the id is 255; ``classes``, their names. Without it, id / 255 in three channels.
         only_mid_control: without a reference branch: the mask's features join at the middle block alone.
+        bands: of other images than RGB of 8 bits: ``ranges`` (low and high of each band, -1 and 1 for the networks),
+            ``take`` (numbers of the bands in files, from 1), ``scales`` and ``offsets`` (of the numbers in files),
+            ``nodata``, ``dtype`` and ``names`` of the training images, and ``shown``, the bands that pictures show.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -58,6 +62,7 @@ class TISynthPipeline(DiffusionPipeline):
         multiple: int = 64,
         hints: dict[str, Any] | None = None,
         only_mid_control: bool = False,
+        bands: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -69,7 +74,9 @@ class TISynthPipeline(DiffusionPipeline):
             scheduler=scheduler,
             reference_branch=reference_branch,
         )
-        self.register_to_config(factor=factor, multiple=multiple, hints=hints, only_mid_control=only_mid_control)
+        self.register_to_config(
+            factor=factor, multiple=multiple, hints=hints, only_mid_control=only_mid_control, bands=bands
+        )
         self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
 
     def encode_mask(self, mask: Any) -> Tensor:
@@ -91,24 +98,65 @@ class TISynthPipeline(DiffusionPipeline):
         return table[ids].permute(0, 3, 1, 2)
 
     def encode_reference(self, reference: Any, size: tuple[int, int]) -> Tensor:
-        """The scaled latent (B, C, h, w) of reference images: one image, several, or a tensor (B, 3, H, W) in [-1, 1].
+        """The scaled latent (B, C, h, w) of reference images: one, several, or a tensor (B, bands, H, W) in [-1, 1].
 
         Args:
-            reference: images of PIL of another shape than ``size`` are cut to it, in the middle.
+            reference: images of PIL; of stated bands, numbers (H', W', bands) as files have them. Those of another
+                shape than ``size`` are cut to it, in the middle.
             size: height and width of the mask.
         """
         if not isinstance(reference, Tensor):
-            height, width = size
-            pictures = [
-                ImageOps.fit(one.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
-                if one.size != (width, height)
-                else one.convert("RGB")
-                for one in (reference if isinstance(reference, list) else [reference])
-            ]
-            pixels = torch.from_numpy(np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures]))
-            reference = pixels.permute(0, 3, 1, 2) / 127.5 - 1
+            given = reference if isinstance(reference, list) else [reference]
+            pictures = [self._fitted(one, size) for one in given]  # (H, W, bands), 0..255
+            reference = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
         reference = reference.to(self._execution_device, self.vae.dtype)
         return self.vae.encode(reference).latent_dist.mode() * self.vae.config.scaling_factor
+
+    def _fitted(self, image: Any, size: tuple[int, int]) -> NDArray[Any]:
+        """An image as float32 (H, W, bands) in 0..255, of the size given as height and width."""
+        height, width = size
+
+        def fit(picture: Image.Image) -> Image.Image:
+            same = picture.size == (width, height)
+            return picture if same else ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
+
+        if self.config.bands is None:
+            return np.asarray(fit(image.convert("RGB")), dtype=np.float32)
+        values = self.scaled(np.asarray(image))
+        layers = [np.asarray(fit(Image.fromarray(layer))) for layer in np.moveaxis(values, -1, 0)]
+        return np.dstack(layers).clip(0, 255)
+
+    def scaled(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        """Numbers of a file (H, W, bands) as float32 in 0..255 of each band's range; what has no data is 0.
+
+        Raises:
+            ValueError: fewer bands than are read.
+        """
+        bands = self.config.bands
+        if numbers.ndim != 3 or numbers.shape[-1] < max(bands["take"]):
+            raise ValueError(f"reference: {numbers.shape}; must be (height, width, bands), bands {bands['take']}")
+        numbers = numbers[..., [number - 1 for number in bands["take"]]]
+        low, high = np.array(bands["ranges"]).T
+        meant = numbers * np.array(bands["scales"]) + np.array(bands["offsets"])
+        values = np.nan_to_num((meant - low) / (high - low)).clip(0, 1) * 255
+        values[~np.isfinite(numbers.astype(np.float64)).all(-1)] = 0
+        if bands["nodata"] is not None:
+            values[(numbers == bands["nodata"]).all(-1)] = 0
+        return values.astype(np.float32)
+
+    def numbers(self, images: Tensor) -> NDArray[Any]:
+        """Images (B, bands, H, W), about [-1, 1], as numbers (B, H, W, bands) of the training images' type."""
+        bands = self.config.bands
+        values = (images.float().clamp(-1, 1).permute(0, 2, 3, 1).cpu().numpy().astype(np.float64) + 1) / 2
+        low, high = np.array(bands["ranges"]).T
+        stored = (values * (high - low) + low - np.array(bands["offsets"])) / np.array(bands["scales"])
+        dtype = np.dtype(bands["dtype"])
+        if dtype.kind == "f":
+            return stored.astype(dtype)
+        limits, stored = np.iinfo(dtype), np.rint(stored)
+        if bands["nodata"] is not None:  # all painted pixels have data
+            stored[(stored == bands["nodata"]).all(-1)] += 1 if bands["nodata"] < limits.max else -1
+        return stored.clip(limits.min, limits.max).astype(dtype)
 
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Text embeddings (B, L, D); what is longer than the encoder reads is cut."""
@@ -166,7 +214,8 @@ class TISynthPipeline(DiffusionPipeline):
             eta: share of fresh noise a step, for DDIM.
             generator: of the noise.
             latents: the noise itself, standard normal (B, C, h, w).
-            output_type: ``pil``, ``np``, ``pt`` (in [0, 1]), or ``latent``.
+            output_type: ``pil``, ``np``, ``pt`` (in [0, 1]), or ``latent``; of stated bands also ``numbers``, see
+                there, where ``pil`` shows three of them.
             return_dict: an output object, or a tuple.
 
         Raises:
@@ -209,6 +258,12 @@ class TISynthPipeline(DiffusionPipeline):
         images: Any = x
         if output_type != "latent":
             scaled = (x / self.vae.config.scaling_factor).to(self.vae.dtype)
-            images = self.image_processor.postprocess(self.vae.decode(scaled, return_dict=False)[0], output_type)
+            images = self.vae.decode(scaled, return_dict=False)[0]
+            if self.config.bands is not None and output_type == "pil":
+                images = images[:, self.config.bands["shown"]]
+            if self.config.bands is not None and output_type == "numbers":
+                images = self.numbers(images)
+            else:
+                images = self.image_processor.postprocess(images, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
