@@ -169,8 +169,8 @@ def _read(path: str | os.PathLike[str], file: Any, rasterio: Any, part: Part | N
         raise ImageError.of(path, f"has {len(chosen)} bands beside alpha; 1 to {MOST_BANDS} are read")
     values = np.ascontiguousarray(data[chosen].transpose(1, 2, 0))
     valid = np.ones(values.shape[:2], dtype=bool)
-    for band in alpha:
-        valid &= 2 * data[band].astype(np.float64) >= max(1.0, opaque[band])
+    for i in alpha:
+        valid &= 2 * data[i].astype(np.float64) >= max(1.0, opaque[i])
     flags = rasterio.enums.MaskFlags
     if any(flags.per_dataset in of_band and flags.alpha not in of_band for of_band in file.mask_flag_enums):
         valid &= file.read_masks(1, window=window) > 0
