@@ -111,7 +111,11 @@ ONE_PLACE = {
         "cldm/diffusers_export/remote/pipeline.py",
     },
     # import asks it where on the map an image's pixels lie, and moves polygons there
-    r"\brasterio\.open\(|import rasterio|from rasterio": {"common/rasters.py", "importing/formats/vectors.py"},
+    r"\brasterio\.open\(|import rasterio|from rasterio": {
+        "common/rasters.py",
+        "importing/formats/vectors.py",
+        "cldm/diffusers_export/card.py",
+    },
     r"\bjson\.loads?\(": {"common/schema.py"},
     r"""seed_from\([^)\n]*["']""": {"cldm/training/image_logger.py"},  # the text is the name of a record's field
 }
