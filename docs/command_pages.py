@@ -9,6 +9,7 @@ import argparse
 import re
 import runpy
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from html import escape
@@ -40,7 +41,8 @@ def parser_of(script: str, *words: str) -> argparse.ArgumentParser:
     argparse.ArgumentParser.parse_known_args = stop  # type: ignore[method-assign]
     sys.argv = [script, *words]
     try:
-        runpy.run_module(f"scripts.{script}", run_name="__main__", alter_sys=False)
+        with warnings.catch_warnings(action="ignore"):  # what libraries say of themselves when they are imported
+            runpy.run_module(f"scripts.{script}", run_name="__main__", alter_sys=False)
     except _Read as found:
         return found.parser
     finally:
