@@ -41,7 +41,8 @@ def parser_of(script: str, *words: str) -> argparse.ArgumentParser:
     argparse.ArgumentParser.parse_known_args = stop  # type: ignore[method-assign]
     sys.argv = [script, *words]
     try:
-        with warnings.catch_warnings(action="ignore"):  # what libraries say of themselves when they are imported
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what libraries say of themselves when they are imported
             runpy.run_module(f"scripts.{script}", run_name="__main__", alter_sys=False)
     except _Read as found:
         return found.parser
