@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 PACKAGE = "tisynth"
-HOUSE = ("common", "ldm", "cldm", "gss", "post_processing", "evaluation", "segmentation", "importing", "scripts")
+HOUSE = ("common", "ldm", "cldm", "gss", "post_processing", "evaluation", "segmentation", "importing", "web", "scripts")
 # "" in a checkout, "tisynth." where it is installed: what stands before every module's name
 PREFIX = __name__.removesuffix("common.house") if __name__.endswith("common.house") else ""
 

@@ -39,6 +39,7 @@ WITHOUT_TORCH = (
     "scene",
     "train",
     "train_vae",
+    "web",
 )
 BEYOND = ("9" * 400, "-" + "9" * 400, "1e999", "nan", "1_0", "٣", "")
 ODD = ("a\0b", "a\nb", "a\rb", "\x1b[31m", "a\ud800", "a\u2028b")

@@ -21,7 +21,7 @@ PAGES = sorted(
     for path in (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "configs" / "gss" / "README.md")
     if path.name != "CHANGELOG.md"  # tells of what was, too
 )
-FOLDERS = "cldm|common|configs|demo|docs|gss|importing|ldm|post_processing|scripts|segmentation|tests"
+FOLDERS = "cldm|common|configs|demo|docs|gss|importing|ldm|post_processing|scripts|segmentation|tests|web"
 MADE = ("demo/output", "configs/train/my")  # by commands, or by the reader
 COMMAND = re.compile(
     r"(?:^|\s)(?:bash (?P<shell>[a-z]+)\.sh|(?:python|torchrun .*) -m scripts\.(?P<module>\w+)"

@@ -24,11 +24,16 @@ ALLOWED = {
     "evaluation": {"common", "evaluation", "segmentation"},  # what it says of images, segmentors say
     "segmentation": {"common", "segmentation"},
     "importing": {"common", "importing"},
+    "web": {"common", "web", "cldm", "segmentation", "post_processing", "importing"},
     "scripts": {
-        *("common", "scripts", "cldm", "ldm", "gss", "post_processing", "evaluation", "segmentation", "importing")
+        *("common", "scripts", "cldm", "ldm", "gss", "post_processing", "evaluation", "segmentation", "importing"),
+        "web",
     },
 }
-PACKAGES = ("common", "ldm", "cldm", "gss", "post_processing", "evaluation", "segmentation", "importing", "scripts")
+PACKAGES = (
+    *("common", "ldm", "cldm", "gss", "post_processing", "evaluation", "segmentation", "importing", "web"),
+    "scripts",
+)
 PROJECT = (*PACKAGES, "tests", "demo")
 _MM = ("mmseg", "mmengine", "mmcv")
 FOREIGN = {
@@ -36,6 +41,7 @@ FOREIGN = {
     "importing": (*_MM, "torch"),
     "post_processing": _MM,
     "evaluation": _MM,
+    "web": _MM,
     "ldm": ("mmseg",),
     "cldm": ("mmseg",),
 }

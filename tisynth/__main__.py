@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("train", "train a model that paints satellite images from mask, reference and text"),
     "synthesize": ("inference", "paint images of known masks in the style of references"),
     "scene": ("scene", "paint a mask of any size, by overlapping windows"),
+    "web": ("web", "a page in the browser to paint masks on, and to see the images"),
     "allot": ("allot", "say which masks are painted how often, and after which references"),
     "filter": ("filter", "drop the pixels of painted images that a segmentor finds wrong"),
     "resample": ("resample", "keep the painted images that help, as a training set"),

@@ -1,0 +1,152 @@
+"""What the page paints is what the command paints, and what it says of the filter is what the filter does."""
+
+import os
+import shlex
+import subprocess
+import zipfile
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import InputError
+from common.images import read_image, read_mask
+from tests.conftest import ROOT
+from web.command import bundle, command_line, command_words
+from web.options import WebOptions
+from web.painting import Growing, Painted, Stopped, Wish, from_thread, paint
+from web.verdict import mask_of_photo, overlaid, verdict_on
+
+
+def wish(studio, scenes, **more):
+    mask = studio.table.labels.read(scenes / "label_test" / "test_0000.png")
+    return Wish(mask, studio.references()[0], "a satellite image of field", seed=7, **more)
+
+
+@pytest.fixture(scope="module")
+def painted(studio, scenes, tmp_path_factory):
+    """Two images of a preset that reuses features, with an option that is set back to the usual default."""
+    given = {"steps": 4, "scale": 2.0, "mask_strength": 0.5, "sampler": "ddim"}
+    return list(paint(studio, wish(studio, scenes, count=2, preset="fast", given=given), tmp_path_factory.mktemp("p")))
+
+
+def test_the_image_grows_and_is_the_commands(painted, cli, monkeypatch):
+    *moments, made = painted
+    assert isinstance(made, Painted) and all(isinstance(one, Growing) for one in moments)
+    assert [one.step for one in moments] == [1, 2, 3] and moments[0].images.shape == (2, 32, 32, 3)
+    assert [path.name for path in made.images] == ["mask_seed_7.png", "mask_seed_8.png"] and made.seeds == [7, 8]
+
+    words = command_words(made.options)
+    assert words[:2] == ["bash", str(ROOT / "inference.sh")] and "--seed=7" in words
+    assert not any(word.startswith("--preset") for word in words)  # ddim in the place of the preset's solver
+    monkeypatch.chdir(made.folder)
+    cli("inference", *words[2:])
+    for path in made.images:
+        assert np.array_equal(read_image(path), read_image(made.folder / "again" / path.name))
+
+
+def test_a_folder_to_take_away(painted, tmp_path):
+    made = painted[-1]
+    with zipfile.ZipFile(bundle(made)) as file:
+        file.extractall(tmp_path)
+    here = tmp_path / "tisynth"
+    names = {str(path.relative_to(here)) for path in here.rglob("*") if "again" not in path.parts}
+    assert names >= {"again.sh", "items.json", "mask.png", "reference.png", "images/mask_seed_7.png"}
+    script = (here / "again.sh").read_text()
+    assert command_line(made.options) in script
+    assert subprocess.run(["bash", "-n", here / "again.sh"]).returncode == 0
+    assert shlex.split(command_line(made.options).replace("\\\n", " ")) == command_words(made.options)
+
+
+def test_a_preset_is_named_where_nothing_of_it_is_undone(painted):
+    options = replace(painted[-1].options, sampler="dpmsolver++", guidance_interval=(0.1, 0.8), seed=42)
+    words = command_words(options)
+    assert "--preset=fast" in words and "--seed=42" in words
+
+
+def test_what_the_filter_would_drop_is_what_it_drops(painted, studio, scenes, segmentor, cli, tmp_path):
+    made = painted[-1]
+    verdict = verdict_on(studio, made.images[0], made.folder / "mask.png")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "mask.png").write_bytes((made.folder / "mask.png").read_bytes())
+    words = ["--real-img-path", scenes / "img_train", "--real-label-path", scenes / "label_train", "--device", "cpu"]
+    words += ["--syn-img-path", made.folder / "images", "--syn-mask-path", tmp_path / "masks", "--num-workers", 0]
+    cli("filter", *segmentor, *words, "--filtered-mask-path", tmp_path / "filtered", "--batch-size", 1)
+    kept = read_mask(tmp_path / "filtered" / "mask_seed_7.png")
+    dropped = (kept == 255) & (read_mask(made.folder / "mask.png") != 255)
+    assert 0 < dropped.sum() < dropped.size and np.array_equal(verdict.dropped, dropped)
+    assert verdict.share == pytest.approx(dropped.mean()) and verdict.reasons
+    assert all(" of " in reason and "it sees" in reason for reason in verdict.reasons[:1])
+    red = overlaid(read_image(made.images[0]), dropped)
+    assert np.array_equal(red[~dropped], read_image(made.images[0])[~dropped]) and (red[dropped][:, 0] > 100).all()
+
+
+def test_a_photo_becomes_a_mask(studio, scenes):
+    photo = scenes / "img_test" / "test_0000.png"
+    photo = photo if photo.exists() else next((scenes / "img_test").iterdir())
+    ids = mask_of_photo(studio, photo)
+    assert ids.shape == (32, 32) and len(np.unique(ids)) > 1 and ids.max() < 5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mask": np.full((32, 32), 255, np.uint8)}, "the mask is empty"),
+        ({"reference": None}, "no reference"),
+        ({"count": 5}, "1 to 4"),
+        ({"seed": -1}, "seed"),
+        ({"given": {"scale": -3.0}}, "scale"),
+        ({"given": {"steps": 0}}, "steps"),
+    ],
+    ids=str,
+)
+def test_a_wish_that_cannot_be_is_refused(studio, scenes, tmp_path, change, said):
+    with pytest.raises(InputError, match=said):
+        list(paint(studio, replace(wish(studio, scenes), **change), tmp_path))
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_reference_that_is_no_image_is_refused(studio, scenes, tmp_path):
+    (tmp_path / "r.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"r\.png"):
+        list(paint(studio, replace(wish(studio, scenes), reference=tmp_path / "r.png"), tmp_path))
+
+
+def test_work_that_nobody_waits_for_ends_at_its_next_step():
+    told = []
+
+    def work(tell):
+        try:
+            for step in count():
+                tell(step)
+        except Stopped:
+            told.append("stopped")
+            raise
+
+    moments = from_thread(work)
+    assert next(moments) == 0
+    moments.close()
+    assert told == ["stopped"]
+
+
+def test_the_command_refuses_in_one_line(cli, scenes, options, tmp_path, monkeypatch):
+    monkeypatch.setattr(WebOptions.filled, "__defaults__", (tmp_path,))
+    said = cli.refused("web")
+    assert "the model in the box is not here" in said and "--config" in said and "model.yaml" in said
+    assert "--config and --model: give both" in cli.refused("web", "--config", options.config)
+    both = ["--config", options.config, "--model", options.model]
+    assert "no such file or folder" in cli.refused("web", *both, "--references", tmp_path / "nothing")
+    assert "names no class table" in cli.refused("web", *both, "--device", "cpu")
+    more = [*both, "--device", "cpu", "--classes", options.classes]
+    assert "must be a multiple of" in cli.refused("web", *more, "--size", 30)
+    assert os.environ.get("GRADIO_ANALYTICS_ENABLED") == "False"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install" in cli.refused("web", *more)
+
+
+def test_what_an_overlay_keeps():
+    image = np.full((4, 4, 3), 100, np.uint8)
+    assert np.array_equal(overlaid(image, np.zeros((4, 4), bool)), image)
+    assert np.asarray(Image.fromarray(overlaid(image, np.ones((4, 4), bool))))[0, 0].tolist() == [230, 30, 50]
