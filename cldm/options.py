@@ -107,6 +107,14 @@ class BenchmarkOptions(ModelOptions):
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
     no_peer: bool = option(False, help="leave the peer out")
     no_training: bool = option(False, help="leave training out")
+    presets: bool = option(False, help="time images by each preset of a synthesis, too")
+    compile: bool = option(False, help="compile the networks at last: how long that takes, and a step afterwards")
+    flops: bool = option(
+        False, help="count an image's operations by each preset and saving (docs/speed_and_use.md); time nothing"
+    )
+    parity: bool = option(
+        False, help="compare predictions and pictures by lower precisions with those by 32 bit; time nothing"
+    )
     out: Path | None = option(None, metavar="JSON", help="file for the numbers")
 
     def __post_init__(self) -> None:
@@ -122,6 +130,7 @@ class CountMemoryOptions(ModelOptions):
     size: tuple[int, ...] = option((512,), convert=pixels, metavar="PX", help="side, or height and width")
     batch_size: tuple[int, ...] = option((1, 4), convert=batch_size, help="images at once")
     lora: int = option(8, convert=integer(1, 16_384), metavar="RANK", help="of the LoRA layers")
+    measure: bool = option(False, help="run each of these works on a GPU, too, and write what it took beside the count")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -81,6 +81,12 @@ class EncoderReuse:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
+    @property
+    def stretches(self) -> list[range]:
+        """The numbers of the steps from each key step to the next."""
+        starts = sorted(set(self._stretch))
+        return [range(*pair) for pair in zip(starts, [*starts[1:], len(self.times)], strict=True)]
+
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         """See ``ControlLDM.apply_model``; of an evaluation at one of the run's time steps, the same for all images."""
         i = self._step[float(t[0])]

@@ -14,7 +14,7 @@ from common.command import read_options, run
 def main() -> None:
     """Parses, counts, prints a Markdown table in GiB."""
     options = read_options(CountMemoryOptions, __doc__ or "")
-    from cldm.benchmark.memory import memory_table  # torch takes seconds to import: after the options
+    from cldm.benchmark.memory_table import memory_table  # torch takes seconds to import: after the options
 
     print("\n".join(memory_table(options)))
 

@@ -4,15 +4,17 @@ import json
 
 import torch
 
+from cldm.benchmark import cost
 from cldm.benchmark.bench import Bench
 from cldm.benchmark.timing import count_flops
 from cldm.options import BenchmarkOptions
+from cldm.synthesis.saving_options import PRESETS
 from tests.conftest import SMALL
 
 
 def test_benchmark_counts_and_compares(cli, tmp_path):
     out = tmp_path / "bench.json"
-    short = ["--size", 32, "--steps", 2, "--repeats", 1, "--device", "cpu"]
+    short = ["--size", 32, "--steps", 2, "--repeats", 1, "--device", "cpu", "--presets"]
     said = cli("benchmark", "--config", SMALL, *short, "--out", out)
     result = json.loads(out.read_text())
     peer = result["peer"]
@@ -20,6 +22,9 @@ def test_benchmark_counts_and_compares(cli, tmp_path):
     # the peer encodes both hints at every step; without that it has less to do
     assert 0 < peer["hints_once"]["flops_per_step"] < peer["flops_per_step"]
     assert peer["time_ratio"] > 0 and result["images_per_second"] > 0 and result["training_samples_per_second"] > 0
+    timed = ("create_model_seconds", "seconds_per_step", "sample_seconds_per_step", "p_losses_seconds")
+    assert all(result[name] > 0 for name in timed) and set(result["peaks_gib"]) == {"synthesis", "training"}
+    assert set(result["preset_images_per_second"]) == set(PRESETS)
     assert set(result["ablations"]) == {
         "text and hints anew each step",
         "one text after the other",
@@ -40,3 +45,19 @@ def test_wrong_sizes_and_devices_are_refused(cli, monkeypatch):
     assert "--size 33 33: must be multiples of" in cli.refused("benchmark", "--config", SMALL, "--size", 33)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "no GPU here" in cli.refused("benchmark", "--config", SMALL, "--device", "cuda")
+
+
+def test_operations_of_presets_are_counted(cli, monkeypatch):
+    monkeypatch.setattr(cost, "SAVINGS", {})
+    monkeypatch.setattr(cost, "PRESETS", ("published", "fast"))
+    said = cli("benchmark", "--config", SMALL, "--size", 32, "--flops")
+    rows = [line.strip("| ").split(" | ") for line in said.splitlines()]
+    shares = {row[0]: float(row[2]) for row in rows[2:]}
+    assert shares["`--preset published`"] == 1 and 0.05 < shares["`--preset fast`"] < 0.5
+
+
+def test_lower_precisions_are_compared(cli, tmp_path):
+    out = tmp_path / "parity.json"
+    cli("benchmark", "--config", SMALL, "--size", 32, "--device", "cpu", "--parity", "--out", out)
+    found = json.loads(out.read_text())["precisions"]
+    assert all(one["within"] for one in found.values()) and 0 < found["16"]["prediction"] < found["bf16"]["prediction"]

@@ -3,7 +3,7 @@
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cldm.benchmark import memory
+from cldm.benchmark import memory, memory_table
 from cldm.benchmark.memory import LiveBytes, count_synthesis, count_training
 from cldm.build import load_config
 from tests.conftest import SMALL
@@ -63,9 +63,11 @@ def test_the_table(cli, monkeypatch):
     def count_nothing(config, size, batch_size, *settings):
         return memory.Memory(*(batch_size * part * memory.GIB for part in range(5)))
 
-    monkeypatch.setattr(memory, "count_training", count_nothing)
-    monkeypatch.setattr(memory, "count_synthesis", count_nothing)
+    monkeypatch.setattr(memory_table, "count_training", count_nothing)
+    monkeypatch.setattr(memory_table, "count_synthesis", count_nothing)
     rows = [line.strip("| ").split(" | ") for line in cli("count_memory", *words, 2).splitlines()]
     assert len(rows) == 2 + 8 + 2 and {len(row) for row in (rows[0], *rows[2:])} == {9}
     assert rows[6] == ["training, LoRA 2", "32-true", "3", "no", "0.00", "3.00", "6.00", "9.00", "12.00"]
     assert rows[-1][:3] == ["synthesis", "16", "3"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "--measure: no GPU here" in cli.refused("count_memory", *words, 2, "--measure")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import choose, half_scale
+from demo import choose, gpu_report, half_scale
 from tests.conftest import ROOT
 from tests.test_processes import alive, gone
 
@@ -114,3 +114,58 @@ def test_done_is_of_certain_settings_and_data(place):
         with start(place, **settings) as script:
             assert "done: of another training" in script.stderr.read()
         assert script.returncode == 2 and not (place / "started").exists()
+
+
+MEASURED = {
+    "precision": "bf16",
+    "device": "a GPU",
+    "torch": "2",
+    "create_model_seconds": 1.0,
+    "seconds_per_step": 0.5,
+    "images_per_second": 0.04,
+    "steps_per_image": 50,
+    "ablations": {"attention not fused": 1.5},
+}
+PART = """#!/bin/sh
+case "$*" in
+  *common.processes*|*gpu_report*) exec {python} "$@";;
+  *--parity*) echo broken; exit 3;;
+  *batch-size\\ 1\\ --no-peer*) exec sleep 60;;
+esac
+echo "$*" >> {place}/works
+while [ $# -gt 0 ]; do [ "$1" = --out ] && cp {place}/measured.json "$2"; shift; done
+exit 0
+"""
+
+
+def test_each_part_on_a_gpu_is_done_once_and_failures_stop_no_other(tmp_path):
+    (tmp_path / "measured.json").write_text(json.dumps(MEASURED))
+    (tmp_path / "python").write_text(PART.format(python=sys.executable, place=tmp_path))
+    (tmp_path / "python").chmod(0o755)
+    script = tmp_path / "on_a_gpu.sh"  # whose parts may take a second, and which works where the repository is
+    text = (ROOT / "demo/on_a_gpu.sh").read_text()
+    script.write_text(text.replace('_$batch" 60 ', '_$batch" 6 ').replace('cd "$(dirname "$0")/.."', f'cd "{ROOT}"'))
+    settings = {"PYTHON": tmp_path / "python", "DEVICE": "cpu", "PRECISIONS": "bf16", "BATCHES": "1", "PATIENCE": "1"}
+    env = {**os.environ, **{name: str(value) for name, value in settings.items()}}
+
+    def start():
+        return subprocess.run(["bash", script, "--tiny", tmp_path / "out"], env=env, text=True, capture_output=True)
+
+    first = start()
+    assert first.returncode == 1 and not first.stderr
+    slow = "* batch_1 failed: took longer than 6 s"
+    for line in ("* parity failed: exit code 3: broken", slow, "| attention not fused | 1.50 |"):
+        assert line in first.stdout, first.stdout
+    works = (tmp_path / "works").read_text()
+    assert works.count("--presets --compile") == 1 and works.count("count_memory") == 1
+    (tmp_path / "out" / "batch_1.done").touch()
+    again = start()
+    assert "== bench_bf16: done before" in again.stdout and (tmp_path / "works").read_text() == works
+
+
+def test_the_section_on_a_gpu_takes_the_place_of_the_one_before():
+    section = ["## On a GPU", "", "x"]
+    page = "# B\n\n## On a GPU\n\nNot measured.\n\n## After\n\nmore\n"
+    assert gpu_report.replace_section(page, section) == "# B\n\n## On a GPU\n\nx\n\n## After\n\nmore\n"
+    assert gpu_report.replace_section("# B\n", section) == "# B\n\n## On a GPU\n\nx\n"
+    assert gpu_report.replace_section("# B\n\n## On a GPU\n\nold\n", section) == "# B\n\n## On a GPU\n\nx\n"

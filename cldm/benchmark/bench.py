@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cldm.benchmark.timing import seconds
+from cldm.benchmark.timing import in_turn, seconds
 from cldm.build import create_model
 from cldm.conditions import Conditions
 from cldm.control_ldm import ControlLDM
 from cldm.options import BenchmarkOptions
+from cldm.synthesis.guiding import guidance_of, sparing
+from cldm.synthesis.options import SamplingOptions
+from cldm.synthesis.saving_options import PRESETS
 from common.errors import InputError
 from common.pictures import to_uint8
 from ldm.models.guidance import ClassifierFreeGuidance, SplitGuidance
@@ -40,7 +45,9 @@ class Bench:
     def __init__(self, options: BenchmarkOptions, device: torch.device) -> None:
         torch.manual_seed(0)
         self.options, self.device, self.dtype = options, device, DTYPES[options.precision]
+        start = time.perf_counter()
         self.model: ControlLDM = create_model(options.config, classes=None)
+        self.created_in = time.perf_counter() - start
         self.to(True)
         height, width = options.size if len(options.size) == 2 else options.size * 2
         if height % self.model.multiple or width % self.model.multiple:
@@ -50,9 +57,8 @@ class Bench:
         def random(*shape: int) -> Tensor:
             return torch.rand(*shape, generator=generator).to(device, self.dtype)
 
-        branch = self.model.control_model
-        self.hint = random(options.batch_size, next(branch.input_hint_block.parameters()).shape[1], height, width)
-        self.image = random(options.batch_size, 3, height, width) * 2 - 1
+        self.hint = random(options.batch_size, self.model.control_model.hint_channels, height, width)
+        self.image = random(options.batch_size, self.model.image_bands, height, width) * 2 - 1
         factor = self.model.factor
         self.x = torch.randn(
             options.batch_size, self.model.channels, height // factor, width // factor, generator=generator
@@ -66,8 +72,14 @@ class Bench:
 
     def conditions(self) -> tuple[Conditions, Conditions]:
         """With and without the text."""
-        cond = self.model.conditions({"hint": self.hint, "ssl": self.image, "txt": self.prompts})
+        cond = self.model.conditions(self._batch())
         return cond, self.model.without_text(cond)
+
+    def _batch(self) -> dict[str, Any]:
+        """The fields of a data set's items, in 32 bit."""
+        model, image = self.model, self.image.float()
+        batch = {model.first_stage_key: image, model.ssl_control_key: image, model.control_key: self.hint.float()}
+        return {**batch, model.cond_stage_key: self.prompts, "seed": list(range(len(self.prompts)))}
 
     @torch.no_grad()
     def step(self, reuse: bool = True, split: bool = False) -> Callable[[], Tensor]:
@@ -86,35 +98,93 @@ class Bench:
 
         return work
 
+    def contiguous(self) -> float:
+        """A step's time with contiguous weights, as a multiple of that with channels-last ones, in turn."""
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(self.options.repeats):
+            for channels_last, taken in times.items():
+                self.to(channels_last)
+                taken.append(seconds(self.step(), self.device, 1))
+        return statistics.median(times[False]) / statistics.median(times[True])
+
+    @torch.no_grad()
+    def latents(self) -> Tensor:
+        """Latents of a batch by ``sample`` as a program calls it: guided, by DDIM."""
+        return sample(self.model, *self.conditions(), self.x, self.options.steps, guidance_scale=SCALE)
+
     @torch.no_grad()
     def images(self) -> None:
         """A batch of images from text and pixels to files."""
         getattr(self.model.cond_stage_model, "_cache", {}).clear()
-        latents = sample(self.model, *self.conditions(), self.x, self.options.steps, guidance_scale=SCALE)
-        pictures = to_uint8(self.model.decode_first_stage(latents.to(self.dtype)))
+        self._write(self.latents())
+
+    @torch.no_grad()
+    def preset_images(self, name: str) -> None:
+        """A batch of images by a preset of the synthesis, with its own number of steps."""
+        options = SamplingOptions.of_preset(name, scale=SCALE)
+        getattr(self.model.cond_stage_model, "_cache", {}).clear()
+        part: Any = sparing(self.model, options)
+        how: dict[str, Any] = {"guidance": guidance_of(self.model, options), "guidance_scale": SCALE}
+        self._write(sample(part, *self.conditions(), self.x, options.steps, options.sampler, **how))
+
+    def presets(self) -> dict[str, float]:
+        """Images a second by each preset."""
+        works = {name: lambda name=name: self.preset_images(name) for name in PRESETS}
+        return {name: len(self.prompts) / took for name, took in in_turn(works, self.device, 1).items()}
+
+    def _write(self, latents: Tensor) -> None:
+        pictures = to_uint8(self.model.decode_first_stage(latents.to(self.dtype)), self.model.seen_bands)
         with tempfile.TemporaryDirectory() as folder:
             for i, picture in enumerate(pictures):
                 Image.fromarray(picture).save(Path(folder) / f"{i}.jpg", quality=95)
 
-    def training(self) -> float:
-        """Training samples a second: forward, backward and optimizer, at the run's precision by autocast."""
+    def training(self) -> dict[str, float]:
+        """A training step's seconds, with autocast at the run's precision: the whole of it, and by ``p_losses`` alone.
+
+        The whole encodes images and texts as a training does. By ``p_losses``, latents and conditions are given. Both
+        go backward and take the optimizer's step.
+        """
         model = self.model.float()
         configured: Any = model.train().configure_optimizers()
         optimizer = configured["optimizer"]
-        batch: dict[str, Any] = {"jpg": self.image.float(), "hint": self.hint.float(), "ssl": self.image.float()}
-        batch |= {"txt": self.prompts, "seed": list(range(len(self.prompts)))}
+        batch = self._batch()
+        cond, x_start, noise = model.conditions(batch), model.image_latent(self.image.float()), self.x.float()
+        t = torch.full((len(noise),), len(model.betas) // 2, device=self.device)
 
-        def work() -> None:
-            optimizer.zero_grad()
-            half = self.dtype != torch.float32
-            with torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext():
-                loss = model.batch_losses(batch).mean()
-            loss.backward()
-            optimizer.step()
+        def stepped(losses: Callable[[], Tensor]) -> Callable[[], None]:
+            def work() -> None:
+                optimizer.zero_grad()
+                half = self.dtype != torch.float32
+                with torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext():
+                    loss = losses().mean()
+                loss.backward()
+                optimizer.step()
 
-        took = seconds(work, self.device, max(2, self.options.repeats // 2))
+            return work
+
+        def by_p_losses() -> Tensor:
+            return model.p_losses(x_start, replace(cond, remember=False), t, noise)
+
+        works = {"whole": stepped(lambda: model.batch_losses(batch)), "p_losses": stepped(by_p_losses)}
+        took = in_turn(works, self.device, max(2, self.options.repeats // 2))
         self.model.eval()
-        return len(self.prompts) / took
+        return took
+
+    def compiled(self) -> dict[str, float]:
+        """Seconds until the first step of compiled networks is done, and a step's time beside the same uncompiled."""
+        self.model.accelerate(compile_networks=True)
+        networks = (*self.model.branches, self.model.model.diffusion_model)
+        made: Mapping[Any, Any] = {network: network._compiled_call_impl for network in networks}
+        step = self.step()
+        start = seconds(step, self.device, 1, warmup=0)
+
+        def work(on: bool) -> None:
+            for network, call in made.items():
+                network._compiled_call_impl = call if on else None
+            step()
+
+        took = in_turn({"off": lambda: work(False), "on": lambda: work(True)}, self.device, self.options.repeats)
+        return {"start_seconds": start, "step_seconds": took["on"], "time_ratio": took["off"] / took["on"]}
 
 
 @contextlib.contextmanager

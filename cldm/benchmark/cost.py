@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cldm.benchmark.timing import count_flops
+from cldm.build import load_config, outline
 from cldm.conditions import Conditions
 from cldm.control_ldm import ControlLDM
-from cldm.synthesis.guiding import guidance_of, sparing, time_steps_of
+from cldm.options import BenchmarkOptions
+from cldm.reuse import EncoderReuse
+from cldm.synthesis.guiding import guidance_of, sparing, states_of, time_steps_of
 from cldm.synthesis.options import SamplingOptions
+from cldm.synthesis.saving_options import PRESETS
+from common.errors import InputError
+from common.trust import trust
 from ldm.models.guidance import ClassifierFreeGuidance, NoGuidance
 
 TOKENS = 77  # of a text
+# What is counted beside the presets, as it is typed.
+SAVINGS: dict[str, dict[str, Any]] = {
+    "--guidance-interval 0.1 0.8": {"guidance_interval": (0.1, 0.8)},
+    "--reference-span 0 0.5": {"reference_span": (0.0, 0.5)},
+    "--mask-strength 0 --reference-strength 0": {"mask_strength": 0.0, "reference_strength": 0.0},
+    **{
+        f"--reuse-encoder {which} --key-steps {keys}": {"reuse_encoder": which, "key_steps": (keys,)}
+        for which in ("branches", "all")
+        for keys in ("every-2", "every-3", "every-5", "early")
+    },
+    "--sampler dpmsolver++ --steps 20": {"sampler": "dpmsolver++", "steps": 20},
+    "--sampler lcm --steps 4 --scale 1": {"sampler": "lcm", "steps": 4, "scale": 1.0},
+}
 
 
 class _InShapes:
@@ -56,10 +76,41 @@ def synthesis_flops(model: ControlLDM, options: SamplingOptions, height: int, wi
     guided = NoGuidance(part, cond) if make is None else make(part, cond, cond.with_text(text.clone()), options.scale)
 
     times = time_steps_of(view, options)
+    states = states_of(view, options, times)
+    stretches = part.stretches if isinstance(part, EncoderReuse) else [range(i, i + 1) for i in range(len(times))]
 
-    def work() -> None:
-        for t in times:
-            guided(x, torch.tensor([t]))
-        model.decode_first_stage(x)
+    def steps(numbers: range) -> None:
+        for i in numbers:
+            guided(x, torch.tensor([times[i]]))
 
-    return count_flops(work)
+    # A stretch of steps depends on none before but for what is computed once, which the first of its kind may do: from
+    # the second on, all of a kind take the same.
+    seen: dict[Any, list[int]] = {}
+    operations = count_flops(lambda: model.decode_first_stage(x))
+    for numbers in stretches:
+        taken = seen.setdefault((states[numbers.start], len(numbers)), [])
+        if len(taken) < 2:
+            taken.append(count_flops(partial(steps, numbers)))
+        operations += taken[-1]
+    return operations
+
+
+def flops_table(options: BenchmarkOptions) -> list[str]:
+    """Lines of a Markdown table: an image's operations by each preset and saving, and as shares of ``published``.
+
+    Raises:
+        InputError: a configuration or size that cannot be.
+    """
+    trust(options.trust)
+    model = outline(load_config(options.config), str(options.config))
+    height, width = options.size if len(options.size) == 2 else options.size * 2
+    if height % model.multiple or width % model.multiple:
+        raise InputError(f"‹size› {height} {width}: must be multiples of {model.multiple}")
+    settings = {f"--preset {name}": SamplingOptions.of_preset(name) for name in PRESETS}
+    for label, how in SAVINGS.items():
+        if model.fuses or "--reference" not in label:
+            settings[label] = SamplingOptions(**how)
+    counts = {label: synthesis_flops(model, how, height, width) for label, how in settings.items()}
+    whole = counts["--preset published"]
+    lines = ["| what | GFLOP an image | of `published` |", "|---|---|---|"]
+    return lines + [f"| `{label}` | {count / 1e9:.1f} | {count / whole:.2f} |" for label, count in counts.items()]

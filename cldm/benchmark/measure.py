@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
+from functools import partial
 from typing import Any
 
 import torch
 
 from cldm.benchmark.bench import Bench, ablations
 from cldm.benchmark.peer import ControlNetPeer
-from cldm.benchmark.timing import count_flops, in_turn, matmul_rate, peak_memory, seconds
+from cldm.benchmark.timing import count_flops, in_turn, matmul_rate, peak_memory, reset_peak_memory, seconds
 from cldm.options import BenchmarkOptions
 from common.devices import pick_device
 from common.trust import trust
@@ -25,19 +26,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     device = torch.device(pick_device(options.device))
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        torch.cuda.reset_peak_memory_stats(device)
     bench = Bench(options, device)
-    rate = matmul_rate(device, bench.dtype)
-    flops = count_flops(bench.step())
-    ablated = ablations(bench)
-    works = dict(ablated)
-    peer = None
-    if not options.no_peer:
-        peer = ControlNetPeer(bench.model, bench.prompts, bench.x, bench.hint, bench.dtype, device)
-        works["peer"] = peer.step()
-        works["peer, hints once"] = peer.step(reuse_hints=True)
-    times = in_turn(works, device, options.repeats)
-    step = times["all savings"]
     result: dict[str, Any] = {
         "config": str(options.config),
         "size": list(options.size),
@@ -47,40 +36,72 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "parameters": sum(p.numel() for p in bench.model.parameters()),
-        "seconds_per_step": step,
-        "flops_per_step": flops,
-        "matmul_flops_per_second": rate,
-        "share_of_matmul_rate": flops / step / rate,
-        "ablations": {name: times[name] / step for name in list(ablated)[1:]},
+        "create_model_seconds": bench.created_in,
+        "steps_per_image": options.steps,
+        "matmul_flops_per_second": matmul_rate(device, bench.dtype),
     }
-    bench.to(False)
-    contiguous = bench.step()
-    bench.to(True)
-    pair = in_turn({"contiguous": contiguous, "channels last": bench.step()}, device, options.repeats)
-    result["ablations"]["not channels-last"] = pair["contiguous"] / pair["channels last"]
+    reset_peak_memory(device)
+    result["sample_seconds_per_step"] = seconds(bench.latents, device, 1) / options.steps
     result["images_per_second"] = options.batch_size / seconds(bench.images, device, 1)
-    result["steps_per_image"] = options.steps
-    if peer is not None:
-        peer_flops, once_flops = count_flops(peer.step()), count_flops(peer.step(reuse_hints=True))
-        result["peer"] = {
-            "seconds_per_step": times["peer"],
-            "flops_per_step": peer_flops,
-            "time_ratio": times["peer"] / step,
-            "time_per_flop_ratio": (times["peer"] / peer_flops) / (step / flops),
-            "hints_once": {
-                "flops_per_step": once_flops,
-                "time_ratio": times["peer, hints once"] / step,
-                "time_per_flop_ratio": (times["peer, hints once"] / once_flops) / (step / flops),
-            },
-        }
-        if peer.decodes:
-            took = seconds(lambda: peer.images(options.steps), device, 1)
-            result["peer"]["images_per_second"] = options.batch_size / took
-            result["peer"]["images_ratio"] = result["images_per_second"] / result["peer"]["images_per_second"]
+    peaks = {"synthesis": peak_memory(device)}
+    result |= _steps(bench, result["images_per_second"])
+    result["share_of_matmul_rate"] = (
+        result["flops_per_step"] / result["seconds_per_step"] / result["matmul_flops_per_second"]
+    )
+    if options.presets:
+        result["preset_images_per_second"] = bench.presets()
     if not options.no_training:
-        result["training_samples_per_second"] = bench.training()
-    result["peak_memory_gib"] = peak_memory(device)
+        reset_peak_memory(device)
+        trained = bench.training()
+        result["training_samples_per_second"] = options.batch_size / trained["whole"]
+        result["p_losses_seconds"] = trained["p_losses"]
+        peaks["training"] = peak_memory(device)
+    if options.compile:
+        bench.to(True)
+        result["compiled"] = bench.compiled()
+    result["peak_memory_gib"] = max(peaks.values())
+    result["peaks_gib"] = peaks  # on a CPU, of the process so far, peer included
     return result
+
+
+def _steps(bench: Bench, images_per_second: float) -> dict[str, Any]:
+    """A guided step with all savings, with each of them off, and the peer's; which leaves the memory with this."""
+    options, device = bench.options, bench.device
+    ablated = ablations(bench)
+    works = dict(ablated)
+    peer = None
+    if not options.no_peer:
+        peer = ControlNetPeer(bench.model, bench.prompts, bench.x, bench.hint, bench.dtype, device)
+        works["peer"] = peer.step()
+        works["peer, hints once"] = peer.step(reuse_hints=True)
+    times, flops = in_turn(works, device, options.repeats), count_flops(works["all savings"])
+    step = times["all savings"]
+    ratios = {name: times[name] / step for name in list(ablated)[1:]}
+    ratios["not channels-last"] = bench.contiguous()
+    result: dict[str, Any] = {"seconds_per_step": step, "flops_per_step": flops, "ablations": ratios}
+    if peer is not None:
+        result["peer"] = _beside(peer, times, flops)
+        if peer.decodes:
+            rate = options.batch_size / seconds(partial(peer.images, options.steps), device, 1)
+            result["peer"] |= {"images_per_second": rate, "images_ratio": images_per_second / rate}
+    return result
+
+
+def _beside(peer: ControlNetPeer, times: dict[str, float], flops: int) -> dict[str, Any]:
+    """The peer's step, as it is and with its hints encoded once, beside ours."""
+    step = times["all savings"]
+    peer_flops, once_flops = count_flops(peer.step()), count_flops(peer.step(reuse_hints=True))
+    return {
+        "seconds_per_step": times["peer"],
+        "flops_per_step": peer_flops,
+        "time_ratio": times["peer"] / step,
+        "time_per_flop_ratio": (times["peer"] / peer_flops) / (step / flops),
+        "hints_once": {
+            "flops_per_step": once_flops,
+            "time_ratio": times["peer, hints once"] / step,
+            "time_per_flop_ratio": (times["peer, hints once"] / once_flops) / (step / flops),
+        },
+    }
 
 
 def table(result: dict[str, Any]) -> str:
@@ -88,15 +109,26 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['config']}, {result['size']} px, batch {result['batch_size']}, {result['precision']}, "
         f"{result['device']}, torch {result['torch']}",
+        f"  create_model              {result['create_model_seconds']:.2f} s",
         f"  seconds a guided step     {result['seconds_per_step']:.4f}   ({result['flops_per_step'] / 1e9:.1f} GFLOP, "
         f"{result['share_of_matmul_rate']:.0%} of the measured matrix-product rate)",
+        f"  the same within sample    {result['sample_seconds_per_step']:.4f}",
         f"  images a second           {result['images_per_second']:.4f}   ({result['steps_per_image']} steps)",
     ]
+    for name, rate in result.get("preset_images_per_second", {}).items():
+        lines.append(f"  --preset {name:<17} {rate:.4f} images a second")
     if "training_samples_per_second" in result:
         lines.append(f"  training samples a second {result['training_samples_per_second']:.3f}")
-    lines.append(f"  peak memory               {result['peak_memory_gib']:.2f} GiB")
+        lines.append(f"  a step by p_losses        {result['p_losses_seconds']:.4f} s, backward and optimizer included")
+    told = ", ".join(f"{what} {peak:.2f} GiB" for what, peak in result["peaks_gib"].items())
+    lines.append(f"  peak memory               {told}")
     for name, ratio in result["ablations"].items():
         lines.append(f"  {name:<34} {ratio:.2f} x the time")
+    if compiled := result.get("compiled"):
+        lines.append(
+            f"  compiled: {compiled['start_seconds']:.1f} s until the first step; uncompiled "
+            f"{compiled['time_ratio']:.2f} x the time"
+        )
     if peer := result.get("peer"):
         lines.append(
             f"  peer: {peer['seconds_per_step']:.4f} s a step, {peer['time_ratio']:.2f} x this project's time; "

@@ -25,10 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from cldm.build import load_config, outline
 from cldm.conditions import Conditions
 from cldm.control_ldm import ControlLDM
-from cldm.options import CountMemoryOptions
 from common.configuration import plain
-from common.errors import InputError
-from common.trust import trust
 from ldm.models.guidance import ClassifierFreeGuidance
 
 GIB = 2**30
@@ -85,21 +82,31 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _with(config: DictConfig, **params: Any) -> DictConfig:
+def with_params(config: DictConfig, **params: Any) -> DictConfig:
     """The configuration with other parameters of the model."""
     config = DictConfig(plain(config))
     config.model.params.update(params)
     return load_config(config)
 
 
-def _fake_model(config: DictConfig, mode: FakeTensorMode, dtype: torch.dtype, **params: Any) -> ControlLDM:
+def with_training(config: DictConfig, checkpointing: bool, lora: int | None) -> DictConfig:
+    """The configuration of a training with or without checkpointing and LoRA; see ``count_training``."""
+    params: dict[str, Any] = {"lora": lora, **({"trainable": "fusion"} if lora else {})}
+    for network in NETWORKS:
+        if entry := config.model.params.get(network):
+            params[network] = {**entry, "params": {**entry.params, "use_checkpoint": checkpointing}}
+    return with_params(config, **params)
+
+
+def _fake_model(config: DictConfig, mode: FakeTensorMode, dtype: torch.dtype) -> ControlLDM:
     """The model on fake tensors, as if they lay on a CPU."""
-    model = outline(_with(config, **params)).to(dtype)
+    model = outline(config).to(dtype)
     with mode:
         return model.to_empty(device="cpu")
 
 
-def _inputs(model: ControlLDM, batch_size: int, height: int, width: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def given_batch(model: ControlLDM, batch_size: int, height: int, width: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What a training step or a synthesis is given: tensors of the right shapes, whatever is in them."""
     latent = (batch_size, model.channels, height // model.factor, width // model.factor)
     return {
         "image": torch.empty(batch_size, 3, height, width, dtype=dtype),
@@ -110,6 +117,22 @@ def _inputs(model: ControlLDM, batch_size: int, height: int, width: int, dtype: 
         "noise": torch.empty(latent, dtype=dtype),
         "t": torch.zeros(batch_size, dtype=torch.long),
     }
+
+
+def training_loss(model: ControlLDM, given: dict[str, Tensor]) -> Tensor:
+    """The mean loss of a batch; images are encoded within, as in a training."""
+    x_start = model.image_latent(given["image"])
+    reference = None if model.ssl_stage_model is None else model.image_latent(given["image"])
+    cond = Conditions(mask=given["hint"], reference=reference, text=given["text"])
+    return model.p_losses(x_start, cond, given["t"], given["noise"]).mean()
+
+
+def guided_image(model: ControlLDM, given: dict[str, Tensor]) -> None:
+    """A guided step, both texts in one batch, and the decoding."""
+    reference = None if model.ssl_stage_model is None else model.image_latent(given["image"])
+    cond = Conditions(mask=given["hint"], reference=reference, text=given["text"])
+    guidance = ClassifierFreeGuidance(model, cond, cond.with_text(given["text"].clone()))
+    model.decode_first_stage(guidance(given["noise"], given["t"]))
 
 
 def _norms_in_32_bit(model: nn.Module) -> None:
@@ -136,12 +159,8 @@ def count_training(
         checkpointing: the transformers' activations are computed anew in the backward pass.
         lora: rank; None trains what ``trainable`` of the configuration says.
     """
-    params: dict[str, Any] = {"lora": lora, **({"trainable": "fusion"} if lora else {})}
-    for network in NETWORKS:
-        if entry := config.model.params.get(network):
-            params[network] = {**entry, "params": {**entry.params, "use_checkpoint": checkpointing}}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    model = _fake_model(config, mode, torch.float32, **params)
+    model = _fake_model(with_training(config, checkpointing, lora), mode, torch.float32)
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if half:
@@ -149,12 +168,9 @@ def count_training(
     live = LiveBytes()
     live.ignore((*model.parameters(), *model.buffers()))
     with mode, live:
-        given = _inputs(model, batch_size, *size, torch.float32)
+        given = given_batch(model, batch_size, *size, torch.float32)
         with torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
-            x_start = model.image_latent(given["image"])
-            reference = None if model.ssl_stage_model is None else model.image_latent(given["image"])
-            cond = Conditions(mask=given["hint"], reference=reference, text=given["text"])
-            loss = model.p_losses(x_start, cond, given["t"], given["noise"]).mean()
+            loss = training_loss(model, given)
         activations = live.peak
         loss.backward()
     weights, optimizer = _bytes((*model.parameters(), *model.buffers())), 2 * _bytes(trained)
@@ -171,52 +187,11 @@ def count_synthesis(config: DictConfig, size: tuple[int, int], batch_size: int, 
         half: weights and activations in 16 bit; else in 32.
     """
     mode, dtype = FakeTensorMode(allow_non_fake_inputs=True), torch.float16 if half else torch.float32
-    model = _fake_model(config, mode, dtype)
+    model = _fake_model(with_params(config), mode, dtype)
     model.eval()
     live = LiveBytes()
     live.ignore((*model.parameters(), *model.buffers()))
     with torch.no_grad(), mode, live:
-        given = _inputs(model, batch_size, *size, dtype)
-        reference = None if model.ssl_stage_model is None else model.image_latent(given["image"])
-        cond = Conditions(mask=given["hint"], reference=reference, text=given["text"])
-        guidance = ClassifierFreeGuidance(model, cond, cond.with_text(given["text"].clone()))
-        latent = guidance(given["noise"], given["t"])
-        model.decode_first_stage(latent)
+        guided_image(model, given_batch(model, batch_size, *size, dtype))
     weights = _bytes((*model.parameters(), *model.buffers()))
     return Memory(weights, 0, 0, live.peak, weights + live.peak)
-
-
-def memory_table(options: CountMemoryOptions) -> list[str]:
-    """Lines of a Markdown table: training with and without LoRA, checkpointing and 16 bit, and synthesis.
-
-    Raises:
-        InputError: a configuration or size that cannot be.
-    """
-    trust(options.trust)
-    config = load_config(options.config)
-    height, width = options.size if len(options.size) == 2 else options.size * 2
-    multiple = outline(_with(config, lora=options.lora, trainable="fusion")).multiple
-    if height % multiple or width % multiple:
-        raise InputError(f"‹size› {height} {width}: must be multiples of {multiple}")
-    lines = [
-        "| work | precision | batch | checkpointing | weights | optimizer | gradients | activations | at the peak |",
-        "| --- " * 9 + "|",
-    ]
-
-    def add(*cells: Any, memory: Memory) -> None:
-        parts = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.together)
-        lines.append("| " + " | ".join([*map(str, cells), *(f"{part / GIB:.2f}" for part in parts)]) + " |")
-
-    for lora in (None, options.lora):
-        what = "training" if lora is None else f"training, LoRA {lora}"
-        for half in (False, True):
-            for batch in options.batch_size:
-                for checkpointing in (False, True):
-                    memory = count_training(config, (height, width), batch, half, checkpointing, lora)
-                    precision = "bf16-mixed" if half else "32-true"
-                    add(what, precision, batch, "yes" if checkpointing else "no", memory=memory)
-    for half in (False, True):
-        for batch in options.batch_size:
-            memory = count_synthesis(config, (height, width), batch, half)
-            add("synthesis", "16" if half else "32", batch, "", memory=memory)
-    return lines

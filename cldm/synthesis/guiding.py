@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -94,13 +94,19 @@ def _unguided(model: Any, cond: Conditions, uncond: Conditions, scale: float) ->
     return NoGuidance(model, cond)
 
 
+def states_of(model: ControlLDM, options: SamplingOptions, times: Sequence[float]) -> list[tuple[Any, ...]]:
+    """What runs at each time step: whether it is guided, and how strongly each branch acts."""
+    total = len(model.betas)
+    low, high = options.guidance_interval
+    return [(low <= t / total <= high, *(acting.at(t, total) for acting in _acting(options))) for t in times]
+
+
 def sparing(model: ControlLDM, options: SamplingOptions) -> ControlLDM | EncoderReuse:
     """The model for one sampling run, as ``reuse_encoder`` says; the model itself where all of it runs at each step."""
     if options.reuse_encoder == "none":
         return model
-    times, total = time_steps_of(model, options), len(model.betas)
-    low, high = options.guidance_interval
-    states = [(low <= t / total <= high, *(acting.at(t, total) for acting in _acting(options))) for t in times]
+    times = time_steps_of(model, options)
+    states = states_of(model, options, times)
     changes = [i for i in range(1, len(times)) if states[i] != states[i - 1]]
     keys = [*key_steps(options.key_steps, len(times)), *changes]
     return EncoderReuse(model, times, keys, options.reuse_encoder == "all", options.steps_at_once)
