@@ -175,17 +175,18 @@ class ControlLDM(LatentDiffusion):
         """Height and width of images must be multiples of this many pixels."""
         return self.factor * self.model.diffusion_model.max_factor
 
-    def accelerate(self, compile_networks: bool = False) -> None:
+    def accelerate(self, compile_networks: bool = False, shared_gradients: bool = False) -> None:
         """Changes how the networks run, not what they compute: channels-last memory format and, if wanted, compiled.
 
         Args:
             compile_networks: ``torch.compile``: slow start, quicker steps.
+            shared_gradients: several processes train the model.
         """
         networks = (*self.branches, self.model.diffusion_model)
         for module in self.modules():
-            # The weights of a 1 x 1 convolution lie in memory alike in both formats, but their strides would differ
-            # from those of their gradients, about which DDP complains at every step.
-            if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+            # The weights of a 1 x 1 convolution lie in memory alike in both formats, but by their strides a kernel is
+            # chosen. They would differ from those of their gradients, about which DDP complains at every step.
+            if isinstance(module, nn.Conv2d) and not (shared_gradients and module.kernel_size == (1, 1)):
                 module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
         if compile_networks:
             for network in networks:

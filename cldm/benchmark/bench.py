@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ class Bench:
 
     def presets(self) -> dict[str, float]:
         """Images a second by each preset."""
-        works = {name: lambda name=name: self.preset_images(name) for name in PRESETS}
+        works: dict[str, Callable[[], Any]] = {name: partial(self.preset_images, name) for name in PRESETS}
         return {name: len(self.prompts) / took for name, took in in_turn(works, self.device, 1).items()}
 
     def _write(self, latents: Tensor) -> None:

@@ -238,7 +238,8 @@ def train(options: TrainingOptions) -> int:
         del state
     if data.cache_latents is not None:
         data.open_cache(weights_hash(model.first_stage_model))
-    model.accelerate(compile_networks=config.lightning.get("compile", False))
+    compiled = config.lightning.get("compile", False)
+    model.accelerate(compile_networks=compiled, shared_gradients=trainer.world_size > 1)
     if trainer.is_global_zero:
         print(OmegaConf.to_yaml(config), end="")
         print(training_report(model, origins))

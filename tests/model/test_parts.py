@@ -148,7 +148,11 @@ def test_channels_last_changes_nothing(golden_model, inputs):
     x, t, cond = inputs
     with torch.no_grad():
         other = copy.deepcopy(golden_model)
+        pixelwise = other.control_model.zero_convs[0][0].weight  # (C, C, 1, 1)
+        other.accelerate(shared_gradients=True)
+        assert pixelwise.stride()[3] == 1
         other.accelerate()
+        assert pixelwise.stride()[3] == pixelwise.shape[1]
         assert other.control_model.input_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
         assert torch.allclose(other.apply_model(x, t, cond), golden_model.apply_model(x, t, cond), atol=1e-4)
 
