@@ -17,7 +17,27 @@ from common.errors import InputError
 from common.images import IGNORE
 from importing.source import Size
 
+_FAR = 1e15  # pixels: no coordinate is as large, nor is NaN below it
 _BESIDE = 1.0  # pixels that a corner may lie outside without a word: tools round, and draw on borders
+
+
+def corners(value: Any, where: str, needs: str) -> NDArray[Any]:
+    """The corners of a field of a JSON file: [x, y, x, y, ...] or [[x, y], ...], as (K, 2) float64, K at least 1.
+
+    Args:
+        value: of the field.
+        where: file, entry and field, for messages.
+        needs: what is to be there, and the remedy.
+
+    Raises:
+        InputError: it holds anything but pairs of finite numbers.
+    """
+    pairs = isinstance(value, list) and all(isinstance(one, list) and len(one) == 2 for one in value)
+    flat = [number for pair in value for number in pair] if pairs else value
+    plain = isinstance(flat, list) and all(type(number) in (int, float) and abs(number) < _FAR for number in flat)
+    if not plain or not flat or len(flat) % 2:
+        raise InputError(f"{where}: must be {needs}")
+    return np.array(flat, np.float64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +10,10 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from common.classes import ClassTable
+from common.errors import InputError
+from common.images import IGNORE
 
+_ENDS = 1 << 16  # bytes
 Size = tuple[int, int]
 """Height and width in pixels."""
 
@@ -78,6 +82,30 @@ class Source:
     table: ClassTable
     scenes: list[Scene]
     notes: list[str] = field(default_factory=list)
+
+
+def ends_of(path: Path) -> bytes:
+    """The first and last bytes of a file, in which the fields of a JSON show; none where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_ENDS)
+            file.seek(max(path.stat().st_size - _ENDS, 0))
+            return start + file.read(_ENDS)
+    except OSError:
+        return b""
+
+
+def background_of(name: str | None, names: Sequence[str]) -> int:
+    """Class id of what no shape covers, of the class so named; 255 where none is named.
+
+    Raises:
+        InputError: there is no such class.
+    """
+    if name is None:
+        return IGNORE
+    if name not in names:
+        raise InputError(f"‹background› {name}: is none of the classes {', '.join(names)}")
+    return list(names).index(name)
 
 
 def split_of(word: str | None) -> str | None:

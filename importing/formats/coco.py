@@ -20,8 +20,8 @@ from common.images import IGNORE
 from common.pairing import listed
 from common.schema import load_json, one_line
 from importing.options import ImportOptions
-from importing.polygons import Drawing, Shape, run_lengths
-from importing.source import Scene, Source, split_of, unique_names
+from importing.polygons import Drawing, Shape, corners, run_lengths
+from importing.source import Scene, Source, background_of, ends_of, split_of, unique_names
 from importing.tables import table_named
 
 _PLACES = ("*.json", "annotations/*.json", "*/_annotations.coco.json", "*/*.json")
@@ -33,7 +33,6 @@ _TYPES = (
     ("annotations", "image_id", int | str),
     ("annotations", "category_id", int),
 )
-_HEAD = 1 << 16  # bytes in which COCO's fields show
 _REMEDY = "export it again as COCO"
 
 
@@ -48,15 +47,11 @@ def coco_files(root: Path) -> list[Path]:
 
 
 def _looks_like_coco(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            start = file.read(_HEAD)
-            file.seek(max(path.stat().st_size - _HEAD, 0))
-            head = start + file.read(_HEAD)
-    except OSError:
-        return False
+    head = ends_of(path)
     named = path.name.endswith(".coco.json") or path.name.startswith(("instances_", "stuff_"))
-    return named or sum(f'"{field}"'.encode() in head for field in ("images", "annotations", "categories")) >= 2
+    return bool(head) and (
+        named or sum(f'"{field}"'.encode() in head for field in ("images", "annotations", "categories")) >= 2
+    )
 
 
 def read_coco(paths: Sequence[Path], root: Path, options: ImportOptions) -> Source:
@@ -68,7 +63,7 @@ def read_coco(paths: Sequence[Path], root: Path, options: ImportOptions) -> Sour
     contents = [_content(path) for path in paths]
     categories = _categories(paths, contents)
     table, ids, notes = _classes(paths[0], categories, contents, options)
-    background = _background(table, options)
+    background = background_of(options.background, table.names)
     entries: list[tuple[Path, Drawing | None, str | None]] = []
     missing: list[str] = []
     for path, content in zip(paths, contents, strict=True):
@@ -150,14 +145,6 @@ def _classes(
     return table, {id_: place[entry["name"].strip()] for id_, entry in kept.items()}, notes
 
 
-def _background(table: ClassTable, options: ImportOptions) -> int:
-    if options.background is None:
-        return IGNORE
-    if options.background not in table.names:
-        raise InputError(f"‹background› {options.background}: is none of the classes {', '.join(table.names)}")
-    return table.names.index(options.background)
-
-
 def _declared(image: Mapping[str, Any], where: str) -> tuple[int, int] | None:
     height, width = image.get("height"), image.get("width")
     if height is None or width is None:
@@ -217,14 +204,12 @@ def _shape(segmentation: Any, label: int, where: str) -> Shape | None:
             raise InputError(f"{where}, field segmentation.size: must be [height, width]; {_REMEDY}")
         return Shape(label, where, counts=_counts(counts, where), size=(size[0], size[1]))
     polygons = segmentation if isinstance(segmentation, list) and isinstance(segmentation[0], list) else [segmentation]
-    rings = []
+    rings, needs = [], f"polygons [x, y, x, y, x, y, ...] or runs; {_REMEDY}"
     for polygon in polygons:
-        plain = isinstance(polygon, list) and all(type(value) in (int, float) for value in polygon)
-        if not plain or len(polygon) % 2 or len(polygon) < 6 or not np.isfinite(polygon).all():
-            raise InputError(
-                f"{where}, field segmentation: must be polygons [x, y, x, y, x, y, ...] or runs; {_REMEDY}"
-            )
-        rings.append((np.array(polygon, np.float64).reshape(-1, 2),))
+        ring = corners(polygon, f"{where}, field segmentation", needs)
+        if len(ring) < 3:
+            raise InputError(f"{where}, field segmentation: must be {needs}")
+        rings.append((ring,))
     return Shape(label, where, tuple(rings))
 
 

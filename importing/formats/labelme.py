@@ -22,12 +22,11 @@ from common.images import IGNORE
 from common.pairing import listed
 from common.schema import load_json, one_line
 from importing.options import ImportOptions
-from importing.polygons import Drawing, Patch, Shape
-from importing.source import Scene, Source, split_of, unique_names
+from importing.polygons import Drawing, Patch, Shape, corners
+from importing.source import Scene, Source, background_of, ends_of, split_of, unique_names
 from importing.tables import table_beside, table_named, table_of_names
 
 _VERSIONS = range(2, 7)  # first number of the versions whose files have these fields
-_HEAD = 1 << 16
 _AREAS = ("polygon", "rectangle", "circle", "mask")
 _IGNORED, _BACKGROUND = "__ignore__", "_background_"  # labelme's own names
 _REMEDY = "save it again with labelme 5"
@@ -42,13 +41,7 @@ def labelme_files(root: Path) -> list[Path]:
 
 
 def _looks_like_labelme(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            start = file.read(_HEAD)
-            file.seek(max(path.stat().st_size - _HEAD, 0))
-            head = start + file.read(_HEAD)
-    except OSError:
-        return False
+    head = ends_of(path)
     return b'"shapes"' in head and b'"imagePath"' in head
 
 
@@ -62,9 +55,7 @@ def read_labelme(paths: Sequence[Path], root: Path, options: ImportOptions) -> S
     table = _table(root, contents, options)
     place = {name: id_ for id_, name in enumerate(table.names)} | {_IGNORED: IGNORE}
     name = options.background or (_BACKGROUND if _BACKGROUND in place else None)
-    if name is not None and name not in place:
-        raise InputError(f"‹background› {name}: is none of the classes {', '.join(table.names)}")
-    background = IGNORE if name is None else place[name]
+    background = background_of(None if name == _IGNORED else name, table.names)
     images, masks, missing, passed = [], [], [], 0
     for path, content in zip(paths, contents, strict=True):
         image = _image_file(path, content, options)
@@ -149,7 +140,7 @@ def _shape(entry: dict[str, Any], label: int, where: str) -> Shape | None:
     kind = entry.get("shape_type", "polygon")
     if kind not in _AREAS:
         return None
-    points = _points(entry.get("points"), where)
+    points = corners(entry.get("points"), f"{where}, field points", f"a list of [x, y]; {_REMEDY}")
     if kind == "mask":
         return Shape(label, where, patch=_painted(entry.get("mask"), points, where))
     if kind != "polygon" and len(points) != 2:
@@ -163,16 +154,6 @@ def _shape(entry: dict[str, Any], label: int, where: str) -> Shape | None:
     elif len(points) < 3:
         raise InputError(f"{where}, field points: a polygon has 3 points and more; {_REMEDY}")
     return Shape(label, where, ((points,),))
-
-
-def _points(value: Any, where: str) -> NDArray[Any]:
-    try:
-        points = np.array(value, np.float64)
-    except (ValueError, TypeError):
-        points = np.empty(0)
-    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-        raise InputError(f"{where}, field points: must be a list of [x, y]; {_REMEDY}")
-    return points
 
 
 def _painted(text: Any, points: NDArray[Any], where: str) -> Patch:

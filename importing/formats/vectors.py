@@ -24,7 +24,7 @@ from common.schema import one_line
 from importing.formats.folders import pictures_below
 from importing.options import ImportOptions
 from importing.polygons import Drawing, Shape
-from importing.source import Scene, Source, unique_names
+from importing.source import Scene, Source, background_of, unique_names
 from importing.tables import table_named, table_of_names
 
 _SUFFIXES = (".geojson", ".gpkg", ".shp", ".fgb")
@@ -73,9 +73,7 @@ def read_vectors(paths: Sequence[Path], root: Path, options: ImportOptions) -> S
         raise InputError(f"‹images› {options.images or root}: no image there")
     features = {path: _read(path) for path in paths}
     table, ids = _classes(features, options)
-    if options.background is not None and options.background not in table.names:
-        raise InputError(f"‹background› {options.background}: is none of the classes {', '.join(table.names)}")
-    background = IGNORE if options.background is None else table.names.index(options.background)
+    background = background_of(options.background, table.names)
     by_stem = {path.stem: path for path in paths}
     names = unique_names(images, options.images or root)
     scenes, used, notes = [], 0, []
