@@ -7,9 +7,9 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.pairing import IMAGE_SUFFIXES, list_files
+from common.segmentor_options import PredictOptions, TrainOptions
 from evaluation.compare import CompareOptions
 from evaluation.recipes import JOINT, REAL, Recipe, recipes_of
-from segmentation.options import PredictOptions, TrainOptions
 from segmentation.provenance import data_files
 from segmentation.training import training_config
 

@@ -23,11 +23,11 @@ from common.metrics_file import Metrics, read_metrics
 from common.options import words
 from common.processes import Children
 from common.schema import Schema, one_line, read_json
+from common.segmentor_options import SegmentorOptions, TestOptions, TrainOptions
 from common.stamps import changed
 from common.weights import read_tensors, refuse_not_finite
 from evaluation.arms import Arm
 from evaluation.comparison import SCORES
-from segmentation.options import SegmentorOptions, TestOptions, TrainOptions
 
 KINDS = ("baseline", "joint")  # of a comparison without further arms
 Stamp = Mapping[str, str | int]

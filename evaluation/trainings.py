@@ -10,13 +10,13 @@ from common.bands import Bands, read_pixels
 from common.errors import InputError
 from common.files import digest
 from common.pairing import IMAGE_SUFFIXES, list_files
+from common.segmentor_options import TrainOptions
 from common.stamps import Contents
 from evaluation.arms import Arm, arms_of, curve_recipes
 from evaluation.compare import CompareOptions
 from evaluation.runs import Comparison, Stamp, test_options
 from segmentation.bands import bands_of_config
 from segmentation.data_check import LOADERS, check_files
-from segmentation.options import TrainOptions
 from segmentation.prediction import check_images
 from segmentation.provenance import TEST, TRAIN, data_files, hash_of_settings, named_files
 from segmentation.testing import test_config

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 
 from common.command import read_options, run
 from common.ranks import is_first
-from segmentation.options import PredictOptions
-from segmentation.prediction import predict
+from common.segmentor_options import PredictOptions
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Parses, predicts, tells."""
     options = read_options(PredictOptions, __doc__ or "", words, "predict")
+    from segmentation.prediction import predict  # mmseg takes seconds to import: after the options
+
     images = predict(options)
     if is_first():
         print(f"{images} masks in {options.out / 'masks'}")

@@ -19,16 +19,17 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-
-from mmengine.dist import is_main_process
+from typing import TYPE_CHECKING
 
 from common import command as cli
 from common.converters import integer
 from common.options import add_options, flag_of
+from common.segmentor_options import TestOptions, TrainOptions
 from scripts import predict
-from segmentation.options import TestOptions, TrainOptions
-from segmentation.testing import Tested, test
-from segmentation.training import Trained, train
+
+if TYPE_CHECKING:
+    from segmentation.testing import Tested
+    from segmentation.training import Trained
 
 TASKS: dict[str, type[TrainOptions] | type[TestOptions]] = {"train": TrainOptions, "test": TestOptions}
 
@@ -75,6 +76,11 @@ def main(words: Sequence[str] | None = None) -> None:
         predict.main(words[1:])
         return
     options = read_options(words)
+    from mmengine.dist import is_main_process  # mmseg takes seconds to import: after the options
+
+    from segmentation.testing import test
+    from segmentation.training import train
+
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback
     if isinstance(options, TrainOptions):
         say_trained(train(options))

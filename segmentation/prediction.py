@@ -27,13 +27,13 @@ from common.pairing import IMAGE_SUFFIXES, list_files, listed
 from common.ranks import Ranks
 from common.rasters import has_rasterio, is_geotiff, place_of, write_geotiff
 from common.schema import Schema, read_json
+from common.segmentor_options import PredictOptions
 from segmentation.bands import set_bands
 from segmentation.classes import class_table
 from segmentation.config import load_config
 from segmentation.config_changes import set_data
 from segmentation.inference import Prediction, Segmentor, from_views, load_segmentor, segment
 from segmentation.labels import test_dataset
-from segmentation.options import PredictOptions
 from segmentation.views import set_slide
 from segmentation.windows import Windows, predicted_strips, write_mask
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from mmengine.config import Config
 
 from common.bands import read_bands_file
+from common.segmentor_options import SegmentorOptions, TestOptions
 from segmentation import checkpoint
 from segmentation.bands import set_bands
 from segmentation.config import load_config
 from segmentation.config_changes import check_classes, set_crop_size, set_data, set_max_iters, set_pretrained, set_seed
-from segmentation.options import SegmentorOptions, TestOptions
 from segmentation.trees import entries
 from segmentation.validation import log_to_tensorboard
 

@@ -12,10 +12,10 @@ from mmengine.dist import is_main_process
 
 from common.errors import InputError
 from common.files import check_writable, room_for, write_json
+from common.segmentor_options import TestOptions
 from segmentation.config import errors_in_one_line
 from segmentation.confusion import write_confusion
 from segmentation.data_check import LOADERS, check_files
-from segmentation.options import TestOptions
 from segmentation.rehearsal import rehearse
 from segmentation.resolved_config import resolve
 from segmentation.runner import TestRunner, globals_restored, join_processes

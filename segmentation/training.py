@@ -14,10 +14,10 @@ from mmengine.runner import CheckpointLoader
 from common.command import note
 from common.errors import InputError
 from common.files import check_writable, only_writer, room_for
+from common.segmentor_options import TrainOptions
 from segmentation.config import errors_in_one_line
 from segmentation.config_changes import save_between_updates, set_seed
 from segmentation.data_check import LOADERS, check_files
-from segmentation.options import TrainOptions
 from segmentation.rehearsal import rehearse
 from segmentation.resolved_config import resolve
 from segmentation.runner import SegmentorRunner, globals_restored, join_processes

@@ -8,9 +8,9 @@ from mmengine.config import Config
 
 from common.errors import InputError
 from common.schema import one_line
+from common.segmentor_options import TRICKS, TrainOptions
 from segmentation.classes import class_table
 from segmentation.labels import loads_masks
-from segmentation.options import TRICKS, TrainOptions
 from segmentation.pixel_weights import set_loss_weights
 from segmentation.trees import entries
 

@@ -8,10 +8,8 @@ from typing import Any
 from mmengine.config import Config
 
 from common.errors import InputError
+from common.segmentor_options import METRICS
 from segmentation.trees import entries
-
-METRICS = {"mIoU": "mIoU", "mAcc": "mAcc", "OA": "aAcc"}
-"""Scores that weights can be chosen by, and mmseg's names of them."""
 
 
 def set_validation(
