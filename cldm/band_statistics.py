@@ -124,9 +124,9 @@ def _look(path: Path, options: StatsOptions, most: int) -> _Seen:
         valid, bands = np.ones(values.shape[:2], bool), 3
         seen: tuple[Any, ...] = ((1.0,) * 3, (0.0,) * 3, ("",) * 3, None, None)
     else:
-        raster = read_raster(path)
-        values = raster.values if raster.palette is None else raster.palette[raster.values[..., 0]]
-        valid, bands = raster.valid, values.shape[-1]
+        raster = read_raster(path).in_colors
+        values, valid = raster.values, raster.valid
+        bands = values.shape[-1]
         seen = (raster.scales, raster.offsets, raster.names, raster.nodata, raster.place)
     chosen = [number - 1 for number in options.take or range(1, bands + 1)]
     if max(chosen) >= bands:

@@ -325,9 +325,10 @@ def read_painted(path: str | os.PathLike[str], bands: Bands | None) -> NDArray[A
 
 def _stated(path: str | os.PathLike[str], bands: Bands, part: Part | None = None) -> Pixels:
     tags = read_tags(path)
-    if tags is not None and (part is not None or not (tags.plain and not tags.nodata and not tags.scaled)):
-        raster = read_raster(path, tags, part)
-        values = raster.values if raster.palette is None else raster.palette[raster.values[..., 0]]
+    # numbers as stored, as they were measured; Pillow turns some of ordinary TIFFs over, or spreads them over 0..255
+    if tags is not None and (has_rasterio() or not tags.plain or tags.scaled):
+        raster = read_raster(path, tags, part).in_colors
+        values = raster.values
         if values.shape[-1] == 1 and tags.plain and bands.count == 3:
             values = values.repeat(3, axis=-1)  # gray
         scales, offsets, valid, declared = raster.scales, raster.offsets, raster.valid, raster.nodata

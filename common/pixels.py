@@ -114,11 +114,11 @@ def part_of_rgb(path: str | os.PathLike[str], tags: TiffTags, part: Part) -> Pix
 
 
 def _pixels_by_rasterio(path: str | os.PathLike[str], tags: TiffTags, part: Part | None = None) -> Pixels:
-    raster = read_raster(path, tags, part)
+    raster = read_raster(path, tags, part).in_colors
     if (bands := raster.values.shape[-1]) not in (1, 3):
         fourth = "a fourth band that is not opaque" if bands == 4 else f"{bands} bands, of which 3 would be read"
         raise ImageError.of(path, f"has {fourth}; {STATE_BANDS}")
-    values = raster.values if raster.palette is None else raster.palette[raster.values[..., 0]]
+    values = raster.values
     if values.dtype == np.int8:
         raise ImageError.of(path, _SIGNED)
     values = np.repeat(values, 3, axis=-1) if values.shape[-1] == 1 else values

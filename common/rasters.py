@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Raster:
         scales: of each band; what is meant is stored * scale + offset.
         offsets: of each band.
         names: of each band, empty where it has none.
-        palette: (256, 3) uint8, colors of the indices; None where values are no indices.
+        palette: (256 or 65,536, 3) uint8, colors of the indices; None where values are no indices.
         place: on the map.
     """
 
@@ -94,6 +94,14 @@ class Raster:
     names: tuple[str, ...]
     palette: NDArray[np.uint8] | None
     place: Georeference
+
+    @property
+    def in_colors(self) -> Raster:
+        """The same with a palette's colors in place of its indices: three bands of 8 bits."""
+        if self.palette is None:
+            return self
+        plain: dict[str, Any] = {"scales": (1.0,) * 3, "offsets": (0.0,) * 3, "names": ("",) * 3, "nodata": None}
+        return replace(self, values=self.palette[self.values[..., 0]], palette=None, **plain)
 
 
 def read_raster(path: str | os.PathLike[str], tags: TiffTags | None = None, part: Part | None = None) -> Raster:
@@ -122,7 +130,7 @@ def read_raster(path: str | os.PathLike[str], tags: TiffTags | None = None, part
     try:
         with rasterio.open(Path(path).absolute(), driver="GTiff") as file:
             _check(path, file, part is None)
-            return _read(path, file, rasterio, part)
+            return _read(path, file, rasterio, part, tags is None or tags.photometric == 3)
     except ImageError:
         raise
     except MemoryError as error:
@@ -150,7 +158,7 @@ def _check(path: str | os.PathLike[str], file: Any, whole: bool) -> None:
         raise ImageError.of(path, f"has bands of several types ({', '.join(kinds)}); write them in one")
 
 
-def _read(path: str | os.PathLike[str], file: Any, rasterio: Any, part: Part | None) -> Raster:
+def _read(path: str | os.PathLike[str], file: Any, rasterio: Any, part: Part | None, colored: bool) -> Raster:
     top, left, height, width = part or (0, 0, file.height, file.width)
     window = None if part is None else rasterio.windows.Window(left, top, width, height)
     data = file.read(window=window)  # (bands, H, W)
@@ -177,10 +185,10 @@ def _read(path: str | os.PathLike[str], file: Any, rasterio: Any, part: Part | N
     nodata = file.nodatavals[chosen[0]]
     valid &= has_data(values, nodata)
     palette = None
-    if file.colorinterp[0] == rasterio.enums.ColorInterp.palette:
-        palette = np.zeros((256, 3), dtype=np.uint8)
+    if colored and file.colorinterp[0] == rasterio.enums.ColorInterp.palette:  # GDAL has one for single bits, too
+        palette = np.zeros((256 if values.dtype == np.uint8 else 65_536, 3), dtype=np.uint8)
         for index, color in file.colormap(1).items():
-            palette[index % 256] = color[:3]
+            palette[index % len(palette)] = color[:3]
     return Raster(
         values,
         valid,
@@ -291,6 +299,7 @@ def write_geotiff(
     offsets: Sequence[float] = (),
     names: Sequence[str] = (),
     numbers: Sequence[int] = (),
+    valid: NDArray[np.bool_] | None = None,
     ids: bool = False,
     straight: bool = False,
 ) -> None:
@@ -306,6 +315,7 @@ def write_geotiff(
         offsets: of each band.
         names: of each band.
         numbers: of the training images' bands that these are, where they are not all, see ``tiff_tags``.
+        valid: (H, W), which pixels have data, where that is to be said by a mask within the file.
         ids: values are ids, of which overviews take one, not the mean.
         straight: onto the disk, for what is larger than memory. GDAL then loses the error of a full disk: whoever asks
             for this makes sure that there is room.
@@ -359,6 +369,8 @@ def write_geotiff(
         for number, name in enumerate(names, start=1):
             if name:
                 file.set_band_description(number, name)
+        if valid is not None and not valid.all():
+            file.write_mask(valid)
         if numbers:
             file.update_tags(**{NUMBERS: ",".join(map(str, numbers))})
         file.build_overviews(overviews(height, width), Resampling.nearest if ids else Resampling.average)
@@ -367,7 +379,8 @@ def write_geotiff(
         with rasterio.open(Path(path).absolute(), "w", **profile) as file:
             fill(file)
         return
-    with MemoryFile() as memory:  # on the disk, GDAL would lose the errors of a full one
+    # on the disk, GDAL would lose the errors of a full one
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile() as memory:
         with memory.open(**profile) as file:
             fill(file)
         Path(path).write_bytes(memory.getbuffer())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.schema import one_line
@@ -35,7 +35,7 @@ class TiffTags:
         nodata: text of GDAL's tag for pixels without data, empty where there is none.
         placed: it has a place on the map.
         scaled: its numbers have a scale or offset.
-        masked: a later page says which pixels have data.
+        masked: a later page, or a file beside it, says which pixels have data.
         numbers: which of the training images' bands it holds, from 1, where it was painted of some of them.
         several: a later page is another picture: neither a smaller copy nor such a mask.
     """
@@ -90,7 +90,9 @@ def read_tags(path: str | os.PathLike[str]) -> TiffTags | None:
                 pages.append(page)
     except (OSError, ValueError, struct.error, OverflowError):
         return None
-    return _described(pages) if pages else None
+    found = _described(pages) if pages else None
+    beside = found is not None and Path(f"{os.fspath(path)}.msk").is_file()  # as GDAL writes masks by default
+    return replace(found, masked=True) if found is not None and beside else found
 
 
 def _page(file: object, place: int, order: str, big: bool) -> tuple[dict[int, bytes | tuple[int, ...]], int]:

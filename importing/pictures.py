@@ -14,7 +14,7 @@ from PIL import Image
 from common.georeference import Georeference
 from common.images import IGNORE, image_and_orientation
 from common.pairing import IMAGE_SUFFIXES
-from common.rasters import Raster, has_rasterio, read_raster, write_geotiff
+from common.rasters import Raster, has_data, has_rasterio, read_raster, write_geotiff
 from common.tiff_tags import read_tags
 from importing.source import Size
 from importing.tiles import Tile
@@ -68,9 +68,13 @@ class Picture:
         return np.where(self.raster.valid, ids, IGNORE).astype(np.uint8)
 
     def write(self, folder: Path, name: str, tile: Tile | None) -> Path:
-        """Writes a tile without loss, or copies the file whole, to the bit, if its kind is one that commands read."""
+        """Writes a tile without loss, or copies the file whole, to the bit, if its kind is one that commands read.
+
+        A TIFF part of which is said by files beside it (mask, place, number for no data) is written as one.
+        """
         suffix = self.path.suffix.lower()
-        if tile is None and suffix in IMAGE_SUFFIXES:
+        beside = self.raster is not None and any(self.path.with_name(name).is_file() for name in _beside(self.path))
+        if tile is None and suffix in IMAGE_SUFFIXES and not beside:
             path = folder / f"{name}{suffix}"
             shutil.copyfile(self.path, path)
             return path
@@ -81,8 +85,11 @@ class Picture:
             return path
         own, path = self.raster, folder / f"{name}.tif"
         place = own.place if tile is None else part_of(own.place, tile)
-        how = {"nodata": own.nodata, "scales": own.scales, "offsets": own.offsets, "names": own.names}
-        write_geotiff(path, values, place, **how)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"nodata": own.nodata, "scales": own.scales, "offsets": own.offsets, "names": own.names}
+        valid = own.valid if tile is None else own.valid[tile.window]
+        if not has_data(values, own.nodata)[~valid].any():  # the numbers say it all
+            valid = np.ones_like(valid)
+        write_geotiff(path, values, place, valid=valid, **how)
         return path
 
     def write_mask(self, folder: Path, name: str, ids: NDArray[Any], tile: Tile) -> Path:
@@ -94,6 +101,11 @@ class Picture:
         path = folder / f"{name}.tif"
         write_geotiff(path, ids[..., None], part_of(self.raster.place, tile), nodata=IGNORE, ids=True)
         return path
+
+
+def _beside(path: Path) -> tuple[str, ...]:
+    """Names of files in which GDAL finds what a TIFF does not say itself."""
+    return f"{path.name}.msk", f"{path.name}.aux.xml", f"{path.stem}.tfw", f"{path.stem}.TFW"
 
 
 def part_of(place: Georeference, tile: Tile) -> Georeference:
@@ -114,8 +126,7 @@ def read_picture(path: Path) -> Picture:
     """
     tags = read_tags(path)
     if tags is not None and has_rasterio():
-        raster = read_raster(path, tags)
-        values = raster.values if raster.palette is None else raster.palette[raster.values[..., 0]]
-        return Picture(path, values, tags.orientation, raster)
+        raster = read_raster(path, tags).in_colors
+        return Picture(path, raster.values, tags.orientation, raster)
     values, orientation = image_and_orientation(path)
     return Picture(path, values, orientation)

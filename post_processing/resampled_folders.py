@@ -114,19 +114,21 @@ def add_pair(
 def write_resized(source: Path, target: Path, size: tuple[int, int]) -> None:
     """Writes a TIFF of any bands at another size (H, W), in its own numbers, at its place on the map."""
     tags = read_tags(source)
-    raster = read_raster(source, tags)
+    raster = read_raster(source, tags).in_colors
     dtype, bands = raster.values.dtype, np.moveaxis(raster.values.astype(np.float32), -1, 0)
     resized = [np.asarray(Image.fromarray(band).resize(size[::-1], Image.Resampling.BICUBIC)) for band in bands]
     values = np.dstack(resized)
     if dtype.kind != "f":
         values = np.clip(np.rint(values), np.iinfo(dtype).min, np.iinfo(dtype).max)
     numbers = values.astype(dtype)
-    if raster.nodata is not None and not raster.valid.all():
+    known = None
+    if not raster.valid.all():
         known = np.asarray(Image.fromarray(raster.valid).resize(size[::-1], Image.Resampling.NEAREST))
-        numbers[~known] = raster.nodata
+        if raster.nodata is not None:
+            numbers[~known], known = raster.nodata, None
     stated: dict[str, Any] = {"scales": raster.scales, "offsets": raster.offsets, "names": raster.names}
     stated["numbers"] = () if tags is None else tags.numbers
-    write_geotiff(target, numbers, raster.place, nodata=raster.nodata, **stated)
+    write_geotiff(target, numbers, raster.place, nodata=raster.nodata, valid=known, **stated)
 
 
 def link_or_copy(source: Path, target: Path, copy: bool) -> None:
