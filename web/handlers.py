@@ -149,6 +149,10 @@ class Handlers:
         read_image(file)
         return file
 
+    def look_at(self, file: str | None) -> NDArray[Any] | None:
+        """Pixels (H, W, 3) uint8 of the chosen reference, for the page: it lies where no browser may read."""
+        return None if file is None else read_image(file)
+
     # ---- images
 
     def new_seed(self) -> int:

@@ -67,22 +67,30 @@ CSS = """
 # A class's button chooses the brush of its color in the editor, whose own buttons go on to do so, too.
 HEAD = """
 <script>
+let brushWanted = 0;
 function brushOf(index) {
   const find = (selector) => document.querySelector('#mask ' + selector);
   const colors = () => document.querySelectorAll('#mask menu.swatch button.color');
+  const press = () => document.querySelectorAll('#classes button').forEach((one) =>
+    one.setAttribute('aria-pressed', one.dataset.brush === String(index)));
   const tool = find(index < 0 ? 'button[aria-label=Erase]' : 'button[aria-label=Brush]');
   if (!tool) return false;
   tool.click();
-  document.querySelectorAll('#classes button').forEach((one) =>
-    one.setAttribute('aria-pressed', one.dataset.brush === String(index)));
-  if (index < 0) return true;
+  const mine = ++brushWanted;
+  if (index < 0) { press(); return true; }
+  let tries = 0;
   const choose = () => {
-    if (colors().length <= index) return false;
-    colors()[index].click();
-    setTimeout(() => { if (colors().length) find('button[aria-label=Color]')?.click(); }, 30);
-    return true;
+    if (mine !== brushWanted) return;
+    if (colors().length > index) {
+      colors()[index].click();
+      press();
+      setTimeout(() => { if (colors().length) find('button[aria-label=Color]')?.click(); }, 50);
+    } else {
+      if (tries % 12 === 0) find('button[aria-label=Color]')?.click();  // shows the colors
+      if (++tries < 120) setTimeout(choose, 40);
+    }
   };
-  setTimeout(() => { if (!choose()) { find('button[aria-label=Color]')?.click(); setTimeout(choose, 60); } }, 60);
+  setTimeout(choose, 40);
   return true;
 }
 document.addEventListener('click', (event) => {

@@ -96,8 +96,8 @@ def _wish_column(studio: Studio, handlers: Handlers) -> list[Any]:
     gr.HTML(look.step_title(2, "Style and text"))
     references = studio.references() if studio.model.fuses else []
     reference = gr.Image(
-        value=str(references[0]) if references else None,
-        type="filepath",
+        value=read_image(references[0]) if references else None,
+        format="png",
         label="Reference: its light, colors and texture",
         interactive=False,
         height=170,
@@ -112,7 +112,7 @@ def _wish_column(studio: Studio, handlers: Handlers) -> list[Any]:
         gallery.select(told(handlers.choose_reference), None, chosen)
     upload = gr.UploadButton("Upload a reference", size="sm", visible=studio.model.fuses, elem_id="upload-reference")
     upload.upload(told(handlers.load_reference), upload, chosen)
-    chosen.change(lambda file: file, chosen, reference, show_progress="hidden")
+    chosen.change(told(handlers.look_at), chosen, reference, show_progress="hidden")
     prompt = gr.Textbox(
         label="Text", placeholder="left empty: a satellite image of the classes in the mask", lines=2, elem_id="prompt"
     )

@@ -94,10 +94,8 @@ def test_paint_generate_download(address, browser, cli, tmp_path, monkeypatch):
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     for brush, (left, top) in ((1, (-100, -60)), (3, (-100, 60))):
         page.click(f"#classes button[data-brush='{brush}']")
-        page.wait_for_function(
-            "document.querySelectorAll('#mask menu.swatch button.color').length == 0", timeout=10_000
-        )
-        page.wait_for_timeout(400)
+        page.wait_for_selector(f"#classes button[data-brush='{brush}'][aria-pressed=true]", timeout=20_000)
+        page.wait_for_timeout(200)
         page.mouse.move(middle[0] + left, middle[1] + top)
         page.mouse.down()
         page.mouse.move(middle[0] - left, middle[1] + top, steps=6)
