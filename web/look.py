@@ -57,6 +57,7 @@ CSS = """
 #masks, #references { border-width: 0; }
 .gradio-container .html-container { padding: 0 !important; }
 #reference img { object-fit: contain; }
+#paint, #new-seed, #stop { padding-left: 6px; padding-right: 6px; font-size: 0.95rem; white-space: nowrap; }
 .hint { color: var(--body-text-color-subdued); font-size: 0.85rem; margin: 0; }
 @media (max-width: 640px) {
   .gradio-container { padding: 4px 4px 16px !important; }

@@ -41,7 +41,7 @@ def build(studio: Studio, work: Path) -> gr.Blocks:
             handlers.paint,
             [canvas, rest, *wish],
             [outputs[0], result, *outputs[1:]],
-            show_progress="minimal",
+            show_progress="full",  # the place in line
             show_progress_on=outputs[0],
             **MODEL,
         )

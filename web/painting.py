@@ -27,7 +27,7 @@ from web.studio import Studio
 
 MASK, REFERENCE, ITEMS = "mask.png", "reference.png", "items.json"
 MOST = 4  # images side by side
-_PREVIEWS = 10  # of an image while it is made
+_PREVIEWS = 6  # of an image while it is made; each is decoded, which takes as long as a part of a step
 T = TypeVar("T")
 
 
