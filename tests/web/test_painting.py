@@ -1,7 +1,7 @@
 """What the page paints is what the command paints, and what it says of the filter is what the filter does."""
 
-import os
 import shlex
+import socket
 import subprocess
 import zipfile
 from dataclasses import replace
@@ -9,7 +9,6 @@ from itertools import count
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from common.errors import InputError
 from common.images import read_image, read_mask
@@ -17,6 +16,7 @@ from tests.conftest import ROOT
 from web.command import bundle, command_line, command_words
 from web.options import WebOptions
 from web.painting import Growing, Painted, Stopped, Wish, from_thread, paint
+from web.serve import without_telemetry
 from web.verdict import mask_of_photo, overlaid, verdict_on
 
 
@@ -138,15 +138,29 @@ def test_the_command_refuses_in_one_line(cli, scenes, options, tmp_path, monkeyp
     assert "--config and --model: give both" in cli.refused("web", "--config", options.config)
     both = ["--config", options.config, "--model", options.model]
     assert "no such file or folder" in cli.refused("web", *both, "--references", tmp_path / "nothing")
+
+    with monkeypatch.context() as without, pytest.raises(InputError, match="pip install"):
+        without.setattr("importlib.util.find_spec", lambda name: None)
+        without_telemetry(tmp_path)
+
+
+def test_what_does_not_fit_together_is_refused_in_one_line(cli, options):
+    pytest.importorskip("gradio")
+    both = ["--config", options.config, "--model", options.model]
     assert "names no class table" in cli.refused("web", *both, "--device", "cpu")
     more = [*both, "--device", "cpu", "--classes", options.classes]
     assert "must be a multiple of" in cli.refused("web", *more, "--size", 30)
-    assert os.environ.get("GRADIO_ANALYTICS_ENABLED") == "False"
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install" in cli.refused("web", *more)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"--port {port}: cannot listen there" in cli.refused("web", *more, "--size", 32, "--port", port)
 
 
 def test_what_an_overlay_keeps():
     image = np.full((4, 4, 3), 100, np.uint8)
     assert np.array_equal(overlaid(image, np.zeros((4, 4), bool)), image)
-    assert np.asarray(Image.fromarray(overlaid(image, np.ones((4, 4), bool))))[0, 0].tolist() == [230, 30, 50]
+    dropped = np.zeros((4, 4), bool)
+    dropped[2:] = True
+    red = overlaid(image, dropped)
+    assert red[2, 0].tolist() == [230, 30, 50] and red[3, 0].tolist() == [178, 58, 70] and (red[:2] == 100).all()
