@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import tempfile
 from collections import deque
@@ -42,6 +43,7 @@ SETTINGS: tuple[tuple[str, str, float, float, float, float | None], ...] = (
 IMAGE, DROPPED = "Image", "What the filter would drop"
 _REASONS = 3  # that are shown of an image, those of the most pixels
 _KEPT = 40  # paintings whose files are there at a time
+_UPLOADED = re.compile(r"\S*/gradio/[0-9a-f]{16,}/")
 _LABELS = {"reference_scale": "reference guidance", "mask_scale": "mask guidance", "scale": "text guidance"}
 _LABELS |= {"num_samples": "images", "preset": "speed"}
 
@@ -52,6 +54,7 @@ def message(error: BaseException) -> str:
         text = error.told(lambda name: _LABELS.get(name, name.replace("_", " ")))
     else:
         text = full_disk_line(error) or (short_of_memory(error) if isinstance(error, Exception) else None) or ""
+    text = _UPLOADED.sub("", text)  # a file's own name, not where this machine keeps it
     return one_line(text or f"this did not work ({type(error).__name__}: {error})", 600)
 
 

@@ -32,6 +32,7 @@ def test_a_refusal_is_a_message_in_one_line(handlers, tmp_path):
     from web.handlers import message, told
 
     assert message(InputError("‹mask_scale› 1e9:\nmust be less")) == "mask guidance 1e9: must be less"
+    assert message(InputError(f"/tmp/w/gradio/{'5e' * 32}/a b.png: is no image")) == "a b.png: is no image"
     assert message(RuntimeError("boom\nand more")) == "this did not work (RuntimeError: boom and more)"
     (tmp_path / "m.png").write_text("no picture")
     for handler, given in ((handlers.load_mask, False), (handlers.segment, False)):
