@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# The demonstration, the whole chain on the CPU: makes a data set, trains the tiny model, synthesizes images in the style
-# of the other domain, filters and re-samples them, and compares segmentors trained with and without them. Writes a
-# contact sheet and a page. Run again, it goes on where it stopped, and repeats nothing.
+# The demonstration, the whole chain on the CPU: paints masks in the style of images from other places, filters and
+# re-samples what it painted, and compares segmentors trained with and without it. Writes a contact sheet and a page.
+# The model and the crops of aerial images lie beside this file (demo/mbrsc, docs/small_model.md). With STEPS, a tiny
+# model is trained from nothing, on a made data set of land-cover scenes. Run again, it goes on where it stopped.
 # A signal that ends it ends its commands, too.
-#   bash demo/run.sh            STEPS=3000 OUT=better bash demo/run.sh for better images
+#   bash demo/run.sh            STEPS=900 OUT=from_nothing bash demo/run.sh to train from nothing
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
-: "${STEPS:=900}" "${COUNT:=128}" "${ITERS:=250}" "${OUT:=demo/output}"
+: "${STEPS:=0}" "${OUT:=demo/output}" "${ITERS:=250}"
+: "${COUNT:=$((STEPS ? 128 : 64))}"
 : "${PROCESSES:=$(($(nproc) > 1 ? 2 : 1))}"  # at once: small layers gain little from more threads
 child() { "$PYTHON" -m common.processes "$BASHPID" "$@"; }  # ends with this script, by SIGKILL too
 share() { OMP_NUM_THREADS=$(($(nproc) / PROCESSES)) child "$@"; }
@@ -21,27 +23,40 @@ echo "process $$ on $(uname -n)" > "$OUT/.lock"
 echo "$settings" > "$OUT/settings"
 say() { echo "== $* ($SECONDS s)"; }
 
-say "data set: land-cover scenes as two sensors see them"
-[ -e "$data/classes.json" ] || child "$PYTHON" demo/make_data.py --out "$data"
-
-say "training configs/model/tisynth_tiny.yaml, $STEPS steps"
-if [ ! -e "$run/done" ]; then
-  options=(lightning.trainer.max_steps="$STEPS" model.params.decay_steps="$STEPS" model.params.classes="$data/classes.json"
-           data.params.batch_size=$((16 / PROCESSES)) data.params.num_workers=0 --gpus "cpu:$PROCESSES")
-  if [ -e "$run/checkpoints/last.ckpt" ]; then
-    share bash train.sh --resume "$run" "${options[@]}"
-  else
-    rm -rf "$run"
-    share bash train.sh --base configs/train/tiny.yaml --config-model configs/model/tisynth_tiny.yaml -n demo \
-      -l "$OUT/logs" --data-root "$data" --train-txt-file "$data/train_set_items.json" --val-txt-file "$data/test_set_items.json" \
-      "${options[@]}"
+if [ "$STEPS" = 0 ]; then
+  box=demo/mbrsc side=128
+  painter=(--config "$box/model.yaml" --ckpt "$box/model.safetensors")
+  judge=$box/segmentor.py judge_weights=$box/segmentor.pth
+  say "data set: crops of MBRSC's aerial images in tiles of $side px"
+  if [ ! -e "$data/inference_set_items.json" ]; then
+    rm -rf "$data"
+    child "$PYTHON" demo/cut_crops.py --data-root "$box" --out "$data" --side $side
   fi
-  touch "$run/done"
+else
+  side=64 judge=$OUT/segmentor/tiny_unet.py
+  painter=(--config "$run/config.yaml" --ckpt "$run/checkpoints/last.ckpt" --use-ema)
+  say "data set: land-cover scenes as two sensors see them"
+  [ -e "$data/classes.json" ] || child "$PYTHON" demo/make_data.py --out "$data"
+
+  say "training configs/model/tisynth_tiny.yaml, $STEPS steps"
+  if [ ! -e "$run/done" ]; then
+    options=(lightning.trainer.max_steps="$STEPS" model.params.decay_steps="$STEPS" model.params.classes="$data/classes.json"
+             data.params.batch_size=$((16 / PROCESSES)) data.params.num_workers=0 --gpus "cpu:$PROCESSES")
+    if [ -e "$run/checkpoints/last.ckpt" ]; then
+      share bash train.sh --resume "$run" "${options[@]}"
+    else
+      rm -rf "$run"
+      share bash train.sh --base configs/train/tiny.yaml --config-model configs/model/tisynth_tiny.yaml -n demo \
+        -l "$OUT/logs" --data-root "$data" --train-txt-file "$data/train_set_items.json" --val-txt-file "$data/test_set_items.json" \
+        "${options[@]}"
+    fi
+    touch "$run/done"
+  fi
 fi
 
 say "synthesis: masks of one domain, references of the other"
 head -n "$COUNT" "$data/inference_set_items.json" > "$data/demo_items.json"
-share bash inference.sh --config "$run/config.yaml" --ckpt "$run/checkpoints/last.ckpt" --use-ema \
+share bash inference.sh "${painter[@]}" \
   --data-root "$data" --txt-file "$data/demo_items.json" --outdir "$OUT/images" --seed 0 --gpus "cpu:$PROCESSES" \
   --sampler dpmsolver++ --ddim-steps 20 --scale 1 --batch-size 16
 
@@ -51,25 +66,28 @@ child "$PYTHON" -m scripts.contact_sheet --samples "$OUT/images" --data-root "$d
 
 # Real images alone, or joined by synthesized ones: filter.sh, resample.sh, and segmentors over two seeds. So short a
 # training learns buildings and roads, a tenth of the pixels, only if they weigh more.
-tiles=(--data-root "$data" --classes "$data/classes.json" --crop-size 64 --pretrained none --max-iters "$ITERS"
+tiles=(--data-root "$data" --classes "$data/classes.json" --crop-size $side --pretrained none --max-iters "$ITERS"
        --cfg-options train_dataloader.batch_size=8 train_dataloader.num_workers=1 test_dataloader.num_workers=1
-       optim_wrapper.optimizer.lr=4e-3 "model.decode_head.loss_decode.class_weight=[1.0,1.0,1.0,4.0,4.0]")
-say "segmentor on real images, $ITERS steps"
-if [ ! -e "$OUT/segmentor/done" ]; then
-  child "$PYTHON" -m scripts.segmentor train configs/mmseg/tiny_unet.py --work-dir "$OUT/segmentor" --resume "${tiles[@]}"
-  touch "$OUT/segmentor/done"
+       optim_wrapper.optimizer.lr=4e-3)
+if [ "$STEPS" != 0 ]; then
+  tiles+=("model.decode_head.loss_decode.class_weight=[1.0,1.0,1.0,4.0,4.0]")
+  say "segmentor on real images, $ITERS steps"
+  if [ ! -e "$OUT/segmentor/done" ]; then
+    child "$PYTHON" -m scripts.segmentor train configs/mmseg/tiny_unet.py --work-dir "$OUT/segmentor" --resume "${tiles[@]}"
+    touch "$OUT/segmentor/done"
+  fi
+  judge_weights=$(cat "$OUT/segmentor/last_checkpoint")
 fi
-weights=$(cat "$OUT/segmentor/last_checkpoint")
-child "$PYTHON" -m scripts.segmentor test configs/mmseg/tiny_unet.py --load-from "$weights" --work-dir "$OUT/segmentor" \
-  --split train "${tiles[@]}"
+child "$PYTHON" -m scripts.segmentor test "$judge" --load-from "$judge_weights" --work-dir "$OUT/segmentor" \
+  --split train --data-root "$data" --classes "$data/classes.json"
 
 say "filter, re-sample, evaluate"
 pairs=(--syn-img-path "$OUT/images" --syn-mask-path "$data/label_train" --skip-invalid)  # not every mask is painted
-child bash filter.sh "$OUT/segmentor/tiny_unet.py" "$weights" --real-img-path "$data/img_train" \
+child bash filter.sh "$judge" "$judge_weights" --real-img-path "$data/img_train" \
   --real-label-path "$data/label_train" "${pairs[@]}" --filtered-mask-path "$OUT/filtered"
 child bash resample.sh --filtered-mask-path "$OUT/filtered" --syn-img-path "$OUT/images" --out-dir "$OUT/resampled" \
   --classes "$data/classes.json" --metrics "$OUT/segmentor/metrics.json" --worst 1
-child "$PYTHON" -m scripts.evaluate_samples "$OUT/segmentor/tiny_unet.py" "$weights" --real-img-path "$data/img_test" \
+child "$PYTHON" -m scripts.evaluate_samples "$judge" "$judge_weights" --real-img-path "$data/img_test" \
   --real-label-path "$data/label_test" "${pairs[@]}" --train-img-path "$data/img_train" "$data/ref_img" \
   --out-dir "$OUT/evaluation"
 
