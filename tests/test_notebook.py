@@ -20,7 +20,7 @@ def cells():
 
 
 def test_the_notebook_runs(tmp_path):
-    settings = {"STEPS": "2", "ITERS": "2", "OUT": str(tmp_path), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    settings = {"STEPS": "2", "COUNT": "2", "OUT": str(tmp_path), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-c", "\n".join(cells())],
         cwd=NOTEBOOK.parent,
@@ -30,7 +30,7 @@ def test_the_notebook_runs(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     images = sorted((tmp_path / "images").glob("*.jpg"))
-    assert len(images) == 6 and ended.stdout.count("of the pixels are kept") == 6
+    assert len(images) == 2 and ended.stdout.count("of the pixels are kept") == 2
     for path in images:
         kept, mask = (
             read_mask(tmp_path / folder / f"{name}.png")
