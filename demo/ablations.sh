@@ -78,3 +78,4 @@ for arm in "${order[@]}"; do
     touch "$out/$arm/done"
   } >> "$out/$arm.log" 2>&1
 done
+run -m demo.ablations_table "$out" "${order[@]}"

@@ -25,7 +25,8 @@ say() { echo "== $* ($SECONDS s)"; }
 
 if [ "$STEPS" = 0 ]; then
   box=demo/mbrsc side=128
-  painter=(--config "$box/model.yaml" --ckpt "$box/model.safetensors")
+  # the model follows masks better when it is told to: beyond what it would paint without mask and text
+  painter=(--config "$box/model.yaml" --ckpt "$box/model.safetensors" --scale 2 --mask-scale 2)
   judge=$box/segmentor.py judge_weights=$box/segmentor.pth
   say "data set: crops of MBRSC's aerial images in tiles of $side px"
   if [ ! -e "$data/inference_set_items.json" ]; then
@@ -34,7 +35,7 @@ if [ "$STEPS" = 0 ]; then
   fi
 else
   side=64 judge=$OUT/segmentor/tiny_unet.py
-  painter=(--config "$run/config.yaml" --ckpt "$run/checkpoints/last.ckpt" --use-ema)
+  painter=(--config "$run/config.yaml" --ckpt "$run/checkpoints/last.ckpt" --use-ema --scale 1)
   say "data set: land-cover scenes as two sensors see them"
   [ -e "$data/classes.json" ] || child "$PYTHON" demo/make_data.py --out "$data"
 
@@ -58,7 +59,7 @@ say "synthesis: masks of one domain, references of the other"
 head -n "$COUNT" "$data/inference_set_items.json" > "$data/demo_items.json"
 share bash inference.sh "${painter[@]}" \
   --data-root "$data" --txt-file "$data/demo_items.json" --outdir "$OUT/images" --seed 0 --gpus "cpu:$PROCESSES" \
-  --sampler dpmsolver++ --ddim-steps 20 --scale 1 --batch-size 16
+  --sampler dpmsolver++ --ddim-steps 20 --batch-size 16
 
 say "contact sheet"
 child "$PYTHON" -m scripts.contact_sheet --samples "$OUT/images" --data-root "$data" --items "$data/demo_items.json" \

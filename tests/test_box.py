@@ -65,7 +65,8 @@ def test_the_segmentor_finds_in_a_painted_image_the_mask_it_was_painted_from(til
         outdir=tmp_path,
         sampler="dpmsolver++",
         steps=8,
-        scale=1.0,
+        scale=2.0,
+        mask_scale=2.0,
         num_workers=0,
         gpus="cpu",
     )
