@@ -27,7 +27,12 @@ class WebOptions(ModelOptions):
     scale: float | None = option(
         None,
         convert=number(0, 1000),
-        help="guidance scale that the page begins with (default: 9, and 1 for the model in the box)",
+        help="guidance scale that the page begins with (default: 9, and 2 for the model in the box)",
+    )
+    mask_scale: float | None = option(
+        None,
+        convert=number(0, 1000),
+        help="guidance by the mask that the page begins with (default: 1, and 2 for the model in the box)",
     )
     size: int = option(256, convert=pixels, metavar="PX", help="side of masks and images")
     references: Path | None = option(None, metavar="FOLDER", help="reference images to choose from")
@@ -90,11 +95,12 @@ class WebOptions(ModelOptions):
 
 
 def _with_box(options: WebOptions, box: Path) -> WebOptions:
-    """The box's scale, classes, references, masks and segmentor, where nothing else is named."""
+    """The box's guidance, classes, references, masks and segmentor, where nothing else is named."""
     given = options.from_loss or options.real_img_path
     return replace(
         options,
-        scale=1.0 if options.scale is None else options.scale,
+        scale=2.0 if options.scale is None else options.scale,
+        mask_scale=2.0 if options.mask_scale is None else options.mask_scale,
         classes=options.classes or str(box / "classes.json"),
         references=options.references or box / "ref_img",
         masks=options.masks or box / "label_test",
