@@ -37,8 +37,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of demo/ablations.sh")
     parser.add_argument("arms", nargs="+", help="in this order")
     options = parser.parse_args()
-    head = "| changed | steps | validation loss | mIoU of the masks in the pictures | of that on real images |\n|---|---|---|---|---|"
-    table = "\n".join([head, *(row(options.out, arm) for arm in options.arms)]) + "\n"
+    head = ["changed", "steps", "validation loss", "mIoU of the masks in the pictures", "of that on real images"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(row(options.out, arm) for arm in options.arms)]
+    table = "\n".join(lines) + "\n"
     with atomic_path(options.out / "table.md") as path:
         path.write_text(table)
     print(table, end="")

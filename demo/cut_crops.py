@@ -1,6 +1,6 @@
 """Cuts a data set's images and masks into tiles, whole or a few: how the crops in demo/mbrsc were made, and are used.
 
-  python demo/cut_crops.py --data-root MBRSC --out demo/mbrsc --scale 0.5 --most-varied 20 6 8 6   # those that are there
+  python demo/cut_crops.py --data-root MBRSC --out demo/mbrsc --scale 0.5 --most-varied 20 6 8 6   # these here
   python demo/cut_crops.py --data-root demo/mbrsc --out demo/output/data --side 128
 
 Both folders have the layout of README, "Your own data": img_train and label_train, img_test and label_test, ref_img,
@@ -80,7 +80,8 @@ def main() -> None:
                     tile.save(out / FOLDERS[split] / f"{name}.png")
             if masks:
                 with Image.open(masks / f"{path.stem}.png") as mask:
-                    for name, tile in zip(names, tiles(mask, options.scale, options.side, Image.Resampling.NEAREST), strict=True):
+                    cut = tiles(mask, options.scale, options.side, Image.Resampling.NEAREST)
+                    for name, tile in zip(names, cut, strict=True):
                         tile.save(out / masks.name / f"{name}.png", optimize=True)
             named[split] += names
     shutil.copy(root / "classes.json", out)
