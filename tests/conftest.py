@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave t
 import pytest
 import torch
 
-# What a script starts in the background ignores Ctrl-C, and so does all that it starts; commands under test must hear it.
+# What a script starts in the background ignores Ctrl-C, and so does all that it starts: commands under test must not.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
