@@ -6,8 +6,8 @@
 # A signal that ends it ends its commands, too.
 #   bash demo/run.sh            STEPS=900 OUT=from_nothing bash demo/run.sh to train from nothing
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/setup.sh"
-: "${STEPS:=0}" "${OUT:=demo/output}" "${ITERS:=250}"
-: "${COUNT:=$((STEPS ? 128 : 64))}"
+: "${STEPS:=0}" "${OUT:=demo/output}"
+: "${COUNT:=$((STEPS ? 128 : 64))}" "${ITERS:=$((STEPS ? 250 : 120))}"
 : "${PROCESSES:=$(($(nproc) > 1 ? 2 : 1))}"  # at once: small layers gain little from more threads
 child() { "$PYTHON" -m common.processes "$BASHPID" "$@"; }  # ends with this script, by SIGKILL too
 share() { OMP_NUM_THREADS=$(($(nproc) / PROCESSES)) child "$@"; }
