@@ -103,6 +103,18 @@ def golden_model(golden: Path, recipe: ModuleType) -> torch.nn.Module:
 SMALL = ROOT / "tests" / "small.yaml"
 
 
+def small_model(spread: float):
+    """The model of ``SMALL`` with normal random numbers for weights: nothing in it is zero."""
+    from cldm.build import create_model
+
+    torch.manual_seed(0)
+    model = create_model(SMALL, classes="MBRSC").requires_grad_(False)
+    for part in (*model.branches, model.model):
+        for weight in part.parameters():
+            weight.copy_(torch.randn_like(weight) * spread)
+    return model
+
+
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set of the demonstration's generator: 8 training, 4 test scenes of 32 px."""

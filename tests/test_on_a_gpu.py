@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from cldm.build import create_model
 from cldm.conditions import Conditions
 from ldm.models.sampling import sample
-from tests.conftest import SMALL
+from tests.conftest import SMALL, small_model
 from tests.synthesis.conftest import ckpt, command, images  # noqa: F401
 from tests.training.test_training import options
 
@@ -19,12 +18,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = create_model(SMALL, classes="MBRSC").requires_grad_(False)
-    for part in (*model.branches, model.model):
-        for weight in part.parameters():
-            weight.copy_(torch.randn_like(weight) * 0.1)
-    return model
+    return small_model(spread=0.1)
 
 
 def given(device):

@@ -31,12 +31,12 @@ from web.painting import MASK, Growing, Painted, Wish, paint
 from web.studio import Studio
 from web.verdict import Verdict, mask_of_photo, overlaid, verdict_on
 
-# options of ``SynthesisOptions``: name, label, least, most, step, default (None: see ``WebOptions``)
-SETTINGS: tuple[tuple[str, str, float, float, float, float | None], ...] = (
+# options of ``SynthesisOptions``: name, label, least, most, step, default (where ``WebOptions`` says nothing)
+SETTINGS: tuple[tuple[str, str, float, float, float, float], ...] = (
     ("mask_strength", "Mask strength", 0, 2, 0.05, 1.0),
     ("reference_strength", "Reference strength", 0, 2, 0.05, 1.0),
-    ("scale", "Text guidance (1: none)", 1, 15, 0.1, None),
-    ("mask_scale", "Mask guidance (1: none)", 1, 6, 0.1, None),
+    ("scale", "Text guidance (1: none)", 1, 15, 0.1, 9.0),
+    ("mask_scale", "Mask guidance (1: none)", 1, 6, 0.1, 1.0),
     ("reference_scale", "Reference guidance (1: none)", 1, 6, 0.1, 1.0),
     ("steps", "Steps (0: the speed's own)", 0, 100, 1, 0.0),
 )

@@ -124,10 +124,9 @@ def _wish_column(studio: Studio, handlers: Handlers) -> list[Any]:
         settings = []
         for name, label, least, most, step, value in SETTINGS:
             shown = studio.model.fuses or not name.startswith("reference_")
-            if value is None:
-                given = {"scale": studio.options.scale, "mask_scale": studio.options.mask_scale}[name]
-                value = {"scale": 9.0, "mask_scale": 1.0}[name] if given is None else given
-            settings.append(gr.Slider(least, most, value=value, step=step, label=label, visible=shown, elem_id=name))
+            given = getattr(studio.options, name, None)
+            begins = value if given is None else given
+            settings.append(gr.Slider(least, most, value=begins, step=step, label=label, visible=shown, elem_id=name))
     return [chosen, prompt, preset, seed, count, *settings]
 
 

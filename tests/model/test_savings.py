@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cldm.benchmark.cost import synthesis_flops
-from cldm.build import create_model, load_config, outline
+from cldm.build import load_config, outline
 from cldm.conditions import Conditions
 from cldm.fusion import AllInAttentionBlock, BranchFeature, JointContext
 from cldm.guidance import Acting, ConditionGuidance, SpannedGuidance
@@ -16,19 +16,14 @@ from ldm.models.guidance import ClassifierFreeGuidance, IntervalGuidance, NoGuid
 from ldm.models.sampling import sample
 from ldm.models.schedule import make_scheduler
 from ldm.modules.attention import to_tokens
-from tests.conftest import SMALL
+from tests.conftest import SMALL, small_model
 
 STEPS = 4
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = create_model(SMALL, classes="MBRSC").requires_grad_(False)
-    for part in (*model.branches, model.model):
-        for weight in part.parameters():
-            weight.copy_(torch.randn_like(weight) * 0.2)
-    return model
+    return small_model(spread=0.2)
 
 
 @pytest.fixture(scope="module")
