@@ -18,6 +18,7 @@ from common.options import option
 MMConfig = Any  # mmengine's Config
 METRICS = {"mIoU": "mIoU", "mAcc": "mAcc", "OA": "aAcc"}
 """Scores that weights can be chosen by, and mmseg's names of them."""
+PRECISIONS = ("32", "bf16")
 TRICKS = ("copy_paste", "color_transfer", "fda")  # in the order in which a pipeline has them
 
 _of_config = "(default: the config's)"
@@ -54,6 +55,11 @@ class SegmentorOptions(ConfigOptions):
     )
     crop_size: int | None = option(None, convert=pixels, help=f"side of training crops in pixels {_of_config}")
     max_iters: int | None = option(None, convert=integer(1), help=f"training iterations {_of_config}")
+    precision: str | None = option(
+        None,
+        choices=PRECISIONS,
+        help=f"of training: 32 bit, or bf16 where that loses nothing and processors have it {_of_config}",
+    )
     seed: int | None = option(
         None,
         convert=integer(0, 2**31 - 1),

@@ -47,6 +47,7 @@ def arms_of(options: CompareOptions) -> dict[str, Arm]:
         several_maps=options.several_maps,
         max_iters=options.max_iters,
         crop_size=options.crop_size,
+        precision=options.precision,
         pretrained=options.pretrained,
     )
     recipes = recipes_of(options.arms)

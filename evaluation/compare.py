@@ -16,6 +16,7 @@ from common.errors import InputError
 from common.files import check_writable, only_writer, room_for
 from common.options import option, recorded
 from common.schema import one_line
+from common.segmentor_options import PRECISIONS
 from evaluation.comparison_page import Compared, gallery_of, read_svg, write_comparison
 from evaluation.recipes import PARTS, Recipe, recipes_of
 
@@ -91,6 +92,9 @@ class CompareOptions(ConfigOptions):
         None, convert=integer(1), help="iterations of every training (default: the config's)"
     )
     crop_size: int | None = option(None, convert=pixels, help="side of training crops (default: the config's)")
+    precision: str | None = option(
+        None, choices=PRECISIONS, help="of every training: 32 bit or bf16 (default: the config's)"
+    )
     pretrained: str | None = option(None, help="backbone weights: a file, or none (default: the config's)")
     out_dir: Path = option(help="folder for runs, comparison.json and the page")
     jobs: int = option(1, convert=integer(1, 256), help="trainings at once on this machine")

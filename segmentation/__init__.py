@@ -20,6 +20,7 @@ from segmentation import (  # noqa: E402
     loading,
     metric,
     pixel_weights,
+    precision,
     published,
     saving,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "loading",
     "metric",
     "pixel_weights",
+    "precision",
     "published",
     "saving",
 ]

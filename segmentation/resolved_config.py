@@ -13,6 +13,7 @@ from segmentation import checkpoint
 from segmentation.bands import set_bands
 from segmentation.config import load_config
 from segmentation.config_changes import check_classes, set_crop_size, set_data, set_max_iters, set_pretrained, set_seed
+from segmentation.precision import set_precision
 from segmentation.trees import entries
 from segmentation.validation import log_to_tensorboard
 
@@ -40,6 +41,7 @@ def resolve(options: SegmentorOptions) -> Config:
         set_crop_size(config, options.crop_size)
     if options.max_iters:
         set_max_iters(config, options.max_iters)
+    set_precision(config, options.precision)
     if options.tensorboard:
         log_to_tensorboard(config)
     pretrained, load_from = _text(options.pretrained), _text(options.load_from)

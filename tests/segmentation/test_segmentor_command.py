@@ -75,6 +75,18 @@ def test_training_stops_resumes_and_joins_synthesized_images(chain):
     assert json.loads((work / "metrics.json").read_text())["images"] == 3
 
 
+def test_bfloat16_trains_on_a_cpu_to_nearly_the_same_weights(chain):
+    def trained(*precision):
+        work = chain.root / f"work{len(precision)}"
+        assert run("train", chain.config, "--work-dir", work, "--max-iters", 3, *precision) == 0
+        return CheckpointLoader.load_checkpoint(str(work / "iter_3.pth"))["state_dict"]
+
+    full, half = trained(), trained("--precision", "bf16")
+    key = "decode_head.conv_seg.weight"
+    assert half[key].dtype == torch.float32
+    assert 0 < (full[key] - half[key]).abs().max() < 1e-3
+
+
 def test_another_split_and_class_table(chain):
     (chain.root / "img_test").rename(chain.root / "img_target")
     (chain.root / "label_test").rename(chain.root / "label_target")

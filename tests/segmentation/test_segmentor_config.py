@@ -166,6 +166,12 @@ def test_options_of_tests_too(chain, cli, option, message):
             "trains by epochs",
         ),
         ("train_dataloader =", "unused =", [], "nothing to train with"),
+        (
+            'optim_wrapper = dict(type="OptimWrapper"',
+            'optim_wrapper = dict(type="ApexOptimWrapper"',
+            ["--precision", "bf16"],
+            "is ApexOptimWrapper",
+        ),
         ('dict(type="RandomCrop", crop_size=(16, 16)), ', "", ["--crop-size", 8], "has no RandomCrop"),
         ('type="MaskDataset", classes=', 'type="ADE20KDataset", unused=', [], "train_dataloader"),
         ("custom_imports = dict(", "exit(3)\ncustom_imports = dict(", ["--trust-config"], "SystemExit"),

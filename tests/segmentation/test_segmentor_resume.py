@@ -40,10 +40,11 @@ def by_epochs(chain):
 
 
 @pytest.mark.parametrize(
-    ("loop", "workers", "stop"), [("iterations", 2, 2), ("finite sampler", 0, 3), ("epochs", 0, 3)]
+    ("loop", "workers", "stop"), [("iterations", 2, 2), ("finite sampler", 0, 3), ("epochs", 0, 3), ("bf16", 0, 2)]
 )
 def test_a_resumed_training_is_an_unbroken_one(chain, cli, loop, workers, stop):
     length = () if loop == "epochs" else ("--max-iters", 4)
+    length = (*length, "--precision", "bf16") if loop == "bf16" else length
     if loop == "epochs":
         by_epochs(chain)
     if loop == "finite sampler":  # 3 images in batches of 2: it begins anew within the training
