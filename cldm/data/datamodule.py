@@ -148,7 +148,8 @@ class DataModuleFromConfig(LightningDataModule):
         num_workers: processes that read items; None is one per CPU, at most 8 a device.
         wrap: published parameter without effect.
         seed: seed of the order, and of datasets whose ``params`` name none.
-        cache_latents: folder of latents that are computed once, see ``CachedLatents``; None encodes images anew.
+        cache_latents: folder of latents and texts that are computed once, see ``CachedLatents`` and ``CachedTexts``;
+            None computes them anew.
         cache_variants: variants of a training item there; an item of validation has one, as it is the same each time.
         cache_half: keep them in 16 bit.
         **published: other parameters of the published data module; a warning lists them.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,26 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from cldm.data.computed_once import OPTION, ComputedOnce, unreadable
 from cldm.data.manifest import Item
 from cldm.data.pairs import PairedImages
 from common.errors import InputError
-from common.files import atomic_path, digest, file_hash, flock, room_for, write_json
-from common.schema import load_json, one_line, parse_json
-
-ABOUT = "cache.json"  # what the folder's latents are of
-OPTION = "‹cache_latents›"
-
-
-def weights_hash(module: nn.Module) -> str:
-    """16 digits that stand for all numbers of a module: weights and tables."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    parts = [(name, digest(tensor.detach().cpu().float().numpy().tobytes().hex())) for name, tensor in tensors.items()]
-    return digest(parts)[:16]
+from common.files import digest, file_hash
+from common.schema import one_line
 
 
 class CachedLatents(Dataset[dict[str, Any]]):
@@ -61,8 +48,7 @@ class CachedLatents(Dataset[dict[str, Any]]):
         self.images, self.folder, self.variants = images, folder, variants
         self.dtype = torch.float16 if half else torch.float32
         about = {"first_stage": of_first_stage, "variants": variants, "dtype": str(self.dtype), **images.pixel_settings}
-        self.about: dict[str, Any] = parse_json(json.dumps(about))  # as the file gives it
-        self._refuse_others()
+        self.kept = ComputedOnce(folder, "latents", about)
         with ThreadPoolExecutor() as pool:
             self.files = list(pool.map(self._file, images.items))
 
@@ -70,17 +56,6 @@ class CachedLatents(Dataset[dict[str, Any]]):
         mask = None if item.mask is None else file_hash(item.mask)
         assert item.image is not None
         return self.folder / f"{digest(item.name, mask, file_hash(item.image))[:32]}.safetensors"
-
-    def _refuse_others(self) -> None:
-        path = self.folder / ABOUT
-        there = load_json(path, "name another folder") if path.exists() else self.about
-        for key in self.about:
-            then, now = there.get(key) if isinstance(there, dict) else None, self.about[key]
-            if then != now:
-                raise InputError(
-                    f"{OPTION} {self.folder}: its latents have another {key} ({one_line(then, 60)}, now "
-                    f"{one_line(now, 60)}); name another folder"
-                )
 
     def fill(self, encode: Callable[[Tensor], Tensor], progress: bool = True) -> int:
         """Makes the files that are missing; one process at a time, the others wait and find them there.
@@ -95,19 +70,9 @@ class CachedLatents(Dataset[dict[str, Any]]):
         Raises:
             InputError: an image cannot be read, or the disk is full.
         """
-        with room_for(OPTION, self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with flock(self.folder / ".lock", fcntl.LOCK_EX):
-                self._refuse_others()
-                write_json(self.about, self.folder / ABOUT)
-                for left_over in self.folder.glob(".*.tmp.*"):  # of a process that was killed
-                    left_over.unlink(missing_ok=True)
-                missing = [i for i, file in enumerate(self.files) if not file.exists()]
-                for i in tqdm(missing, desc="latents", unit="item", disable=not (progress and missing)):
-                    self._make(i, encode)
-        return len(missing)
+        return self.kept.fill(self.files, lambda position: self._make(position, encode), progress)
 
-    def _make(self, position: int, encode: Callable[[Tensor], Tensor]) -> None:
+    def _make(self, position: int, encode: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         drawn = [self.images.pixels(epoch, position) for epoch in range(self.variants)]
         latents = {
             "jpg": encode(torch.stack([one.image for one in drawn])).to("cpu", self.dtype),
@@ -119,8 +84,7 @@ class CachedLatents(Dataset[dict[str, Any]]):
         tensors = {"mask": torch.from_numpy(np.stack([one.mask for one in drawn])), **latents}
         if self.images.has_gaps:
             tensors["valid"] = torch.from_numpy(np.stack([one.valid for one in drawn]))
-        with atomic_path(self.files[position]) as path:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        return tensors
 
     def __len__(self) -> int:
         return len(self.images)
@@ -136,5 +100,5 @@ class CachedLatents(Dataset[dict[str, Any]]):
                 if self.images.has_gaps:
                     latents["valid"] = file.get_slice("valid")[variant][None]
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: cannot be read ({one_line(error)}); remove it, and start again") from error
+            raise unreadable(path, error) from error
         return {**self.images.described(epoch, position, mask), **latents}

@@ -107,8 +107,8 @@ class TrainingOptions(ModelOptions):
     cache_latents: Path | None = option(
         None,
         metavar="DIR",
-        help="compute latents once, in data.params.cache_variants variants an item, and keep them there; the "
-        "configuration's by default, or none",
+        help="compute texts' embeddings once, and latents, in data.params.cache_variants variants an item, and keep "
+        "them there; the configuration's by default, or none",
     )
     skip_invalid: bool = option(False, help="leave faulty items out instead of stopping")
     follow_links: bool = option(False, help="take files outside --data-root that links below it lead to")

@@ -11,13 +11,13 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
 from cldm.build import create_model, outline
 from cldm.control_ldm import ControlLDM
+from cldm.data.computed_once import weights_hash
 from cldm.data.datamodule import DataModuleFromConfig
-from cldm.data.latent_cache import weights_hash
 from cldm.start_weights import origin_table, start_weights
 from cldm.synthesis.prompts import cut_lines
 from cldm.training.image_logger import ImageLogger
@@ -25,12 +25,14 @@ from cldm.training.options import TrainingOptions
 from cldm.training.report import training_report
 from cldm.training.resolve import merged_config, resolve, saved_config
 from cldm.training.run_name import run_time
+from cldm.training.text_cache import CachedTexts
 from common.devices import count_devices
 from common.errors import InputError
 from common.files import atomic_path, check_writable, full_disk, only_writer, room_for
 from common.schema import one_line
 from common.trust import trust
 from ldm.checkpoint import load_weights, read_state_dict
+from ldm.modules.encoders import TextEncoder
 from ldm.targets import instantiate_from_config
 from ldm.training.checkpoints import (
     CONFIG_NAME,
@@ -236,8 +238,10 @@ def train(options: TrainingOptions) -> int:
         if data.cache_latents is not None:  # Lightning loads these weights later than they are needed
             model.load_state_dict(state.state_dict, strict=False)
         del state
+    texts = None
     if data.cache_latents is not None:
         data.open_cache(weights_hash(model.first_stage_model))
+        texts = _open_texts(model, data, config)
     compiled = config.lightning.get("compile", False)
     model.accelerate(compile_networks=compiled, shared_gradients=trainer.world_size > 1)
     if trainer.is_global_zero:
@@ -255,6 +259,8 @@ def train(options: TrainingOptions) -> int:
         if options.resume is None:
             _refuse_a_run(folder, options)  # one that has come and gone since
         _fill_cache(model, data, trainer.strategy.root_device)
+        if texts is not None:
+            _fill_texts(texts, trainer.strategy)
         _fit(trainer, model, data, checkpoint, position, config)
     last = folder / FOLDER / LAST
     if trainer.is_global_zero and not (trainer.interrupted or stop.stopped):
@@ -276,6 +282,30 @@ def _fill_cache(model: ControlLDM, data: DataModuleFromConfig, device: torch.dev
         made = dataset.fill(encode, progress=first_process())
         if first_process():
             print(f"{name}: latents of {len(dataset)} items in {dataset.folder}, {made} of them made now")
+
+
+def _open_texts(model: ControlLDM, data: DataModuleFromConfig, config: DictConfig) -> CachedTexts | None:
+    """Where the prompts' embeddings are kept; None of an encoder that is not this project's, and computes them anew."""
+    encoder = model.cond_stage_model
+    if data.cache_latents is None or not isinstance(encoder, TextEncoder):
+        return None
+    params: Any = OmegaConf.to_container(config.model.params.cond_stage_config)
+    prompts = (item.prompt for cached in data.cached.values() for item in cached.images.items)
+    return CachedTexts(encoder, params.get("params") or {}, prompts, data.cache_latents / "text", data.cache_half)
+
+
+def _fill_texts(texts: CachedTexts, strategy: Strategy) -> None:
+    """Computes the embeddings that are not there, and has training read them.
+
+    The encoder then takes no memory of a device that trains alone. With several, each has to have all weights.
+    """
+    encoder = texts.encoder.to(strategy.root_device)
+    made = texts.fill(progress=first_process())
+    encoder.kept = texts.read
+    if isinstance(strategy, SingleDeviceStrategy):
+        encoder.rest()
+    if first_process():
+        print(f"texts of {len(texts)} prompts in {texts.folder}, {made} of them made now")
 
 
 def _fit(

@@ -9,7 +9,7 @@ import inspect
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,10 @@ class TextEncoder(nn.Module):
             raise InputError(f"max_windows {max_windows}: must be a whole number, 1 to {MOST_WINDOWS}")
         self.max_windows = max_windows
         self.tokenizer, self.freeze_weights, self.cache_size = tokenizer, freeze, cache_size
+        self.kept: Callable[[str], Tensor | None] | None = None  # embeddings that need not be computed, if it has them
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cached_under: tuple[object, ...] = ()
+        self._place: Tensor | None = None  # of an encoder that rests: a number that goes where its model goes
 
     def freeze(self) -> None:
         """Stops all parameters from learning."""
@@ -69,9 +71,31 @@ class TextEncoder(nn.Module):
         """Stays in eval mode whatever ``mode`` says: the published models condition on the encoder as it is."""
         return super().train(False)
 
+    def rest(self) -> None:
+        """Stays on the CPU from now on, wherever its model goes; what it gives is still where the model is."""
+        self.to("cpu")
+        self._place = torch.zeros(())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TextEncoder:
+        if self._place is None:
+            return super()._apply(fn, recurse)
+        self._place = fn(self._place)
+        return self
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids (B, L) -> embeddings (B, L, C)."""
         raise NotImplementedError
+
+    def embedding(self, text: str) -> Tensor:
+        """Computes the embedding (L, C) of a text, in one or more windows."""
+        tokens = self.tokenizer.windows(text, self.max_windows)
+        return self.embed(tokens.to(next(self.parameters()).device)).flatten(0, 1)
+
+    def _found(self, text: str) -> Tensor:
+        """The embedding (L, C) of a text: as it was kept, else computed."""
+        kept = None if self.kept is None else self.kept(text)
+        found = self.embedding(text) if kept is None else kept.to(next(self.parameters()))
+        return found if self._place is None else found.to(self._place)
 
     def forward(self, texts: str | Sequence[str]) -> Tensor:
         """The same as ``encode``."""
@@ -106,7 +130,7 @@ class TextEncoder(nn.Module):
             with torch.no_grad():
                 for text in new:
                     # one at a time: a remembered embedding must not depend, by rounding, on the batch that it came with
-                    found[text] = self.embed(self.tokenizer.windows(text, self.max_windows).to(device)).flatten(0, 1)
+                    found[text] = self._found(text)
         for text in dict.fromkeys(texts):
             self._cache[text] = found[text]
             self._cache.move_to_end(text)
@@ -123,7 +147,8 @@ class TextEncoder(nn.Module):
             (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
             for weight in self.parameters()
         )
-        return (device, autocast, self.max_windows, *weights)
+        place = None if self._place is None else (self._place.device, self._place.dtype)
+        return (device, autocast, self.max_windows, place, *weights)
 
 
 class FrozenCLIPEmbedder(TextEncoder):

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from cldm.build import create_model
-from cldm.data.latent_cache import CachedLatents, weights_hash
+from cldm.data.computed_once import weights_hash
+from cldm.data.latent_cache import CachedLatents
 from cldm.data.pairs import PairedImages
+from cldm.training.text_cache import CachedTexts
 from common.errors import InputError
+from ldm.modules.encoders import FrozenCLIPEmbedder
 from tests.conftest import SMALL
 from tests.training.test_training import options, validation_losses, weights
 
@@ -98,6 +101,43 @@ def test_the_hash_is_of_every_number(scenes):
     assert weights_hash(model) != before
 
 
+def test_texts_are_the_encoders_and_of_one_encoder(tmp_path):
+    params = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+    encoder = FrozenCLIPEmbedder(**params, max_windows=2)
+    folder, prompts = tmp_path / "text", ["houses", "houses", "a river " * 60]
+    expected = encoder.encode([prompts[0], prompts[2], ""])
+    texts = CachedTexts(encoder, {**params, "max_windows": 2}, prompts, folder)
+    assert texts.read("houses") is None and texts.fill(progress=False) == len(texts) == 3
+    assert CachedTexts(encoder, {**params, "max_windows": 2}, ["houses", "a road"], folder).fill(progress=False) == 1
+
+    def refused(*arguments):
+        raise AssertionError("computed")
+
+    encoder.kept, compute, encoder.embed = texts.read, encoder.embed, refused
+    encoder.max_windows = 3  # forgets what it remembers
+    assert torch.equal(encoder.encode([prompts[0], prompts[2], ""]), expected)  # in windows, repeated to one length
+    encoder.rest()
+    encoder.double()  # as a model takes its parts along
+    assert next(encoder.parameters()).dtype == torch.float32
+    assert torch.equal(encoder.encode([prompts[0], prompts[2], ""]), expected.double())
+    encoder.embed = compute
+    assert encoder.encode("not kept").dtype == torch.float64
+
+    others = {
+        "settings": lambda: CachedTexts(encoder, {**params, "max_windows": 1}, prompts, folder),
+        "dtype": lambda: CachedTexts(encoder, {**params, "max_windows": 2}, prompts, folder, half=True),
+        "text_encoder": lambda: CachedTexts(
+            FrozenCLIPEmbedder(**params, max_windows=2), {**params, "max_windows": 2}, prompts, folder
+        ),
+    }
+    for what, make in others.items():
+        with pytest.raises(InputError, match=f"cache_latents.* its texts have another {what} "):
+            make()
+    next(folder.glob("*.safetensors")).write_bytes(b"cut off")
+    with pytest.raises(InputError, match=r"cannot be read .* remove it"):
+        [texts.read(prompt) for prompt in texts.prompts]
+
+
 def test_a_training_with_a_cache_is_the_one_without(cli, scenes, tmp_path):
     plain = cli("train", *options(scenes, tmp_path, "plain", *EPOCHS))
     folder = tmp_path / "latents"
@@ -105,13 +145,15 @@ def test_a_training_with_a_cache_is_the_one_without(cli, scenes, tmp_path):
     assert "latents of" not in plain and not folder.exists()
     out = cli("train", *options(scenes, tmp_path, "first", *cached))
     assert f"train: latents of 8 items in {folder / 'train'}, 8 of them made now" in out
+    prompts = {json.loads(line)["prompt"] for line in (scenes / "train_set_items.json").read_text().splitlines()}
+    assert f"in {folder / 'text'}, " in out and len(list((folder / "text").glob("*.safetensors"))) > len(prompts) > 0
     assert validation_losses(tmp_path / "first") == pytest.approx(validation_losses(tmp_path / "plain"), rel=1e-5)
     expected = weights(tmp_path / "plain")
     for name, weight in weights(tmp_path / "first").items():
         assert torch.allclose(weight, expected[name], atol=1e-5), name
 
     out = cli("train", "--resume", tmp_path / "first", "--gpus", "cpu", "lightning.trainer.max_steps=5")
-    assert "8 items in" in out and "0 of them made now" in out and "trained 5 steps" in out
+    assert "8 items in" in out and out.count("0 of them made now") == 3 and "trained 5 steps" in out
     about = json.loads((folder / "train" / "cache.json").read_text())
     (folder / "train" / "cache.json").write_text(json.dumps({**about, "first_stage": "0" * 16}))
     line = cli.refused("train", *options(scenes, tmp_path, "no", *cached))
