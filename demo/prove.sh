@@ -12,8 +12,10 @@
 #   CHOOSE= (folder with img_train, label_train, img_val, label_val; empty: the config's rate)
 #   RATES="5e-4 1e-3 2e-3 4e-3" (rates to choose from) REPEAT=10 TREATMENT=ignore (or relabel, weight; see filter.sh)
 #   ARMS="real joint" AMOUNTS= SHARES= (see compare --help)
+#   PAINTER="--config demo/mbrsc/model.yaml --ckpt demo/mbrsc/model.safetensors": a model that is trained already
+#   PAINTING= (more options of inference.sh) TRAINING= (more options of all segmentors' trainings and tests)
 set -euo pipefail
-[ $# = 2 ] || { sed -n 2,14p "$0" | cut -c3- >&2; exit 2; }
+[ $# = 2 ] || { sed -n 2,16p "$0" | cut -c3- >&2; exit 2; }
 data=$(realpath "$1") out=$(realpath -m "$2")
 [ -z "${CHOOSE:-}" ] || CHOOSE=$(realpath "$CHOOSE")
 cd "$(dirname "$0")/.."
@@ -22,7 +24,12 @@ python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 : "${SAMPLES:=2}" "${STEPS:=50}" "${SCALE:=2}" "${SEGMENTOR:=configs/mmseg/tiny.py}" "${SEEDS:=5}" "${ITERS:=4000}"
 : "${JOBS:=1}" "${SPLITS:=test target}" "${WORST:=2}" "${GPUS:=0}" "${CROP:=}" "${CHOOSE:=}" "${REPEAT:=10}"
 : "${RATES:=5e-4 1e-3 2e-3 4e-3}" "${ARMS:=real joint}" "${AMOUNTS:=}" "${SHARES:=}" "${TREATMENT:=ignore}"
-tiles=(--data-root "$data" --classes "$data/classes.json" --pretrained none ${CROP:+--crop-size "$CROP"})
+: "${PAINTER:=}" "${PAINTING:=}" "${TRAINING:=}"
+read -ra painter <<< "$PAINTER"
+read -ra painting <<< "$PAINTING"
+read -ra training <<< "$TRAINING"
+common=(--classes "$data/classes.json" --pretrained none ${CROP:+--crop-size "$CROP"} ${training[@]+"${training[@]}"})
+tiles=(--data-root "$data" "${common[@]}")
 name=$(basename "$SEGMENTOR")
 say() { echo "== $* ($(date +%T))"; }
 die() { echo "error: $*" >&2; exit 2; }
@@ -47,10 +54,10 @@ data_sum=$(cd "$data" && contents img_train label_train classes.json train_set_i
 
 limit=$(printf "%02d:%02d:%02d:00" $((10#$MINUTES / 1440)) $((10#$MINUTES / 60 % 24)) $((10#$MINUTES % 60)))
 
-say "synthesis model: $MINUTES minutes on $MODEL"
 run="$out/logs/synthesis"
 settings="minutes $MINUTES, size $SIZE, batch $BATCH, $PRECISION, model $(contents "$MODEL"), data $data_sum"
-if ! is_done "$run" "$settings"; then
+[ -n "$PAINTER" ] || say "synthesis model: $MINUTES minutes on $MODEL"
+if [ -z "$PAINTER" ] && ! is_done "$run" "$settings"; then
   if [ -e "$run/checkpoints/last.ckpt" ]; then  # the time that it has trained is in the checkpoint, too
     run_python -m scripts.train --resume "$run" --gpus "$GPUS" lightning.trainer.max_time="$limit"
   else
@@ -67,20 +74,21 @@ if ! is_done "$run" "$settings"; then
 fi
 
 say "synthesized images"
-run_python -m scripts.inference --config "$run/config.yaml" --use-ema --gpus "$GPUS" \
-  --ckpt "$run/checkpoints/last.ckpt" --data-root "$data" --outdir "$out/images" --size "$SIZE" \
-  --train-txt-file "$data/inference_set_items.json" --num-samples "$SAMPLES" --steps "$STEPS" --scale "$SCALE"
+[ -n "$PAINTER" ] || painter=(--config "$run/config.yaml" --use-ema --ckpt "$run/checkpoints/last.ckpt")
+run_python -m scripts.inference "${painter[@]}" --gpus "$GPUS" --data-root "$data" --outdir "$out/images" \
+  --train-txt-file "$data/inference_set_items.json" --size "$SIZE" --num-samples "$SAMPLES" \
+  --steps "$STEPS" --scale "$SCALE" ${painting[@]+"${painting[@]}"}
 
 rate=
 if [ -n "$CHOOSE" ]; then
   say "learning rate of the baseline, chosen on held-out tiles of the training set: $RATES"
   for value in $RATES; do
     run="$out/choose/rate_$value"
-    settings="$ITERS iterations, crop ${CROP:-as configured}, segmentor $(contents "$SEGMENTOR")"
+    settings="$ITERS iterations, crop ${CROP:-as configured}, segmentor $(contents "$SEGMENTOR")${TRAINING:+, $TRAINING}"
     settings+=", data $(cd "$CHOOSE" && contents .)"
     if ! is_done "$run" "$settings"; then
-      held=("$SEGMENTOR" --data-root "$CHOOSE" --classes "$data/classes.json" --pretrained none
-        ${CROP:+--crop-size "$CROP"} --work-dir "$run" --cfg-options optim_wrapper.optimizer.lr="$value")
+      held=("$SEGMENTOR" --data-root "$CHOOSE" "${common[@]}" --work-dir "$run"
+        --cfg-options optim_wrapper.optimizer.lr="$value")
       run_python -m scripts.segmentor train "${held[@]}" --max-iters "$ITERS" --resume --val-split val \
         --val-interval $((ITERS / 20 > 0 ? ITERS / 20 : 1))
       run_python -m scripts.segmentor test "${held[@]}" --load-from "$(cat "$run/last_checkpoint")" --split val
@@ -94,7 +102,7 @@ fi
 
 say "segmentor trained on real images"
 settings="$ITERS iterations, segmentor $(contents "$SEGMENTOR"), data $tiles_sum"
-settings+="${CROP:+, crop $CROP}${rate:+, rate $rate}"
+settings+="${CROP:+, crop $CROP}${rate:+, rate $rate}${TRAINING:+, $TRAINING}"
 if ! is_done "$out/segmentor" "$settings"; then
   run_python -m scripts.segmentor train "$SEGMENTOR" "${tiles[@]}" --max-iters "$ITERS" --work-dir "$out/segmentor" \
     --resume
