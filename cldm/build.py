@@ -14,12 +14,14 @@ from omegaconf import DictConfig
 
 from cldm.config_schema import check_model
 from cldm.control_ldm import ControlLDM
+from cldm.data.hints import ENCODINGS, HintEncoder
 from cldm.training.schema import check_training
 from cldm.training.sections import Sections
 from common.bands import bands_of
+from common.classes import load_class_table
 from common.configuration import plain, read_configuration
 from common.errors import InputError
-from common.schema import one_line, parse
+from common.schema import KeyPath, dotted, one_line, parse
 from ldm.checkpoint import load_weights, read_bands, read_state_dict
 from ldm.modules.encoders import TextEncoder
 from ldm.targets import instantiate_from_config
@@ -28,14 +30,21 @@ log = logging.getLogger(__name__)
 _have_run: dict[str, str] = {}  # models that ``outline`` has run in this process, and their shapes
 
 
-def load_config(config: str | Path | DictConfig) -> DictConfig:
+def load_config(config: str | Path | DictConfig, classes: str | Path | None = None) -> DictConfig:
     """Reads a YAML file, or passes a config through; what it says of a model is checked.
+
+    Args:
+        config: the file, or its content.
+        classes: class table in place of the one that it names.
 
     Raises:
         InputError: the file is missing, no YAML mapping, or says what cannot be; names file and key.
     """
     loaded = read_configuration([config])
     parse(loaded.values, Sections, loaded.source)
+    if classes is not None:
+        (loaded.values["model"].get("params") or {})["classes"] = str(classes)
+    count_hint_channels(loaded.values, loaded.source)
     check_model(loaded.values["model"], loaded.source)
     return DictConfig(loaded.values)
 
@@ -47,6 +56,7 @@ def load_training_config(files: Sequence[str | Path | DictConfig], settings: Seq
         InputError: what cannot be read, is not known or cannot be; names file or setting, and key.
     """
     merged = read_configuration(files, settings)
+    count_hint_channels(merged.values, merged.source)
     check_training(merged.values, merged.source)
     lightning = merged.values["lightning"] = merged.values.get("lightning") or {}
     data = merged.values["data"]["params"]
@@ -56,6 +66,35 @@ def load_training_config(files: Sequence[str | Path | DictConfig], settings: Seq
     for section, name in ((lightning, "trainer"), (data["train"], "params"), (data.get("validation", {}), "params")):
         section[name] = section.get(name) or {}
     return DictConfig(merged.values)
+
+
+def count_hint_channels(values: Any, source: Callable[[KeyPath], str]) -> None:
+    """Writes into a configuration how many channels masks have, where ``hint_channels`` of the mask branch is null.
+
+    Args:
+        values: the whole configuration, not checked yet; changed in place.
+        source: the file that says something.
+
+    Raises:
+        InputError: masks are encoded by a class table, which is not named.
+    """
+    try:
+        params = values["model"]["params"]
+        branch = params["control_stage_config"]["params"]
+        unknown = branch["hint_channels"] is None
+    except (KeyError, TypeError):
+        return  # the checks that follow say what is wrong
+    encoding, classes = params.get("hint_encoding", "index"), params.get("classes")
+    if not unknown or encoding not in ENCODINGS:
+        return
+    if classes is None and encoding != "index":
+        where: KeyPath = ("model", "params", "control_stage_config", "params", "hint_channels")
+        raise InputError(
+            f"{source(where)}, field {dotted(where)}: as many as masks have by hint_encoding {encoding}; name the "
+            "class table (model.params.classes=TABLE, or ‹classes›): a built-in one or a classes.json"
+        )
+    table = None if classes is None else load_class_table(classes, encoding == "table")
+    branch["hint_channels"] = HintEncoder(encoding, table).channels
 
 
 def create_model(

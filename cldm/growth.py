@@ -71,19 +71,20 @@ class Start(NamedTuple):
 # ---- which models grow into which
 
 
-def sides(small: Path, large: Path) -> Sides:
+def sides(small: Path, large: Path, classes: Path | None = None) -> Sides:
     """Both models, once they are known to have the same width and depth.
 
     Args:
         small: the YAML file that the smaller model was trained with.
         large: that of the model to start.
+        classes: its class table, in place of the one that the file names.
 
     Raises:
         InputError: a file that describes no such model, or models of which one is no start for the other.
     """
     both = []
-    for path in (small, large):
-        config = load_config(path)
+    for path, table in ((small, None), (large, classes)):
+        config = load_config(path, table)
         config.model.params.pop("lora", None)  # layers within the networks, which sources are brought to by name
         model = outline(config, str(path))
         if not isinstance(model, ControlLDM):

@@ -75,6 +75,9 @@ class StartCheckpointOptions(LoraFileOptions):
         "ControlNet or TISynth for the branches; where two have the same weights, the later one's are taken",
     )
     out: Path = option(help="file to write, .safetensors or .ckpt (Lightning)")
+    classes: Path | None = option(
+        None, metavar="TABLE", help="class table of --config, by name or path to a classes.json (default: as it says)"
+    )
     grow: Path | None = option(
         None,
         metavar="YAML",

@@ -37,18 +37,18 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
         raise InputError(f"‹out› {out}: end it with .safetensors or .ckpt")
     check_writable(out.parent, "‹out›")
     trust(options.trust)
-    params = load_config(options.config).model.params
-    models = None if options.grow is None else sides(options.grow, options.config)
+    config = load_config(options.config, options.classes)
+    models = None if options.grow is None else sides(options.grow, options.config, options.classes)
     for source in options.source:  # a bad one is refused before the model, which takes minutes, is built
         read_state_dict(source, options.use_ema)
     torch.manual_seed(options.seed)
     without_lora: dict[str, Any] = {"lora": None} if options.merge_lora else {}
-    model = create_model(options.config, **without_lora)
+    model = create_model(config, **without_lora)
     own = model.state_dict()
     state, origin = source_weights(own, options.source, options.reset_branches, options.use_ema)
     allow = [module for module in options.allow_mismatch if module != ALLOWED]
     grown = [] if models is None else grow(state, origin, own, models, allow)
-    loras = read_loras(options, own, params)
+    loras = read_loras(options, own, config.model.params)
     for lora in loras:  # before the branches become copies of the encoder
         state.update(lora.changed(state))
     fill(state, origin, own)

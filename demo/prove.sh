@@ -12,10 +12,12 @@
 #   CHOOSE= (folder with img_train, label_train, img_val, label_val; empty: the config's rate)
 #   RATES="5e-4 1e-3 2e-3 4e-3" (rates to choose from) REPEAT=10 TREATMENT=ignore (or relabel, weight; see filter.sh)
 #   ARMS="real joint" AMOUNTS= SHARES= (see compare --help)
+#   BASE=configs/train/tiny.yaml (training's settings) RATE=1e-5 (of learning, times items a step) WORKERS=8
+#   START="--grow demo/mbrsc/model.yaml --source demo/mbrsc/model.safetensors" (of init-checkpoint; empty: from nothing)
 #   PAINTER="--config demo/mbrsc/model.yaml --ckpt demo/mbrsc/model.safetensors": a model that is trained already
 #   PAINTING= (more options of inference.sh) TRAINING= (more options of all segmentors' trainings and tests)
 set -euo pipefail
-[ $# = 2 ] || { sed -n 2,16p "$0" | cut -c3- >&2; exit 2; }
+[ $# = 2 ] || { sed -n 2,18p "$0" | cut -c3- >&2; exit 2; }
 data=$(realpath "$1") out=$(realpath -m "$2")
 [ -z "${CHOOSE:-}" ] || CHOOSE=$(realpath "$CHOOSE")
 cd "$(dirname "$0")/.."
@@ -24,7 +26,9 @@ python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 : "${SAMPLES:=2}" "${STEPS:=50}" "${SCALE:=2}" "${SEGMENTOR:=configs/mmseg/tiny.py}" "${SEEDS:=5}" "${ITERS:=4000}"
 : "${JOBS:=1}" "${SPLITS:=test target}" "${WORST:=2}" "${GPUS:=0}" "${CROP:=}" "${CHOOSE:=}" "${REPEAT:=10}"
 : "${RATES:=5e-4 1e-3 2e-3 4e-3}" "${ARMS:=real joint}" "${AMOUNTS:=}" "${SHARES:=}" "${TREATMENT:=ignore}"
-: "${PAINTER:=}" "${PAINTING:=}" "${TRAINING:=}"
+: "${PAINTER:=}" "${PAINTING:=}" "${TRAINING:=}" "${BASE:=configs/train/tiny.yaml}" "${RATE:=1e-5}" "${WORKERS:=8}"
+: "${START:=}"
+read -ra start <<< "$START"
 read -ra painter <<< "$PAINTER"
 read -ra painting <<< "$PAINTING"
 read -ra training <<< "$TRAINING"
@@ -56,16 +60,23 @@ limit=$(printf "%02d:%02d:%02d:00" $((10#$MINUTES / 1440)) $((10#$MINUTES / 60 %
 
 run="$out/logs/synthesis"
 settings="minutes $MINUTES, size $SIZE, batch $BATCH, $PRECISION, model $(contents "$MODEL"), data $data_sum"
+settings+=", base $(contents "$BASE"), rate $RATE${START:+, start $START}"
 [ -n "$PAINTER" ] || say "synthesis model: $MINUTES minutes on $MODEL"
 if [ -z "$PAINTER" ] && ! is_done "$run" "$settings"; then
   if [ -e "$run/checkpoints/last.ckpt" ]; then  # the time that it has trained is in the checkpoint, too
     run_python -m scripts.train --resume "$run" --gpus "$GPUS" lightning.trainer.max_time="$limit"
   else
     rm -rf "$run"  # of a start that came to nothing
-    run_python -m scripts.train --base configs/train/tiny.yaml --config-model "$MODEL" -n synthesis -l "$out/logs" \
+    if [ -n "$START" ]; then
+      run_python -m scripts.init_checkpoint --config "$MODEL" --classes "$data/classes.json" "${start[@]}" \
+        --out "$out/start.safetensors"
+      start=(--pretrain-path "$out/start.safetensors")
+    fi
+    run_python -m scripts.train --base "$BASE" --config-model "$MODEL" ${start[@]+"${start[@]}"} -n synthesis \
+      -l "$out/logs" \
       --data-root "$data" --train-txt-file "$data/train_set_items.json" --val-txt-file "$data/test_set_items.json" \
       --gpus "$GPUS" --precision "$PRECISION" model.params.classes="$data/classes.json" \
-      data.params.batch_size="$BATCH" data.params.num_workers=8 base_learning_rate=1e-5 \
+      data.params.batch_size="$BATCH" data.params.num_workers="$WORKERS" base_learning_rate="$RATE" \
       data.params.train.params.size="$SIZE" data.params.validation.params.size="$SIZE" \
       lightning.trainer.check_val_every_n_epoch=25 lightning.save_every_n_epochs=25 \
       lightning.trainer.max_steps=-1 lightning.trainer.max_time="$limit"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cldm.build import create_model
+from cldm.build import create_model, load_config
 from cldm.data.hints import HintEncoder
 from cldm.growth import BANDS, LATENT, MASK_IN, grow, sides
 from common.classes import load_class_table
@@ -98,6 +98,21 @@ def predicted(model, hint, latents=9):
 
 def ids_of(*allowed):
     return torch.tensor(allowed)[torch.randint(len(allowed), (2, 32, 32), generator=torch.Generator().manual_seed(2))]
+
+
+def test_a_class_table_is_enough_for_more_classes(cli, small, tmp_path):
+    """The branch's channels are counted, where the file leaves that to the table."""
+    config = settings(tmp_path, "counted", THERE)
+    content = OmegaConf.load(config)
+    content.model.params.control_stage_config.params.hint_channels = None
+    del content.model.params["classes"]
+    OmegaConf.save(content, config)
+    (tmp_path / "here.json").write_text(json.dumps({"classes": HERE}))
+    words = ("init_checkpoint", "--config", config, "--grow", small[0], "--source", small[1])
+    words = (*words, "--out", tmp_path / "start.safetensors")
+    assert f"{config}, field model.params.control_stage_config.params.hint_channels" in cli.refused(*words)
+    assert "8x7x3x3 in the model: roof, water as in the source" in cli(*words, "--classes", tmp_path / "here.json")
+    assert load_config(config, tmp_path / "here.json").model.params.control_stage_config.params.hint_channels == 7
 
 
 def test_more_classes_keep_what_was_learned_of_those_of_the_same_name(grown, small, tmp_path):
