@@ -22,7 +22,7 @@ from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, digest, inside, only_writer, room_for, write_json
 from common.images import IGNORE, read_image
-from common.journal import Journal, Record
+from common.journal import Journal
 from common.pairing import IMAGE_SUFFIXES, list_files, listed
 from common.ranks import Ranks
 from common.rasters import has_rasterio, is_geotiff, place_of, write_geotiff
@@ -35,7 +35,7 @@ from segmentation.config_changes import set_data
 from segmentation.inference import Prediction, Segmentor, from_views, load_segmentor, segment
 from segmentation.labels import test_dataset
 from segmentation.views import set_slide
-from segmentation.windows import Windows, predicted_strips, write_mask
+from segmentation.windows import Predicted, Windows, predict_mask
 
 STAMP = "prediction.json"
 
@@ -44,12 +44,6 @@ class Stamp(Schema):
     """``prediction.json``: what a folder of predictions was made from, by name of the option that decides it."""
 
     made_from: dict[str, str]
-
-
-class Predicted(Record):
-    """An image that is done: the size and time of its file."""
-
-    state: list[int]
 
 
 @dataclass(frozen=True)
@@ -191,7 +185,7 @@ def predict_images(
         (name, path)
         for name, path in images.items()
         if name not in done
-        or done[name].state != _state(path)
+        or done[name] != Predicted.of(name, path)
         or not all(file.is_file() for file in outputs.paths(name, path).values())
     ]
     if len(todo) < len(images) and ranks.rank == 0:
@@ -208,16 +202,13 @@ def predict_images(
         ids[IGNORE] = segmentor.rule.labels().id_to_ignore
 
     def done_with(name: str, path: Path) -> None:
-        journal.append(Predicted(name=name, state=_state(path)), str(ranks.rank) if ranks.size > 1 else "")
+        journal.append(Predicted.of(name, path), str(ranks.rank) if ranks.size > 1 else "")
 
     bar: dict[str, Any] = {"desc": "predict", "total": len(todo), "unit": "image", "disable": ranks.rank > 0}
     if outputs.windows is not None:
         for name, path in tqdm(todo, **bar):
-            parts = Parts(path, segmentor.bands)
-            strips = predicted_strips(segmentor, parts, outputs.windows)
             target = outputs.paths(name, path)["masks"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_mask(target, (ids[sure_classes(strip, outputs.sure)] for strip in strips), parts.size, path)
+            predict_mask(segmentor, path, target, outputs.windows, lambda found: ids[sure_classes(found, outputs.sure)])
             done_with(name, path)
     else:
         predictions = segment(segmentor, items, batches, num_workers)
@@ -258,11 +249,6 @@ def check_images(paths: Sequence[Path], read: Callable[[Path], Any] = read_image
         ]
     if faults:
         raise InputError(listed(faults))
-
-
-def _state(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def sure_classes(prediction: Prediction, sure: float | None) -> NDArray[Any]:

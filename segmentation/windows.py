@@ -1,9 +1,8 @@
-"""Prediction of images of any size: windows are read, what is found in them is blended, and masks written in strips."""
+"""Prediction of images of any size: windows are read, what is found is blended row by row; a stopped run goes on."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from PIL import Image
 from common.bands import Parts
 from common.errors import InputError
 from common.files import atomic_path
+from common.journal import Record
 from common.rasters import place_of, write_geotiff
 from common.windows import Blend, Grid, grid
+from common.work import Array, Progress, Work
 from segmentation.inference import Prediction, Segmentor, prediction_of, test_steps
 from segmentation.labels import IGNORED
 from segmentation.loading import as_mmcv_reads
@@ -39,7 +40,21 @@ class Windows:
     batch_size: int = 1
 
 
-def predicted_strips(segmentor: Segmentor, parts: Parts, windows: Windows) -> Iterator[Prediction]:
+class Predicted(Record):
+    """An image that is done, or under way: the size and time of its file."""
+
+    state: list[int]
+
+    @classmethod
+    def of(cls, name: str, image: Path) -> Predicted:
+        """Of an image as it is now."""
+        status = image.stat()
+        return cls(name=name, state=[status.st_size, status.st_mtime_ns])
+
+
+def predicted_strips(
+    segmentor: Segmentor, parts: Parts, windows: Windows, start: Progress
+) -> Iterator[tuple[Prediction, Progress]]:
     """What a segmentor finds in an image, in strips from the top to the bottom.
 
     A window's logits count by Hann's window, see ``common.windows``; one row of windows is in memory.
@@ -48,9 +63,11 @@ def predicted_strips(segmentor: Segmentor, parts: Parts, windows: Windows) -> It
         segmentor: see ``segmentation.inference.load_segmentor``.
         parts: the image.
         windows: how it is cut.
+        start: the row of windows to begin with, and what the rows before left for it.
 
     Yields:
-        predictions of (rows, W); ``index`` is the first row. Pixels without data have the class to ignore.
+        predictions of (rows, W), and how far that is; ``index`` is the first row. Pixels without data have the class to
+        ignore.
 
     Raises:
         InputError: a part that cannot be read, or an output that is not finite.
@@ -61,7 +78,8 @@ def predicted_strips(segmentor: Segmentor, parts: Parts, windows: Windows) -> It
     size = min(windows.size, height), min(windows.size, width)
     where: Grid = grid((height, width), size, windows.overlap)
     blend: Blend | None = None
-    for row, top in enumerate(where.rows.starts):
+    for row in range(start.row, len(where.rows)):
+        top = where.rows.starts[row]
         for columns in where.batches(windows.batch_size):
             found = [parts.read((top, where.columns.starts[i], *size)) for i in columns]
             prepared = [prepare(_as_loaded(parts, one.values, one.valid)) for one in found]
@@ -69,14 +87,15 @@ def predicted_strips(segmentor: Segmentor, parts: Parts, windows: Windows) -> It
             for i, one, sample in zip(columns, found, segmentor.test_step(data), strict=True):
                 logits = prediction_of(0, one.valid, sample, Path(parts.path), segmentor).logits
                 values = np.concatenate([logits.float().cpu().numpy(), ~one.valid[None]])  # (C + 1, h, w)
-                blend = blend or Blend(len(values), where)
+                blend = blend or Blend(len(values), where, start.carried if start.row else None)
                 blend.add(row, i, values)
         assert blend is not None
         final = blend.take(row)  # (C + 1, rows, W)
         logits = torch.from_numpy(final[:-1])
         classes = decided(segmentor, logits)
         classes[final[-1] > 0.5] = IGNORED
-        yield Prediction(top, classes, classes, logits)
+        following = Progress(row=row + 1, carried=blend.carried) if row + 1 < len(where.rows) else Progress(step=1)
+        yield Prediction(top, classes, classes, logits), following
 
 
 def _as_loaded(parts: Parts, values: NDArray[Any], valid: NDArray[np.bool_]) -> dict[str, Any]:
@@ -95,43 +114,54 @@ def decided(segmentor: Segmentor, logits: torch.Tensor) -> NDArray[Any]:
     return logits.argmax(0).to(torch.uint8).numpy()
 
 
-class Strips:
-    """Rows that are made when they are asked for, from the first to the last, as ``write_geotiff`` reads an array."""
+def predict_mask(
+    segmentor: Segmentor,
+    image: Path,
+    path: Path,
+    windows: Windows,
+    ids: Callable[[Prediction], NDArray[Any]],
+) -> None:
+    """Predicts an image, or goes on with it, and writes its mask whole or not at all.
 
-    def __init__(self, shape: tuple[int, int], rows: Iterator[NDArray[Any]]) -> None:
-        self.shape, self.dtype, self._rows = (*shape, 1), np.dtype(np.uint8), rows
-        self._there: NDArray[Any] = np.zeros((0, shape[1]), np.uint8)
-
-    def __getitem__(self, wanted: slice) -> NDArray[Any]:
-        count = min(wanted.stop, self.shape[0]) - wanted.start
-        parts, have = [self._there], len(self._there)
-        while have < count:
-            parts.append(next(self._rows))
-            have += len(parts[-1])
-        rows = np.concatenate(parts)
-        self._there = rows[count:]
-        return rows[:count, :, None]
-
-
-def write_mask(path: Path, rows: Iterator[NDArray[Any]], size: tuple[int, int], image: Path) -> None:
-    """Writes a mask of strips (rows, W) uint8, whole or not at all.
+    A run that was stopped, by a kill too, goes on with the row of windows at which it was. Settings are not compared:
+    they are those of the folder of masks. An image that was changed meanwhile is begun anew.
 
     Args:
-        path: ``.tif``, in its image's place on the map and written strip by strip, or ``.png``, which takes a byte a
-            pixel of memory.
-        rows: of the mask.
-        size: (height, width).
+        segmentor: see ``segmentation.inference.load_segmentor``.
         image: its file.
+        path: of the mask: ``.tif``, in its image's place on the map and written strip by strip, or ``.png``, which
+            takes a byte a pixel of memory.
+        windows: how the image is cut.
+        ids: what the mask has of a prediction (rows, W), uint8.
 
     Raises:
-        InputError: the disk has no room for it.
+        InputError: the disk has no room for it; see ``predicted_strips``.
     """
-    free = shutil.disk_usage(path.parent).free
-    if (needed := size[0] * size[1] * 3 // 2) > free:  # packed, it takes less; with overviews
+    parts, record = Parts(image, segmentor.bands), Predicted.of(path.stem, image)
+    size = height, width = parts.size
+    packed = Array((height * width * 3 // 2 + 2**16,), "uint8")  # of the file, with overviews: freed before
+    work = Work(path, {"mask": Array(size, "uint8"), "output": packed}, Predicted)
+    if work.begun() != record:
+        work.remove()
+    needed, free = work.room()
+    if needed > free:
         raise InputError(f"‹out› {path}: may take {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free; make room")
+    progress = work.progress()
+    if progress is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work.begin(record)
+        progress = Progress()
+    mask = work.open("mask")
+    if progress.step == 0:
+        for strip, following in predicted_strips(segmentor, parts, windows, progress):
+            found = ids(strip)
+            mask[strip.index : strip.index + len(found)] = found
+            mask.flush()
+            work.save(following)
+    work.give_up("output")
     with atomic_path(path) as temporary:
         if path.suffix == ".tif":
-            strips: Any = Strips(size, rows)
-            write_geotiff(temporary, strips, place_of(image), ids=True, straight=True)
+            write_geotiff(temporary, mask[..., None], place_of(image), ids=True, straight=True)
         else:
-            Image.fromarray(np.concatenate(list(rows))).save(temporary, format="PNG")
+            Image.fromarray(mask).save(temporary, format="PNG")
+    work.remove()

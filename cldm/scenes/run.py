@@ -22,8 +22,8 @@ from cldm.data.hints import HintEncoder
 from cldm.data.pairs import fitted
 from cldm.scenes.noise import fill_with_noise
 from cldm.scenes.options import SceneOptions
+from cldm.scenes.record import SceneRecord, refuse_other
 from cldm.scenes.sampling import Windows, decode, denoise
-from cldm.scenes.work import Array, Progress, SceneRecord, Work, refuse_other
 from cldm.scenes.writing import write_scene
 from cldm.synthesis.candidates import noise_seed
 from cldm.synthesis.folder import identity
@@ -45,6 +45,7 @@ from common.rasters import require_rasterio
 from common.schema import read_json
 from common.trust import trust
 from common.windows import Grid, grid, tiles
+from common.work import Array, Progress, Work
 from ldm.models.schedule import make_scheduler, set_time_steps, spacing_of
 
 _STRIP = 512  # rows of the mask that are read at once
@@ -98,7 +99,7 @@ class Scene:
         return tiles(self._latent(self.padded), self._latent(self.window), self.model.factor)
 
     @cached_property
-    def work(self) -> Work:
+    def work(self) -> Work[SceneRecord]:
         """Its files."""
         latent = Array((self.model.channels, *self._latent(self.padded)), "float32")
         bands = self.model.bands
@@ -106,7 +107,7 @@ class Scene:
         mask, image = Array(self.padded, "uint8"), Array((*self.size, kind[0]), kind[1])
         output = Array((image.bytes * 3 // 2 + 2**20,), "uint8")  # for the file, with overviews: freed before
         arrays = {"mask": mask, "latent0": latent, "latent1": latent, "image": image, "output": output}
-        return Work(self.options.file, arrays)
+        return Work(self.options.file, arrays, SceneRecord)
 
 
 def open_scene(options: SceneOptions) -> Scene:

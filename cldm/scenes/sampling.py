@@ -19,12 +19,12 @@ from tqdm import tqdm
 from cldm.conditions import Conditions
 from cldm.control_ldm import ControlLDM
 from cldm.scenes.conditions import WindowConditions, around
-from cldm.scenes.work import Progress, Work
 from cldm.synthesis.formats import as_numbers, model_values
 from cldm.synthesis.guiding import guidance_of
 from cldm.synthesis.options import SamplingOptions
 from common.errors import InputError
 from common.windows import Blend, Grid
+from common.work import Progress, Work
 from ldm.models.sampling import guided
 
 Stopped = Callable[[], bool]
@@ -86,7 +86,7 @@ class Windows:
 
 @torch.inference_mode()
 def denoise(
-    windows: Windows, scheduler: Any, work: Work, start: Progress, bar: tqdm[Any], stopped: Stopped
+    windows: Windows, scheduler: Any, work: Work[Any], start: Progress, bar: tqdm[Any], stopped: Stopped
 ) -> Progress | None:
     """Denoises the scene's latent, from wherever it is.
 
@@ -133,7 +133,7 @@ def denoise(
 def decode(
     model: ControlLDM,
     tiles: Grid,
-    work: Work,
+    work: Work[Any],
     start: Progress,
     batch_size: int,
     bar: tqdm[Any],

@@ -18,6 +18,7 @@ from evaluation import inception
 from evaluation import runs as comparison_runs
 from evaluation.copies import nearest, thumbnail
 from scripts import segmentor
+from segmentation import prediction, windows
 from segmentation.augmentation import ColorTransfer, FourierStyle, PasteRareClasses, transfer_color
 from tests.data.test_geotiff import place
 from tests.segmentation import pixel_backbone
@@ -143,14 +144,18 @@ def test_painted_files_of_some_bands_are_read_in_their_own_order(land, tmp_path)
         read_pixels(tmp_path / "a.png", bands)
 
 
-def test_windows_find_what_the_whole_image_shows(land, cli):
-    """Of a segmentor that looks at single pixels: by windows, in strips, and where there are no data."""
-    root, generator = land.root, torch.Generator().manual_seed(0)
+@pytest.fixture
+def words(land):
+    """Those of a prediction by a segmentor that looks at single pixels."""
+    generator, weights = torch.Generator().manual_seed(0), land.root / "weights.pth"
     state = {"conv_seg.weight": torch.randn(3, 4, 1, 1, generator=generator), "conv_seg.bias": torch.zeros(3)}
-    weights = root / "weights.pth"
     torch.save({"state_dict": {f"decode_head.{name}": value for name, value in state.items()}}, weights)
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 3), dtype=np.uint8)).save(root / "a.png")
-    words = ["predict", land.config, "--load-from", weights, "--bands", land.bands, "--num-workers", 0]
+    return ["predict", land.config, "--load-from", weights, "--bands", land.bands, "--num-workers", 0]
+
+
+def test_windows_find_what_the_whole_image_shows(land, words, cli):
+    """By windows, in strips, and where there are no data."""
+    root = land.root
     for name, more in (("whole", []), ("windows", ["--window", 10, "--batch-size", 2])):
         cli("segmentor", *words, "--images", root / "img_test", "--out", root / name, *more)
     for path in sorted((root / "whole" / "masks").iterdir()):
@@ -164,6 +169,60 @@ def test_windows_find_what_the_whole_image_shows(land, cli):
     assert "--window and --overlay: give one of them" in line
     other = ["--images", root / "img_test", "--out", root / "windows", "--window", 12]
     assert "predictions of another window and overlap" in cli.refused("segmentor", *words, *other)
+
+
+def test_a_stopped_prediction_goes_on_within_its_image(land, words, cli, monkeypatch):
+    """Stopped twice between rows of windows, and once while its mask was written."""
+    root, masks, predict, calls = land.root, land.root / "stopped" / "masks", windows.Segmentor.test_step, []
+    words += ["--window", 10, "--batch-size", 2, "--images", root / "img_test" / "r0.tif", "--out"]
+    cli("segmentor", *words, root / "unbroken")
+
+    def counted(self, data):
+        calls.append(data)
+        if len(calls) in (6, 9):  # a row has two batches
+            raise KeyboardInterrupt
+        return predict(self, data)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(windows.Segmentor, "test_step", counted)
+    for _ in range(2):
+        cli("segmentor", *words, root / "stopped", code=130)
+        assert [path.name for path in masks.iterdir()] == [".r0.tif.work"]
+    with monkeypatch.context() as broken:
+        broken.setattr(windows, "atomic_path", killed)
+        cli("segmentor", *words, root / "stopped", code=130)
+    line = cli.refused("segmentor", *words, root / "stopped", "--overlap", 0)
+    assert "predictions of another window and overlap" in line
+    cli("segmentor", *words, root / "stopped")
+    assert [path.name for path in masks.iterdir()] == ["r0.tif"]
+    assert (masks / "r0.tif").read_bytes() == (root / "unbroken" / "masks" / "r0.tif").read_bytes()
+    assert len(calls) == 2 * 4 + 3  # what was stopped was done again, and once the batch before it
+
+
+def test_an_image_that_changed_is_begun_anew(land, words, cli, monkeypatch):
+    image, other = (land.root / "img_test" / f"{name}.tif" for name in ("r0", "r1"))
+    found, paths = windows.predicted_strips, prediction.Outputs.paths
+
+    def one_row(*words):
+        yield next(found(*words))
+        raise KeyboardInterrupt
+
+    def pictures(self, name, path):
+        return {kind: path.with_suffix(".png") for kind, path in paths(self, name, path).items()}
+
+    monkeypatch.setattr(prediction.Outputs, "paths", pictures)
+    words += ["--window", 10, "--images", image, "--out"]
+    with monkeypatch.context() as broken:
+        broken.setattr(windows, "predicted_strips", one_row)
+        cli("segmentor", *words, land.root / "out", code=130)
+    image.write_bytes(other.read_bytes())
+    masks = []
+    for folder in ("out", "unbroken"):
+        cli("segmentor", *words, land.root / folder)
+        masks.append((land.root / folder / "masks" / "r0.png").read_bytes())
+    assert masks[0] == masks[1]
 
 
 @pytest.mark.parametrize("rows", [3, 24])

@@ -1,8 +1,8 @@
-"""A scene under way: its mask, latents and image lie in files beside the output, so that a stopped run goes on.
+"""A large file under way: its arrays lie in files beside it, so that a stopped run goes on.
 
 The folder ``.<output>.work`` holds ``settings.json`` (what is made), arrays without headers, and ``progress.npz``,
-which is written whole after each row of windows. A step reads one of two latents and writes the other: what a kill left
-half written is simply written again.
+which is written whole after each row of windows. What is written is never read before progress says so (a step of a
+denoising reads one of two latents and writes the other): what a kill left half written is simply written again.
 """
 
 from __future__ import annotations
@@ -12,30 +12,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cldm.synthesis.planning import MAKES, difference
-from cldm.synthesis.records import Sample
 from common.errors import InputError
 from common.files import atomic_path, write_json
-from common.schema import read_json
+from common.schema import Schema, read_json
 
 SETTINGS, PROGRESS = "settings.json", "progress.npz"
-
-
-class SceneRecord(Sample):
-    """What a scene was made of: that of an image, and its windows (height, width in pixels)."""
-
-    window: list[int] = []
-    overlap: float = 0.0
-
-
-def other(then: SceneRecord, now: SceneRecord) -> str:
-    """The first thing that makes a scene and differs; empty where none does."""
-    return difference(then, now, (*MAKES, "window", "overlap"))
+S = TypeVar("S", bound=Schema)
 
 
 @dataclass(frozen=True)
@@ -53,10 +40,11 @@ class Array:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a scene is.
+    """How far the work is.
 
     Attributes:
-        step: under way: of the denoising, from 0; their number while the image is decoded; one more afterwards.
+        step: under way, from 0: a pass over all windows, such as a step of a denoising, or the decoding after it; as
+            many as there are once all is done.
         row: of windows, the next one.
         carried: what the rows before left for it, see ``common.windows.Blend``; (0, 0, 0) where it is the first.
     """
@@ -66,34 +54,36 @@ class Progress:
     carried: NDArray[Any] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
 
 
-class Work:
-    """The files of a scene under way.
+class Work(Generic[S]):
+    """The files of what is under way.
 
     Args:
-        out: the image to be written.
+        out: the file to be written.
         arrays: by name.
+        schema: of what says what is made.
     """
 
-    def __init__(self, out: Path, arrays: Mapping[str, Array]) -> None:
-        self.out, self.folder, self._arrays = out, out.parent / f".{out.name}.work", dict(arrays)
+    def __init__(self, out: Path, arrays: Mapping[str, Array], schema: type[S]) -> None:
+        self.out, self.folder = out, out.parent / f".{out.name}.work"
+        self._arrays, self._schema = dict(arrays), schema
 
     def room(self) -> tuple[int, int]:
-        """Bytes that are lacking for the work and the image, and those that are free."""
+        """Bytes that are lacking for the work and its output, and those that are free."""
         needed = sum(array.bytes for array in self._arrays.values())
         there = sum(path.stat().st_blocks * 512 for path in self.folder.glob("*")) if self.folder.is_dir() else 0
         nearest = next(folder for folder in (self.out.absolute(), *self.out.absolute().parents) if folder.is_dir())
         return max(0, needed - there), shutil.disk_usage(nearest).free
 
-    def begun(self) -> SceneRecord | None:
+    def begun(self) -> S | None:
         """What is under way there.
 
         Raises:
             InputError: what says so is damaged.
         """
         path = self.folder / SETTINGS
-        return read_json(path, SceneRecord, f"remove {self.folder}, and start again") if path.exists() else None
+        return read_json(path, self._schema, f"remove {self.folder}, and start again") if path.exists() else None
 
-    def begin(self, record: SceneRecord) -> None:
+    def begin(self, record: S) -> None:
         """Makes the folder and its files, unless they are there; their content is as good as none until progress is.
 
         Raises:
@@ -118,7 +108,7 @@ class Work:
         (self.folder / name).unlink(missing_ok=True)
 
     def progress(self) -> Progress | None:
-        """How far the work is; None before its noise and mask are written.
+        """How far the work is; None before its first arrays are written.
 
         Raises:
             InputError: what says so is damaged.
@@ -141,13 +131,3 @@ class Work:
         """Removes all of it."""
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
-
-
-def refuse_other(then: SceneRecord, now: SceneRecord, what: str, remedy: str) -> None:
-    """Refuses to go on with, or to replace, what was made otherwise.
-
-    Raises:
-        InputError: says what is another.
-    """
-    if fault := other(then, now):
-        raise InputError(f"{what} {fault}; {remedy}")
