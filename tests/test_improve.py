@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cldm.synthesis.options import SynthesisOptions
+from common.command import read_options
 from common.errors import InputError
 from evaluation.improve.data import held_out, scenes_of
 from evaluation.improve.options import ImproveOptions
 from evaluation.improve.run import improve
+from post_processing.allot import AllotOptions
+from scripts import segmentor
 
 PATTERN = r"(.+?)(_y\d+_x\d+)?"
 
@@ -139,6 +143,27 @@ def test_nothing_is_done_twice_and_another_command_is_refused(data, tmp_path):
     assert again.lines == []
     with pytest.raises(InputError, match="round_0/train was done by another command"):
         improve(options(data, out, patience=1, training="--max-iters 7"), lambda folder: {}, again)
+
+
+def test_bands_go_to_every_stage_that_reads_them(data, tmp_path):
+    stated = tmp_path / "bands.yaml"
+    stated.write_text("model: {params: {bands: {ranges: [[0, 255], [0, 255], [0, 255]]}}}")
+    (data / "img_train" / "t0_y0_x0.jpg.msk").write_text("where it has no data")
+    run = Commands([0.5, 0.6, 0.5])
+    improve(options(data, tmp_path / "out", patience=1, bands=stated), lambda folder: {}, run)
+    assert [path.name for path in (tmp_path / "out" / "data").rglob("*.msk")] == ["t0_y0_x0.jpg.msk"]
+    given = {stage: "--bands" in words for stage, (_, words) in zip(run.stages(), run.lines, strict=True)}
+    not_read = {"filter", "resample"}  # the segmentor's own config, and files as they are
+    assert given == {stage: stage not in not_read for stage in (*ROUND, "compare")}
+    read = {"allot": AllotOptions, "inference": SynthesisOptions}
+    for module, words in run.lines:
+        if module in read:
+            assert read_options(read[module], "", words).bands == stated
+        elif module == "segmentor":
+            assert segmentor.read_options(words).bands == stated
+    stated.write_text("model: {}")
+    with pytest.raises(InputError, match=r"bands\.yaml: has no model\.params\.bands"):
+        improve(options(data, tmp_path / "other", bands=stated), lambda folder: {}, run)
 
 
 def test_a_loop_that_brings_nothing_says_so(data, tmp_path):

@@ -98,10 +98,14 @@ def cut_in_two(data: Path, out: Path, pattern: str, share: float, splits: Sequen
     if lacking := sorted(set(images) ^ set(masks)):
         raise InputError(f"‹data› {data}: {one_line(lacking[0], 100)} is not in both img_train and label_train")
     validates = held_out(scenes_of(images, pattern), share)
-    for name, path in images.items():
-        split = VALIDATION if name in validates else "train"
-        link(path, out / f"img_{split}" / path.name)
-        link(masks[name], out / f"label_{split}" / masks[name].name)
+    split_of = {name: VALIDATION if name in validates else "train" for name in images}
+    names = {path.name: name for name, path in images.items()}
+    for path in sorted((data / "img_train").iterdir()):  # with what GDAL writes beside images: where they have no data
+        beside = names.get(path.name.removesuffix(".msk").removesuffix(".aux.xml"))
+        if beside is not None:
+            link(path, out / f"img_{split_of[beside]}" / path.name)
+    for name, path in masks.items():
+        link(path, out / f"label_{split_of[name]}" / path.name)
     for folder in ("ref_img", *(f"{kind}_{split}" for split in splits for kind in ("img", "label"))):
         for path in sorted((data / folder).iterdir()):
             if path.is_file():

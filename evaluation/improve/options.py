@@ -26,6 +26,11 @@ class ImproveOptions(Options):
     use_ema: bool = option(False, help="its running averages")
     segmentor: str = option("configs/mmseg/tiny.py", metavar="CONFIG", help="mmseg config of the segmentor")
     classes: Path | None = option(None, metavar="FILE", help="class table (default: DATA/classes.json)")
+    bands: Path | None = option(
+        None,
+        metavar="YAML",
+        help="what is stated of the images' bands (`tisynth stats`), for every stage that reads them",
+    )
     scene: str = option(
         r"(.+?)(_y\d+_x\d+)?",
         metavar="REGEX",

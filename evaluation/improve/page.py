@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from common.bands import read_bands_file
 from common.classes import ClassTable, load_class_table
 from common.files import atomic_path, write_json
 from common.pairing import IMAGE_SUFFIXES, list_files
@@ -35,6 +36,7 @@ def write_page(
         the page.
     """
     out, table = options.out, load_class_table(str(options.class_table))
+    bands = None if options.bands is None else read_bands_file(options.bands)
     winner = best(rounds)
     facts = [_facts(one, rounds[0]) for one in rounds]
     write_json({"best": winner.number, "rounds": facts}, out / "improve.json")
@@ -53,6 +55,7 @@ def write_page(
             table,
             records.get(one.number, {}),
             str(out / "data"),
+            bands,
         )
         parts.append(f"<h2>Round {one.number}: what was painted</h2>{pictures}")
     parts.append(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.bands import read_bands_file
 from common.classes import load_class_table
 from common.errors import InputError
 from common.files import check_writable, only_writer, room_for
@@ -36,6 +37,8 @@ def improve(options: ImproveOptions, records: Records, run: Run | None = None) -
         if not path.exists():
             raise InputError(f"{'‹config›' if path == options.config else '‹ckpt›'} {path}: no such file")
     load_class_table(str(options.class_table))
+    if options.bands is not None:
+        read_bands_file(options.bands)
     out = check_writable(options.out, "‹out›")
     with room_for("‹out›", out), only_writer(out, "‹out›"):
         training, validation = cut_in_two(options.data, out / "data", options.scene, options.validation, options.splits)

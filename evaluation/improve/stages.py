@@ -99,6 +99,7 @@ class Loop:
             masks=items,
             references=self.data / "ref_img",
             classes=table,
+            bands=options.bands,
             metrics=metrics,
             segmentor=(config, weights),
             total=total,
@@ -116,6 +117,7 @@ class Loop:
             txt_file=folder / "items.json",
             outdir=folder / "images",
             gpus=options.gpus,
+            bands=options.bands,
             rectify=(config, weights) if options.rectify else (),
         )
         stage("paint", "inference", painted, options.painting)
@@ -133,7 +135,8 @@ class Loop:
     ) -> Round:
         """Trains a segmentor, on real images alone or with painted ones, and validates it."""
         options, seconds = self.options, dict(seconds or {})
-        shared = [*flags(work_dir=folder / "segmentor", data_root=self.data, classes=options.class_table)]
+        read = {"data_root": self.data, "classes": options.class_table, "bands": options.bands}
+        shared = flags(work_dir=folder / "segmentor", **read)
         more = shlex.split(options.training)
         joint = flags(synthesized=synthesized, repeat=options.repeat) if synthesized else []
         words = ["train", options.segmentor, "--resume", *shared, *flags(seed=options.seed), *joint, *more]
@@ -188,6 +191,7 @@ class Loop:
         words = flags(
             data_root=self.data,
             classes=options.class_table,
+            bands=options.bands,
             synthesized=folder / "resampled",
             repeat=options.repeat,
             seeds=options.seeds,
