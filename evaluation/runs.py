@@ -6,9 +6,8 @@ import hashlib
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import house
+from common.command import note
 from common.errors import InputError
 from common.files import write_json
 from common.metrics_file import Metrics, read_metrics
@@ -84,12 +84,13 @@ class Comparison:
     test_sets: Mapping[str, str]
 
     def jobs(self) -> list[tuple[str, int]]:
-        """Kinds and seeds in the order of training: what learns from a teacher's labels after all teachers."""
-        jobs = [(kind, seed) for seed in range(self.seeds) for kind in self.arms]
-        return sorted(jobs, key=self._learns_from_teacher)
+        """Kinds and seeds in the order of training.
 
-    def _learns_from_teacher(self, job: tuple[str, int]) -> bool:
-        return self.arms[job[0]].teacher is not None
+        All arms of a seed before the next seed's, so that a comparison that is stopped has whole pairs; of a seed, what
+        learns from its teacher's labels at last.
+        """
+        kinds = sorted(self.arms, key=lambda kind: self.arms[kind].teacher is not None)
+        return [(kind, seed) for seed in range(self.seeds) for kind in kinds]
 
     def _iterations(self, kind: str) -> int:
         """Of one seed's trainings of an arm, without its teacher's."""
@@ -180,18 +181,27 @@ class Comparison:
         with Children() as children, ThreadPoolExecutor(jobs_at_once) as pool:
             try:
                 with tqdm(desc="trainings", total=len(jobs), unit="run") as bar:  # closed before an error is told
-                    for _, wave in groupby(jobs, self._learns_from_teacher):  # teachers are done before they are asked
-                        at_once = list(wave)
-                        made = pool.map(lambda job: self._run(children, *job), at_once)
-                        for job, outcome in zip(at_once, made, strict=True):
-                            bar.update()
-                            self._refuse_twins(job, outcome, done)
-                            done[job] = outcome
+                    begun: dict[tuple[str, int], Future[Outcome]] = {}
+                    for job in jobs:
+                        # a teacher is done before it is asked; it comes earlier, so no two wait for each other
+                        teacher = begun["baseline", job[1]] if self.arms[job[0]].teacher else None
+                        begun[job] = pool.submit(self._run_after, teacher, children, *job)
+                    for job, running in begun.items():
+                        outcome = running.result()
+                        bar.update()
+                        self._refuse_twins(job, outcome, done)
+                        done[job] = outcome
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 children.stop()
                 raise
         return {kind: [done[kind, seed] for seed in range(self.seeds)] for kind in self.arms}
+
+    def _run_after(self, other: Future[Outcome] | None, children: Children, kind: str, seed: int) -> Outcome:
+        """Trains and tests one seed once another job, if there is one, has ended well."""
+        if other is not None:
+            other.result()
+        return self._run(children, kind, seed)
 
     def _run(self, children: Children, kind: str, seed: int) -> Outcome:
         """Trains and tests one seed, where that is not done yet."""
@@ -227,6 +237,7 @@ class Comparison:
             weights = _weights_of(self.folder("baseline", seed))
             labeling = replace(arm.teacher, load_from=weights, out=folder / "pseudo")
             segmentor(children, ["predict", *words(labeling)], folder / "log.txt")
+            check_sure(labeling.out)
             training = replace(training, pseudo_images=labeling.images, pseudo_masks=folder / "pseudo" / "masks")
         if arm.pretraining is not None and last_weights(folder) is None:
             first = replace(arm.pretraining, work_dir=folder / "pretraining", seed=seed, unchecked=True, resume=True)
@@ -263,6 +274,24 @@ class Comparison:
                     "are one run, not two, and say nothing about chance or data; look for what fixes the random state "
                     "or the data in the config, then name another ‹out_dir›"
                 )
+
+
+def check_sure(labels: Path) -> None:
+    """Says it where a teacher is sure of little, and refuses labels without a single class.
+
+    Raises:
+        InputError: it is sure of no pixel.
+    """
+    from segmentation.sureness import LITTLE, read_sureness  # as above
+
+    sureness = read_sureness(labels)
+    if sureness.nothing:
+        raise InputError(
+            f"{labels}: the teacher is sure of no pixel, its pupil would learn nothing; remove {labels.parent}, and "
+            "lower ‹sure›"
+        )
+    if sureness.share < LITTLE:
+        note(f"{labels}: the teacher is {sureness.line()}")
 
 
 def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from segmentation.config import load_config
 from segmentation.config_changes import set_data
 from segmentation.inference import Prediction, Segmentor, from_views, load_segmentor, segment
 from segmentation.labels import test_dataset
+from segmentation.sureness import write_sureness
 from segmentation.views import set_slide
 from segmentation.windows import Predicted, Windows, predict_mask
 
@@ -220,6 +221,9 @@ def predict_images(
     ranks.wait()
     if ranks.rank == 0:
         journal.merge()
+        if outputs.sure is not None and outputs.windows is None:
+            masks = (outputs.paths(name, path)["masks"] for name, path in images.items())
+            note(write_sureness(masks, ids, segmentor.class_names, outputs.folder).line())
     return len(todo)
 
 

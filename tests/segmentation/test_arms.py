@@ -11,11 +11,12 @@ from PIL import Image
 from common.command import read_options
 from common.errors import InputError
 from evaluation import runs as comparison_runs
-from evaluation.arms import arms_of
+from evaluation.arms import Arm, arms_of
 from evaluation.compare import CompareOptions
 from evaluation.recipes import JOINT, REAL, parse_recipe, recipes_of
+from evaluation.runs import Comparison
 from scripts import compare, segmentor
-from segmentation.options import TrainOptions
+from segmentation.options import PredictOptions, TrainOptions
 from tests.segmentation.chain import compare_options
 
 
@@ -124,6 +125,13 @@ def test_all_arms_train_in_order_and_go_on(joint_chain, cli, monkeypatch):
         path.unlink()
     cli("compare", *options)  # it had all its weights: no pre-training again
     assert ran[before:] == [("train", "pretrain_seed_0"), ("test", "pretrain_seed_0")]
+
+
+def test_trainings_run_seed_by_seed(tmp_path):
+    plain, pupil = Arm(REAL, None), Arm(parse_recipe("self_training"), None, teacher=PredictOptions)
+    arms = {"baseline": plain, "self_training": pupil, "joint": plain}
+    jobs = Comparison(tmp_path, 2, arms, {}, {}).jobs()
+    assert jobs == [(kind, seed) for seed in range(2) for kind in ("baseline", "joint", "self_training")]
 
 
 def test_curves_and_many_arms_on_one_page(joint_chain, cli, monkeypatch):

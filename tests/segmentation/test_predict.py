@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from common.classes import load_class_table
+from common.errors import InputError
 from common.images import read_mask
 from common.pairing import refuse_doubt
+from evaluation.runs import check_sure
 
 TTA = """
 tta_pipeline = [dict(type="LoadImageFromFile"), dict(type="TestTimeAug", transforms=[
@@ -87,6 +89,30 @@ def test_built_in_views(chain, cli):
     Image.fromarray(np.full((20, 30, 3), (10, 200, 90), np.uint8)).save(image)
     cli("segmentor", *options(chain, images="flat.png"), "--tta")
     assert (read_mask(chain.root / "out/masks/flat.png") == logits(chain, image).argmax(-1)).all()
+
+
+def test_how_much_is_sure_is_said(chain, cli):
+    """By class, of all images, of a run that goes on as well."""
+    out = chain.root / "out"
+    probabilities = []
+    for path in sorted((chain.root / "img_test").iterdir()):
+        exact = np.exp(logits(chain, path))
+        probabilities.append((exact / exact.sum(-1, keepdims=True)).reshape(-1, 5))
+    probability = np.concatenate(probabilities)
+    sure = float(np.median(probability.max(-1)))
+    cli("segmentor", *options(chain), "--sure", sure)
+    (out / "masks/r0.png").unlink()
+    said = cli("segmentor", *options(chain), "--sure", sure)
+    told = json.loads((out / "sure.json").read_text())
+    expected = np.bincount(probability.argmax(-1)[probability.max(-1) >= sure], minlength=5)
+    assert told["pixels"] == len(probability) and list(told["sure"]) == [f"name {i}" for i in range(5)]
+    assert np.abs(np.array(list(told["sure"].values())) - expected).max() <= 2
+    assert f"sure of {100 * sum(told['sure'].values()) / len(probability):.2g} % of the pixels (name " in said
+    said = cli("segmentor", *options(chain, "none"), "--sure", 1)
+    assert "sure of 0 % of the pixels (none of name 0, name 1, name 2, name 3, name 4); lower --sure" in said
+    with pytest.raises(InputError, match=r"the teacher is sure of no pixel, .* and lower "):
+        check_sure(chain.root / "none")
+    check_sure(out)
 
 
 @pytest.mark.parametrize(
