@@ -88,7 +88,7 @@ class StartCheckpointOptions(LoraFileOptions):
     precision: str = option("fp32", choices=WEIGHT_PRECISIONS, help="of the weights in the file")
     reset_branches: bool = option(False, help="copy the U-Net's encoder even where a source has branches")
     merge_lora: bool = option(False, help="merge LoRA layers into the weights they adapt: an ordinary checkpoint")
-    use_ema: bool = option(False, help="take the sources' EMA weights (model_ema.*)")
+    use_ema: bool = option(False, help="take EMA weights (model_ema.*) of the sources that have them")
     allow_mismatch: tuple[str, ...] = option(
         (),
         metavar="MODULE",

@@ -16,7 +16,7 @@ from common.errors import InputError
 from common.files import check_writable
 from common.trust import trust
 from common.weights import refuse_not_finite
-from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
+from ldm.checkpoint import has_averages, load_weights, read_state_dict, save_state_dict
 from ldm.checkpoint_names import SCHEDULE_BUFFERS
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -39,13 +39,16 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
     trust(options.trust)
     config = load_config(options.config, options.classes)
     models = None if options.grow is None else sides(options.grow, options.config, options.classes)
+    averaged = [source for source in options.source if options.use_ema and has_averages(source)]
+    if options.use_ema and not averaged:
+        raise InputError("‹use_ema›: no ‹source› has EMA weights (model_ema.*); leave it out")
     for source in options.source:  # a bad one is refused before the model, which takes minutes, is built
-        read_state_dict(source, options.use_ema)
+        read_state_dict(source, source in averaged)
     torch.manual_seed(options.seed)
     without_lora: dict[str, Any] = {"lora": None} if options.merge_lora else {}
     model = create_model(config, **without_lora)
     own = model.state_dict()
-    state, origin = source_weights(own, options.source, options.reset_branches, options.use_ema)
+    state, origin = source_weights(own, options.source, options.reset_branches, averaged)
     allow = [module for module in options.allow_mismatch if module != ALLOWED]
     grown = [] if models is None else grow(state, origin, own, models, allow)
     loras = read_loras(options, own, config.model.params)
@@ -75,6 +78,8 @@ def write_start_checkpoint(options: StartCheckpointOptions) -> list[str]:
     for module, counts in origin_table(used, own).items():
         largest_first = sorted(counts.items(), key=lambda item: -item[1])
         lines.append(f"{module}: " + ", ".join(f"{count} {what}" for what, count in largest_first))
+    if plain := [str(source) for source in options.source if options.use_ema and source not in averaged]:
+        grown.append(f"{', '.join(plain)}: no EMA weights, taken as is; averages of {', '.join(map(str, averaged))}")
     numbers = sum(value.numel() for value in own.values())
     return [
         *lines,

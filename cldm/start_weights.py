@@ -35,19 +35,22 @@ def start_weights(
         weights by name, and each weight's origin by name.
     """
     own = model.state_dict()
-    state, origin = source_weights(own, sources, reset_branches, use_ema)
+    state, origin = source_weights(own, sources, reset_branches, sources if use_ema else ())
     fill(state, origin, own)
     return state, origin
 
 
 def source_weights(
-    own: Mapping[str, Tensor], sources: Sequence[Path], reset_branches: bool = False, use_ema: bool = False
+    own: Mapping[str, Tensor], sources: Sequence[Path], reset_branches: bool = False, averaged: Sequence[Path] = ()
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What the sources hold for a model of the weights ``own``, and where each came from; see ``start_weights``."""
+    """What the sources hold for a model of the weights ``own``, and where each came from; see ``start_weights``.
+
+    Of the sources that are ``averaged``, too, running averages are taken.
+    """
     state: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     for source in sources:
-        weights = matched(own, read_state_dict(source, use_ema))
+        weights = matched(own, read_state_dict(source, source in averaged))
         if reset_branches:
             weights = {key: value for key, value in weights.items() if key.split(".")[0] not in BRANCHES}
         state |= weights

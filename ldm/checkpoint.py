@@ -10,7 +10,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,18 +67,45 @@ def read_state_dict(path: str | os.PathLike[str], use_ema: bool = False) -> dict
         InputError: missing, damaged, contains code, holds no weights, or lacks the averages; names the file.
     """
     path = Path(path)
+    with _named(path):
+        state = _published(path)
+        if not use_ema and _averages(state):
+            log.info("%s also has EMA weights; they are not used", path)
+        return take_ema(state, use_ema)
+
+
+def has_averages(path: Path) -> bool:
+    """Whether a checkpoint has running averages, which ``read_state_dict`` takes with ``use_ema``.
+
+    Raises:
+        InputError: see there.
+    """
+    with _named(path):
+        return _averages(_published(path))
+
+
+def _averages(state: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("model_ema.") for key in state)
+
+
+def _published(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by published names, averages among them."""
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint")
     state: dict[str, Tensor] = {}
+    for name, weights in (read_parts(path) if path.is_dir() else {"": read_tensors(path)}).items():
+        part = published_names(weights)
+        if clash := state.keys() & part.keys():
+            raise InputError(f"{name}/ repeats weights of another part ({one_line(min(clash), 80)})")
+        state |= part
+    return state
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Has messages name the file."""
     try:
-        for name, weights in (read_parts(path) if path.is_dir() else {"": read_tensors(path)}).items():
-            part = published_names(weights)
-            if clash := state.keys() & part.keys():
-                raise InputError(f"{name}/ repeats weights of another part ({one_line(min(clash), 80)})")
-            state |= part
-        if not use_ema and any(key.startswith("model_ema.") for key in state):
-            log.info("%s also has EMA weights; they are not used", path)
-        return take_ema(state, use_ema)
+        yield
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
 

@@ -193,15 +193,38 @@ def test_what_grew_trains(grown, cli, scenes, tmp_path):
     config = settings(tmp_path, "large", [*names, "quarry"], trainable="fusion", orders=3)
     _, printed = grown(config)
     assert "learns the new channels only if it trains: model.params.trainable=all" in printed
-    line = options(scenes, tmp_path, "run", "lightning.trainer.max_steps=1", "model.params.trainable=all")
-    line[1], line[line.index(next(word for word in line if "classes=" in str(word)))] = (
-        config,
-        f"model.params.classes={tmp_path}/large.json",
-    )
     start = tmp_path / "start.safetensors"
-    cli("train", "-b", SMALL, *line, "--pretrain-path", start, "lightning.callbacks.image_logger.params.max_images=0")
+    train(cli, scenes, tmp_path, config, "lightning.trainer.max_steps=1", "model.params.trainable=all")
     after = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert not torch.equal(after[MASK_IN], read_state_dict(start)[MASK_IN])
+
+
+def train(cli, scenes, folder, config, *more):
+    """Trains the model of ``large`` from its start weights in ``run``."""
+    line = options(scenes, folder, "run", *more)
+    line[1], line[line.index(next(word for word in line if "classes=" in str(word)))] = (
+        config,
+        f"model.params.classes={folder}/large.json",
+    )
+    start = ("--pretrain-path", folder / "start.safetensors")
+    cli("train", "-b", SMALL, *line, *start, "lightning.callbacks.image_logger.params.max_images=0")
+
+
+def test_what_grew_trains_with_lora_is_merged_and_grows_again(grown, cli, scenes, tmp_path):
+    names = json.loads((scenes / "classes.json").read_text())["classes"]
+    config = settings(tmp_path, "large", [*names, "quarry"], trainable="fusion")
+    grown(config)
+    train(cli, scenes, tmp_path, config, "lightning.trainer.max_steps=2", "--lora", 2)
+    of_run, last = tmp_path / "run" / "config.yaml", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    merged = tmp_path / "merged.safetensors"
+    cli("init_checkpoint", "--merge-lora", "--config", of_run, "--source", last, "--out", merged)
+    assert not torch.equal(read_state_dict(merged)[MASK_IN], read_state_dict(tmp_path / "start.safetensors")[MASK_IN])
+    hint = one_hot(ids_of(*range(len(names) + 1)), len(names) + 1)
+    expected = predicted(create_model(of_run, last), hint)
+    torch.testing.assert_close(predicted(create_model(config, merged), hint), expected, rtol=0, atol=1e-5)
+    more, _ = grown(settings(tmp_path, "more", [*names, "quarry", "pier"]), (of_run, last))
+    wider = torch.cat([hint, torch.zeros_like(hint[:, :1])], 1)
+    torch.testing.assert_close(predicted(more, wider), expected, rtol=0, atol=1e-5)
 
 
 def first_stage(bands, channels=4):

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cldm.build import create_model
-from ldm.checkpoint import save_state_dict
+from ldm.checkpoint import read_state_dict, save_state_dict
 from ldm.modules.lora import is_lora_weight
 from tests.conftest import SMALL
 from tests.training.test_training import options, weights
@@ -88,6 +88,13 @@ def test_a_run_with_lora(cli, scenes, tmp_path, start):
     config, last = tmp_path / "whole" / "config.yaml", tmp_path / "whole" / "checkpoints" / "last.ckpt"
     merged = tmp_path / "merged.safetensors"
     cli("init_checkpoint", "--config", config, "--source", last, "--out", merged, "--merge-lora", "--use-ema")
+    both = ("--source", start, last, "--out", tmp_path / "both.safetensors", "--merge-lora", "--use-ema")
+    told = cli("init_checkpoint", "--config", config, *both)  # of averages where a source has them
+    assert f"{start}: no EMA weights, taken as is; averages of {last}" in told
+    one, other = read_state_dict(tmp_path / "both.safetensors"), read_state_dict(merged)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    none = ("--source", start, "--out", tmp_path / "none.safetensors", "--use-ema")
+    assert "--use-ema: no --source has EMA weights" in cli.refused("init_checkpoint", "--config", SMALL, *none)
     ordinary = create_model(SMALL, merged)
     assert not any(map(is_lora_weight, ordinary.state_dict()))
     expected = prediction(create_model(config, last, use_ema=True))
