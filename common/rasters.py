@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from common.decoding import MAX_PIXELS, ImageError, check_file
 from common.errors import InputError
+from common.extras import install
 from common.georeference import ControlPoint, Georeference
 from common.schema import one_line
 from common.tiff_tags import NUMBERS, TiffTags, read_tags
 
-INSTALL = "install rasterio: pip install 'tisynth[geo]'"
+INSTALL = f"install rasterio: {install('geo')}"
 MOST_BANDS = 16
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 _BLOCK = 256  # pixels, side of a tile

@@ -7,7 +7,7 @@ r"""A page in the browser: paint a mask, choose a reference, see the image grow,
 
 Without --config and --model, the model in the box paints (demo/mbrsc). The page is on this machine alone (--host),
 fetches nothing, and tells nobody anything. Its images are those of the command `bash inference.sh`, which it shows.
-Needs gradio: pip install 'tisynth[demo]'.
+Needs gradio: pip install '.[demo]'.
 """
 
 from __future__ import annotations

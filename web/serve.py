@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.extras import install
 from common.schema import one_line
 from web.options import WebOptions
 
@@ -50,7 +51,7 @@ def without_telemetry(work: Path) -> None:
         InputError: it is not installed.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise InputError("gradio is not installed, which the page needs: pip install 'tisynth[demo]', or gradio")
+        raise InputError(f"gradio is not installed, which the page needs: {install('demo')}")
     os.environ |= {
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_TEMP_DIR": str(work / "gradio"),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from common.classes import ClassTable, class_table
 from common.errors import InputError
+from common.extras import install
 from common.georeference import Georeference
 from common.images import IGNORE
 from common.rasters import place_of
@@ -29,7 +30,6 @@ from importing.tables import table_named, table_of_names
 
 _SUFFIXES = (".geojson", ".gpkg", ".shp", ".fgb")
 _USUAL_FIELDS = ("class", "class_name", "classname", "label", "name", "category", "type", "landuse", "class_id", "id")
-_INSTALL = "install what reads maps: pip install 'tisynth[geo]'"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _geo() -> tuple[Any, Any, Any]:
         import rasterio.warp
         import shapely
     except ImportError as error:
-        raise InputError(f"‹source›: polygons on a map need {error.name}; {_INSTALL}") from error
+        raise InputError(f"‹source›: polygons on a map need {error.name}; {install('geo')}") from error
     return rasterio, pyogrio, shapely
 
 

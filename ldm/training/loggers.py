@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from common.errors import InputError
+from common.extras import install
 
 
 class WandbRun(WandbLogger):
@@ -47,7 +48,7 @@ def make_logger(kind: str, folder: Path, field: str) -> Logger:
         return CSVLogger(folder, name="", version=version)
     if kind == "wandb":
         if importlib.util.find_spec("wandb") is None:
-            raise InputError(f"{field}: wandb: is not installed; pip install wandb, or the extra wandb of tisynth")
+            raise InputError(f"{field}: wandb: is not installed; pip install wandb, or {install('wandb')}")
         offline = os.environ.get("WANDB_MODE", "offline") != "online"
         project = os.environ.get("WANDB_PROJECT", "tisynth")
         return WandbRun(folder.name, save_dir=folder, offline=offline, project=project)

@@ -181,7 +181,7 @@ def test_without_rasterio(tmp_path, monkeypatch):
 
     monkeypatch.setattr(rasters, "_rasterio", absent)
     assert (read_image(plain) == rgb).all()
-    with pytest.raises(InputError, match=r"pip install 'tisynth\[geo\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[geo\]' in the folder"):
         read_pixels(many, Bands(**STATED))
 
 
