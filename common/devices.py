@@ -25,6 +25,11 @@ def pick_device(name: str) -> str:
     return "cpu" if name == "auto" else name
 
 
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16 numbers; without, they take longer than 32 bits."""
+    return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def parse_devices(gpus: str) -> dict[str, Any]:
     """Lightning's ``accelerator`` and ``devices`` from ``--gpus``.
 

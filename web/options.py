@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cldm.options import ModelOptions
+from cldm.synthesis.saving_options import PRESETS
 from common.converters import integer, number, pixels
 from common.errors import InputError
 from common.options import option
@@ -23,6 +24,17 @@ class WebOptions(ModelOptions):
     use_ema: bool = option(False, help="use the weights' running averages (model_ema.*)")
     classes: str | None = option(
         None, metavar="TABLE", help="FUSU, GID, LoveDA, MBRSC or a classes.json (default: what the settings name)"
+    )
+    preset: str | None = option(
+        None,
+        choices=tuple(PRESETS),
+        help="speed that the page begins with (default: fast, and whole for the model in the box, which is to be guided "
+        "from the first step on)",
+    )
+    precision: str = option(
+        "auto",
+        choices=("auto", "32", "bf16", "16"),
+        help="of the weights; auto: bf16 on a CPU that multiplies such numbers, in half the time, else 32",
     )
     scale: float | None = option(
         None,
@@ -95,10 +107,11 @@ class WebOptions(ModelOptions):
 
 
 def _with_box(options: WebOptions, box: Path) -> WebOptions:
-    """The box's guidance, classes, references, masks and segmentor, where nothing else is named."""
+    """The box's speed, guidance, classes, references, masks and segmentor, where nothing else is named."""
     given = options.from_loss or options.real_img_path
     return replace(
         options,
+        preset=options.preset or "whole",
         scale=2.0 if options.scale is None else options.scale,
         mask_scale=2.0 if options.mask_scale is None else options.mask_scale,
         classes=options.classes or str(box / "classes.json"),

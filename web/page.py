@@ -116,7 +116,7 @@ def _wish_column(studio: Studio, handlers: Handlers) -> list[Any]:
     prompt = gr.Textbox(
         label="Text", placeholder="left empty: a satellite image of the classes in the mask", lines=2, elem_id="prompt"
     )
-    preset = gr.Radio(list(PRESETS), value="fast", label="Speed", elem_id="preset")
+    preset = gr.Radio(list(PRESETS), value=studio.options.preset or "fast", label="Speed", elem_id="preset")
     with gr.Row(equal_height=True):
         seed = gr.Number(42, label="Seed", precision=0, minimum=0, min_width=110, elem_id="seed")
         count = gr.Slider(1, MOST, value=1, step=1, label="Images", min_width=150, elem_id="count")

@@ -122,6 +122,7 @@ def write_wish(studio: Studio, wish: Wish, folder: Path) -> SynthesisOptions:
         batch_size=wish.count,
         num_workers=0,
         image_format="png",
+        precision=studio.precision,
         gpus=studio.device.removeprefix("cuda:"),
         **wish.given,
     )

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from cldm.build import create_model
 from cldm.control_ldm import ControlLDM
+from cldm.synthesis.run import HALF
 from common.classes import ClassTable, load_class_table
 from common.config_options import ConfigOptions
-from common.devices import pick_device
+from common.devices import cpu_multiplies_bf16, pick_device
 from common.errors import InputError
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, sound_pairs
 from common.trust import trust
@@ -33,6 +34,7 @@ class Studio:
         options: of the page, filled.
         model: with weights, on its device.
         device: ``cpu``, ``cuda:0``...
+        precision: of its weights, as the command that synthesizes takes it.
         class_table: name or file of the class table.
         table: the class table.
         palette: the brush's color of each class, (C, 3) uint8.
@@ -43,6 +45,7 @@ class Studio:
     options: WebOptions
     model: ControlLDM
     device: str
+    precision: str
     class_table: str
     table: ClassTable
     palette: NDArray[Any]
@@ -82,6 +85,7 @@ def open_studio(options: WebOptions) -> Studio:
     assert options.config is not None and options.model is not None  # filled
     trust(options.trust)
     device = pick_device(options.device)
+    precision = precision_of(options, device)
     model = create_model(options.config, options.model, use_ema=options.use_ema)
     if model.bands is not None:
         raise InputError(f"{options.config}: the page shows images of three bands of 8 bits, this model makes others")
@@ -97,7 +101,15 @@ def open_studio(options: WebOptions) -> Studio:
     if segmentor is not None and segmentor.num_classes != len(table):
         raise InputError(f"‹segmentor›: tells {segmentor.num_classes} classes apart, {named} has {len(table)}")
     limits = None if segmentor is None else limits_of(options, segmentor)
-    return Studio(options, model.to(device), device, named, table, brush_palette(table), segmentor, limits)
+    model.to(device, HALF.get(precision, torch.float32))
+    return Studio(options, model, device, precision, named, table, brush_palette(table), segmentor, limits)
+
+
+def precision_of(options: WebOptions, device: str) -> str:
+    """Of the weights, as the command that synthesizes takes it."""
+    if options.precision != "auto":
+        return options.precision
+    return "bf16" if device == "cpu" and cpu_multiplies_bf16() else "32"
 
 
 def _segmentor(options: WebOptions, classes: str, device: str) -> Segmentor | None:

@@ -16,6 +16,7 @@ WHOLE = (0.0, 1.0)  # an interval that leaves nothing out
 # What each preset sets; docs/speed_and_use.md says what it costs.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "published": {},
+    "whole": {"sampler": "dpmsolver++", "steps": 20},
     "balanced": {
         "sampler": "dpmsolver++",
         "steps": 20,

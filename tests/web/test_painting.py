@@ -10,9 +10,11 @@ from itertools import count
 import numpy as np
 import pytest
 
+from cldm.synthesis.saving_options import PRESETS
 from common.errors import InputError
 from common.images import read_image, read_mask
 from tests.conftest import ROOT
+from web import studio as studio_module
 from web.command import bundle, command_line, command_words
 from web.options import WebOptions
 from web.painting import Growing, Painted, Stopped, Wish, from_thread, paint
@@ -64,6 +66,21 @@ def test_a_preset_is_named_where_nothing_of_it_is_undone(painted):
     options = replace(painted[-1].options, sampler="dpmsolver++", guidance_interval=(0.1, 0.8), seed=42)
     words = command_words(options)
     assert "--preset=fast" in words and "--seed=42" in words
+
+
+def test_the_box_begins_as_the_demonstration_paints():
+    first, script = WebOptions().filled(), (ROOT / "demo" / "run.sh").read_text()
+    assert f"--scale {first.scale:g} --mask-scale {first.mask_scale:g})" in script
+    whole = PRESETS[first.preset]
+    assert f"--sampler {whole['sampler']} --ddim-steps {whole['steps']} " in script and len(whole) == 2
+    assert WebOptions(preset="fast", scale=3.0).filled().preset == "fast"
+
+
+def test_weights_are_in_bf16_where_that_is_quicker(options, monkeypatch):
+    for multiplies, device, precision in ((True, "cpu", "bf16"), (False, "cpu", "32"), (True, "cuda:0", "32")):
+        monkeypatch.setattr(studio_module, "cpu_multiplies_bf16", lambda multiplies=multiplies: multiplies)
+        assert studio_module.precision_of(options, device) == precision
+    assert studio_module.precision_of(replace(options, precision="16"), "cpu") == "16"
 
 
 def test_what_the_filter_would_drop_is_what_it_drops(painted, studio, scenes, segmentor, cli, tmp_path):
