@@ -13,6 +13,7 @@ from typing import Any
 from common.config_options import ConfigOptions
 from common.converters import integer, number, pixels
 from common.errors import InputError
+from common.log_choices import LOGGERS
 from common.options import option
 
 MMConfig = Any  # mmengine's Config
@@ -65,7 +66,12 @@ class SegmentorOptions(ConfigOptions):
         convert=integer(0, 2**31 - 1),
         help="seed of weights, order and augmentation (default: the config's, else 0)",
     )
-    tensorboard: bool = option(False, help="write losses and scores for TensorBoard, too")
+    logger: str | None = option(
+        None,
+        choices=LOGGERS,
+        help="log of losses and scores beside mmengine's own; wandb's is offline (docs/python.md)",
+    )
+    tensorboard: bool = option(False, help="the same as --logger tensorboard")
     unchecked: bool = option(False, help="do not open every image and mask before the work")
     launcher: str | None = option(
         None,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _PARTS = ("dvae", "codes", "optimizer", "schedule")
 _FROM_CODES = ("encoder.blocks.output.", "decoder.blocks.input.")  # layers that the codes become: not optimized
-_FREE = ("device", "save_every", "test_masks", "masks", "palette", "out")  # options that may differ
+_FREE = ("device", "save_every", "test_masks", "masks", "palette", "out", "logger")  # options that may differ
 
 
 def settings(options: DvaeTrainingOptions, palette: NDArray[Any], masks: list[Path]) -> dict[str, str]:

@@ -25,6 +25,8 @@ from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, only_writer_of, room_for
 from common.images import IGNORE
+from common.log_choices import LOGGERS
+from common.loggers import check_logger, make_logger
 from common.options import Options, option
 from common.pairing import MASK_SUFFIXES, list_files
 from common.processes import signals_held
@@ -35,6 +37,7 @@ from gss.palette import load_palette, palette_labels
 from gss.quantizer import Quantizer
 from gss.roundtrip import class_iou, confusion, round_trip
 
+_LOGGED_EVERY = 10  # steps
 ReadMask = Callable[[Path], NDArray[Any]]  # class ids (H, W) of a mask file
 
 
@@ -68,6 +71,11 @@ class DvaeTrainingOptions(Options):
     color_std: float = option(40.0, convert=number(1e-6, 1e6), help="softness of the nearest color, of 255")
     save_every: int = option(200, convert=integer(1), help="steps between saved states")
     seed: int = option(0, convert=integer(0, 2**63 - 1), help="seed of weights, crops and codes")
+    logger: str | None = option(
+        None,
+        choices=LOGGERS,
+        help="log of losses and rates, in <out>.log; wandb's is offline (docs/python.md)",
+    )
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
 
     def __post_init__(self) -> None:
@@ -108,6 +116,8 @@ def train_dvae(options: DvaeTrainingOptions) -> TrainedDvae:
     """
     if options.out.suffix not in (".safetensors", ".pth") or options.out.is_dir():
         raise InputError(f"‹out› {options.out}: name a .safetensors or .pth file")
+    if options.logger is not None:
+        check_logger(options.logger, "‹logger›")
     device = pick_device(options.device)
     maskige = Maskige(load_palette(options.palette))
     check_memory(options, maskige.num_classes)
@@ -128,14 +138,25 @@ def _train(trainer: Trainer, crops: Crops, same: dict[str, str]) -> None:
     options = trainer.options
     saved = Path(f"{options.out}.state")
     first = restore(trainer, saved, same) if saved.exists() else 0
+    log = None
+    if options.logger is not None:
+        log = make_logger(options.logger, Path(f"{options.out}.log"), "‹logger›", options.out.stem)
     bar = tqdm(range(first, options.steps), initial=first, total=options.steps, desc="training")
     with signals_held() as stop:
         for step in bar:
-            bar.set_postfix(loss=f"{trainer.step(step, crops):.4f}", refresh=False)
+            loss = trainer.step(step, crops)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            if log and step % _LOGGED_EVERY == 0:
+                log.log_metrics({"train/loss": loss, "learning_rate": float(trainer.schedule.get_last_lr()[0])}, step)
+                log.save()
             if (step + 1) % options.save_every == 0 or stop:
                 save_state(trainer, saved, step + 1, same)
             if stop:
-                return  # the signal acts at the block's end
+                break  # the signal acts at the block's end
+        if log:
+            log.finalize("success")
+        if stop:
+            return
     check_finite(trainer, options.steps)
     trainer.codes.write_to(trainer.dvae)
     with atomic_path(options.out) as temporary:

@@ -13,9 +13,9 @@ from segmentation import checkpoint
 from segmentation.bands import set_bands
 from segmentation.config import load_config
 from segmentation.config_changes import check_classes, set_crop_size, set_data, set_max_iters, set_pretrained, set_seed
+from segmentation.logs import set_logger
 from segmentation.precision import set_precision
 from segmentation.trees import entries
-from segmentation.validation import log_to_tensorboard
 
 
 def resolve(options: SegmentorOptions) -> Config:
@@ -42,8 +42,8 @@ def resolve(options: SegmentorOptions) -> Config:
     if options.max_iters:
         set_max_iters(config, options.max_iters)
     set_precision(config, options.precision)
-    if options.tensorboard:
-        log_to_tensorboard(config)
+    if logger := options.logger or ("tensorboard" if options.tensorboard else None):
+        set_logger(config, logger)
     pretrained, load_from = _text(options.pretrained), _text(options.load_from)
     if pretrained or testing:
         set_pretrained(config, None if testing or pretrained == "none" else pretrained)

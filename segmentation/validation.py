@@ -90,12 +90,3 @@ def _sources(tree: Any) -> list[Any]:
     inner = [source for key in ("dataset", "datasets") for source in _sources(tree.get(key))]
     wanted = ("data_root", "data_prefix", "ann_file", "indices")
     return inner or [[tree.get(key) or None for key in wanted]]
-
-
-def log_to_tensorboard(config: Config) -> None:
-    """Writes losses, rates and scores for TensorBoard, too, below the folder of the log."""
-    visualizer = config.get("visualizer") or {"type": "SegLocalVisualizer", "name": "visualizer"}
-    backends = list(visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}])
-    if not any(entries(backends, "TensorboardVisBackend")):
-        backends.append({"type": "TensorboardVisBackend"})
-    config.visualizer = {**visualizer, "vis_backends": backends}

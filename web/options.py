@@ -28,7 +28,7 @@ class WebOptions(ModelOptions):
     preset: str | None = option(
         None,
         choices=tuple(PRESETS),
-        help="speed that the page begins with (default: fast, and whole for the model in the box, which is to be guided "
+        help="speed that the page begins with (default: fast, and whole for the model in the box, which must be guided "
         "from the first step on)",
     )
     precision: str = option(

@@ -20,11 +20,11 @@ from cldm.data.hints import HintEncoder
 from common.classes import far_apart_colors
 from common.errors import InputError
 from common.files import atomic_path
+from common.loggers import log_picture
 from common.pictures import contact_sheet, to_uint8
 from common.rng import item_noise, seed_from
 from ldm.models.sampling import sample
 from ldm.models.schedule import SAMPLERS, make_betas, make_scheduler, set_time_steps, spacing_of
-from ldm.training.loggers import log_picture
 
 log = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ from cldm.training.text_cache import CachedTexts
 from common.devices import count_devices
 from common.errors import InputError
 from common.files import atomic_path, check_writable, full_disk, only_writer, room_for
+from common.loggers import make_logger
 from common.schema import one_line
 from common.trust import trust
 from ldm.checkpoint import load_weights, read_state_dict
@@ -44,7 +45,6 @@ from ldm.training.checkpoints import (
     TrainingDiverged,
     WholeCheckpoints,
 )
-from ldm.training.loggers import make_logger
 from ldm.training.ranks import first_process
 from ldm.training.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from common.limits import COUNT
+from common.log_choices import LOGGERS
 from common.schema import Name, Schema, Share
-from ldm.models.choices import LOGGERS
 
 Count = Annotated[int, Field(ge=0, le=COUNT)]
 Positive = Annotated[int, Field(ge=1, le=COUNT)]

@@ -21,6 +21,7 @@ from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, only_writer, room_for
 from common.image_files import find_images
+from common.loggers import log_picture, make_logger
 from common.pictures import contact_sheet, to_uint8
 from ldm.checkpoint import load_weights, read_state_dict, save_state_dict
 from ldm.first_stage.data import SUFFIXES, FirstStageData, check_images, split
@@ -32,7 +33,6 @@ from ldm.first_stage.spectrum import channel_gains, factors_of, rescale_channels
 from ldm.first_stage.training import FirstStageTraining
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.training.checkpoints import FOLDER, LAST, LastCheckpoint, RunPosition, TrainingDiverged, WholeCheckpoints
-from ldm.training.loggers import log_picture, make_logger
 from ldm.training.resume import check_fits, held_step, read_training_state, resume_checkpoint
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
 

@@ -10,9 +10,9 @@ from pydantic import Field
 from common.bands import Bands
 from common.errors import InputError
 from common.limits import BATCH, COUNT, PIXELS, WORKERS
+from common.log_choices import LOGGERS
 from common.schema import KeyPath, Schema, dotted, parse
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.models.choices import LOGGERS
 
 Count = Annotated[int, Field(ge=1, le=COUNT)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
@@ -92,7 +92,7 @@ class TrainingOptions(Schema):
         pictures_every: steps between two sheets of inputs and reconstructions.
         pictures: rows of a sheet.
         measured: crops whose latents give the scale.
-        logger: ``tensorboard``, ``csv`` or ``wandb``, see ``ldm.training.loggers``.
+        logger: ``tensorboard``, ``csv`` or ``wandb``, see ``common.loggers``.
     """
 
     max_steps: Count = 100_000

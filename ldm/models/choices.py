@@ -1,4 +1,4 @@
-"""The names by which solvers, their time steps and the logs of trainings are chosen.
+"""The names by which solvers and their time steps are chosen.
 
 Imports nothing, so that a command line can list them.
 """
@@ -8,4 +8,3 @@ CONSISTENCY = ("lcm", "tcd")  # of models, or of LoRA weights, that were distill
 SAMPLERS = (*SOLVERS, *CONSISTENCY)
 TAKE_ETA = ("ddim", "tcd")
 SPACINGS = ("auto", "leading", "trailing")
-LOGGERS = ("tensorboard", "csv", "wandb")  # see ``ldm.training.loggers``

@@ -24,7 +24,17 @@ class WandbRun(WandbLogger):
             self._experiment.finish()
 
 
-def make_logger(kind: str, folder: Path, field: str) -> Logger:
+def check_logger(kind: str, field: str) -> None:
+    """Refuses a log whose package is not there; see ``make_logger``.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    if kind == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise InputError(f"{field}: wandb: is not installed; pip install wandb, or {install('wandb')}")
+
+
+def make_logger(kind: str, folder: Path, field: str, name: str = "") -> Logger:
     """A run's logger, which writes nothing before the run starts.
 
     * ``tensorboard``: ``<run>/tensorboard``.
@@ -33,13 +43,15 @@ def make_logger(kind: str, folder: Path, field: str) -> Logger:
       WANDB_PROJECT names the project, ``tisynth`` by default.
 
     Args:
-        kind: one of ``ldm.models.choices.LOGGERS``.
+        kind: one of ``common.log_choices.LOGGERS``.
         folder: of the run.
-        field: of the configuration, for messages.
+        field: of the configuration, or option, for messages.
+        name: of W&B's run; the folder's by default.
 
     Raises:
         InputError: the package is not installed.
     """
+    check_logger(kind, field)
     if kind == "csv":
         version, number = "csv", 1
         while (folder / version).exists():  # the logger would delete what an earlier start wrote
@@ -47,11 +59,9 @@ def make_logger(kind: str, folder: Path, field: str) -> Logger:
             version = f"csv_{number}"
         return CSVLogger(folder, name="", version=version)
     if kind == "wandb":
-        if importlib.util.find_spec("wandb") is None:
-            raise InputError(f"{field}: wandb: is not installed; pip install wandb, or {install('wandb')}")
         offline = os.environ.get("WANDB_MODE", "offline") != "online"
         project = os.environ.get("WANDB_PROJECT", "tisynth")
-        return WandbRun(folder.name, save_dir=folder, offline=offline, project=project)
+        return WandbRun(name or folder.name, save_dir=folder, offline=offline, project=project)
     return TensorBoardLogger(folder, name="", version="tensorboard")
 
 
