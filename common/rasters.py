@@ -302,6 +302,7 @@ def write_geotiff(
     numbers: Sequence[int] = (),
     valid: NDArray[np.bool_] | None = None,
     ids: bool = False,
+    colors: NDArray[np.uint8] | None = None,
     straight: bool = False,
 ) -> None:
     """Writes a GeoTIFF, tiled and packed (deflate with a predictor), with overviews; whole or not at all.
@@ -318,6 +319,7 @@ def write_geotiff(
         numbers: of the training images' bands that these are, where they are not all, see ``tiff_tags``.
         valid: (H, W), which pixels have data, where that is to be said by a mask within the file.
         ids: values are ids, of which overviews take one, not the mean.
+        colors: (256, 3), in which programs show the ids of one band of bytes.
         straight: onto the disk, for what is larger than memory. GDAL then loses the error of a full disk: whoever asks
             for this makes sure that there is room.
 
@@ -355,9 +357,12 @@ def write_geotiff(
         "alpha": "NO",
         "bigtiff": "IF_SAFER",
         **place_options,
+        **({} if colors is None else {"photometric": "PALETTE"}),
     }
 
     def fill(file: Any) -> None:
+        if colors is not None:  # before the pixels, or it would go to a file beside this one
+            file.write_colormap(1, {i: (*color, 255) for i, color in enumerate(colors.tolist())})
         for top in range(0, height, _BLOCK):
             rows = np.asarray(values[top : top + _BLOCK])
             file.write(np.moveaxis(rows, -1, 0), window=rasterio.windows.Window(0, top, width, len(rows)))

@@ -202,6 +202,11 @@ def predict_images(
     if outputs.sure is not None:
         ids[IGNORE] = segmentor.rule.labels().id_to_ignore
 
+    # programs that show maps leave out what is to be ignored, and show classes in their colors
+    shown = np.zeros((256, 3), np.uint8)
+    shown[ids[: len(colors)]] = colors
+    look_of_masks: dict[str, Any] = {"nodata": float(ids[IGNORE]), "colors": shown, "ids": True}
+
     def done_with(name: str, path: Path) -> None:
         journal.append(Predicted.of(name, path), str(ranks.rank) if ranks.size > 1 else "")
 
@@ -209,14 +214,15 @@ def predict_images(
     if outputs.windows is not None:
         for name, path in tqdm(todo, **bar):
             target = outputs.paths(name, path)["masks"]
-            predict_mask(segmentor, path, target, outputs.windows, lambda found: ids[sure_classes(found, outputs.sure)])
+            in_file = partial(_ids_of, ids, outputs.sure)
+            predict_mask(segmentor, path, target, outputs.windows, in_file, look_of_masks)
             done_with(name, path)
     else:
         predictions = segment(segmentor, items, batches, num_workers)
         for prediction in tqdm(predictions, **bar):
             name, path = todo[prediction.index]
-            mask = ids[sure_classes(prediction, outputs.sure)]
-            _write(outputs.paths(name, path), prediction, path, mask, colors, bands)
+            mask = _ids_of(ids, outputs.sure, prediction)
+            _write(outputs.paths(name, path), prediction, path, mask, colors, bands, look_of_masks)
             done_with(name, path)
     ranks.wait()
     if ranks.rank == 0:
@@ -255,6 +261,11 @@ def check_images(paths: Sequence[Path], read: Callable[[Path], Any] = read_image
         raise InputError(listed(faults))
 
 
+def _ids_of(ids: NDArray[Any], sure: float | None, prediction: Prediction) -> NDArray[Any]:
+    found: NDArray[Any] = ids[sure_classes(prediction, sure)]
+    return found
+
+
 def sure_classes(prediction: Prediction, sure: float | None) -> NDArray[Any]:
     """Classes that were decided for, uint8 (H, W); 255 where their probability is below ``sure``, if that is given."""
     if sure is None:
@@ -272,10 +283,11 @@ def _write(
     mask: NDArray[Any],
     colors: NDArray[Any],
     bands: Bands | None,
+    look_of_masks: dict[str, Any],
 ) -> None:
     def write_mask(path: Path) -> None:
         if path.suffix == ".tif":
-            write_geotiff(path, mask[..., None], place_of(image), ids=True)
+            write_geotiff(path, mask[..., None], place_of(image), **look_of_masks)
         else:
             Image.fromarray(mask).save(path)
 

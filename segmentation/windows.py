@@ -120,6 +120,7 @@ def predict_mask(
     path: Path,
     windows: Windows,
     ids: Callable[[Prediction], NDArray[Any]],
+    look: dict[str, Any],
 ) -> None:
     """Predicts an image, or goes on with it, and writes its mask whole or not at all.
 
@@ -133,6 +134,7 @@ def predict_mask(
             takes a byte a pixel of memory.
         windows: how the image is cut.
         ids: what the mask has of a prediction (rows, W), uint8.
+        look: what is said of ids in a GeoTIFF, see ``common.rasters.write_geotiff``.
 
     Raises:
         InputError: the disk has no room for it; see ``predicted_strips``.
@@ -161,7 +163,7 @@ def predict_mask(
     work.give_up("output")
     with atomic_path(path) as temporary:
         if path.suffix == ".tif":
-            write_geotiff(temporary, mask[..., None], place_of(image), ids=True, straight=True)
+            write_geotiff(temporary, mask[..., None], place_of(image), straight=True, **look)
         else:
             Image.fromarray(mask).save(temporary, format="PNG")
     work.remove()

@@ -162,6 +162,9 @@ def test_windows_find_what_the_whole_image_shows(land, words, cli):
         whole, found = (read_raster(root / name / "masks" / path.name) for name in ("whole", "windows"))
         assert (whole.values == found.values).mean() > 0.99 and (found.values[:4, :4] == 255).all()
         assert found.place == whole.place and len(np.unique(found.values)) == 4
+        for mask in (whole, found):  # as programs show it: classes in their colors, what is to be ignored not at all
+            assert mask.nodata == 255 and mask.palette.any(1)[:3].all() and not mask.palette[3:].any()
+            assert not mask.valid[:4, :4].any()
     assert "2 of 3 images" not in cli(
         "segmentor", *words, "--images", root / "img_test", "--out", root / "windows", *more
     )
