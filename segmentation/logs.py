@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import VISBACKENDS
 from mmengine.visualization.vis_backend import BaseVisBackend
-from mmseg.registry import VISBACKENDS
 from pytorch_lightning.loggers import Logger
 
 from common.loggers import check_logger, make_logger

@@ -25,6 +25,7 @@ from cldm.diffusers_export.card import model_card
 from cldm.diffusers_export.options import ExportOptions
 from cldm.diffusers_export.remote import pipeline
 from cldm.diffusers_export.remote.tisynth_vae import BlockAutoencoder
+from cldm.diffusers_export.text import as_clip
 from cldm.diffusers_export.weights import first_stage_to_published, take
 from cldm.start_checkpoint import DTYPES
 from common.bands import Bands
@@ -36,7 +37,7 @@ from common.trust import trust
 from ldm.diffusers_format import unet_to_published
 from ldm.models.autoencoder import SpaceToDepth
 from ldm.models.schedule import make_scheduler, spacing_of
-from ldm.modules.encoders import FrozenCLIPEmbedder
+from ldm.modules.encoders import FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder
 from ldm.targets import class_path
 
 DIFFUSERS = "0.41"  # the release whose classes and folders these are
@@ -147,9 +148,7 @@ def components(model: ControlLDM, params: Mapping[str, Any], dtype: torch.dtype)
     """
     text = model.cond_stage_model
     if not isinstance(text, FrozenCLIPEmbedder) or text.layer != "last":
-        raise InputError(
-            f"cond_stage_config: {type(text).__name__}: only CLIP's last layer is exported (FrozenCLIPEmbedder)"
-        )
+        raise InputError(f"cond_stage_config: {type(text).__name__}: of CLIP, only the last layer is exported")
     with torch.device("meta"):
         branches = {"controlnet": networks.branch(params["control_stage_config"], "control_stage_config")}
         if model.ssl_stage_model is not None:
@@ -203,6 +202,9 @@ def export(options: ExportOptions) -> list[str]:
     bands = None if model.bands is None else model.bands.model_dump(exclude_defaults=True)
     if bands is not None:
         params["bands"] = bands  # a checkpoint may be the one that states them
+    if isinstance(model.cond_stage_model, FrozenOpenCLIPEmbedder):  # diffusers has no such class
+        given = params["cond_stage_config"].get("params") or {}
+        model.cond_stage_model, params["cond_stage_config"] = as_clip(model.cond_stage_model, given)
     parts = components(model, params, DTYPES[options.precision])
     lines = []
     with atomic_folder(options.out, "‹out›") as folder:

@@ -250,6 +250,33 @@ def test_a_plain_controlnet_is_diffusers_own():
         torch.testing.assert_close(pipe.predict(x, t, text, hint, None), ours, atol=1e-5, rtol=1e-4)
 
 
+def shrunken_v21():
+    """Stable Diffusion 2.1's layout with a plain ControlNet, narrow."""
+    config = OmegaConf.load(ROOT / "configs" / "model" / "cldm_v21.yaml")
+    params = config.model.params
+    for part in ("control_stage_config", "unet_config"):
+        params[part].params.update(model_channels=8, norm_groups=8, context_dim=16, num_head_channels=8)
+    params.first_stage_config.params.ddconfig.update(ch=8, norm_groups=8)
+    params.cond_stage_config.params.text_config = {"width": 16, "heads": 2, "layers": 3, "embed_dim": 8}
+    return config
+
+
+def test_open_clips_text_transformer_becomes_clips(cli, tmp_path):
+    config, weights, folder = (tmp_path / name for name in ("v21.yaml", "v21.safetensors", "v21"))
+    OmegaConf.save(shrunken_v21(), config)
+    torch.manual_seed(0)
+    model = nothing_is_zero(create_model(config))
+    save_state_dict(model.state_dict(), weights)
+    assert "text_encoder: CLIPTextModel of transformers" in cli("export_diffusers", config, weights, folder)
+    cli("import_diffusers", folder, tmp_path / "back")
+    again = create_model(tmp_path / "back" / "model.yaml", tmp_path / "back" / "model.safetensors")
+    texts = [PROMPT, "", "a field " * 60]
+    ours, theirs = (one.get_learned_conditioning(texts) for one in (model, again))
+    assert ours.std() > 0.1 and (ours - theirs).abs().max() < 1e-5
+    before, after = ({k: v for k, v in one.state_dict().items() if "cond_stage" not in k} for one in (model, again))
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_what_cannot_be_exported_is_refused(cli, folders, tmp_path, monkeypatch):
     _, weights, folder = folders["tiny"]
     config = folder.with_suffix(".yaml")
