@@ -22,6 +22,7 @@ from common.rasters import MOST_BANDS
 from common.schema import KeyPath, Name, Schema, Share, dotted, one_line, parse
 from common.trust import is_trusted
 from ldm.first_stage.schema import AutoencoderParams, NetworkParams
+from ldm.models.choices import OPTIMIZERS
 from ldm.models.diffusion import NOISE_SAYS_NOTHING
 from ldm.models.objective import TIME_STEPS, WEIGHTINGS
 from ldm.models.schedule import PREDICTION_TYPES
@@ -299,6 +300,7 @@ class ControlLdmParams(DiffusionParams):
     aug_pipe_config: Augmentation | None = None
     lora: Annotated[int, Field(ge=1, le=16_384)] | None = None
     lora_targets: Annotated[list[Name], Field(min_length=1, max_length=100)] = list(ATTENTION)
+    optimizer: Literal[OPTIMIZERS] = "adamw_fused"  # type: ignore[valid-type]
 
 
 MODEL = Slot({"cldm.control_ldm.ControlLDM": ControlLdmParams, "ldm.models.diffusion.LatentDiffusion": DiffusionParams})

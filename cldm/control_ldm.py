@@ -19,12 +19,14 @@ from cldm.fusion import BranchFeature, is_fusion_weight
 from cldm.lora import adapt, trains_with_lora
 from common.errors import InputError
 from common.rng import Stream, seed_from
+from ldm.compiling import compiled
 from ldm.models.conditions import TextConditions
 from ldm.models.diffusion import LatentDiffusion
 from ldm.modules.ema import EMA
 from ldm.modules.lora import ATTENTION
 from ldm.targets import instantiate_from_config
 from ldm.training.checkpoints import TrainingDiverged
+from ldm.training.optimizers import make_optimizer, optimizer_options
 
 TRAINABLE = ("fusion", "published", "all")
 BranchFeatures = Sequence[Tensor | BranchFeature] | None
@@ -51,6 +53,7 @@ class ControlLDM(LatentDiffusion):
             U-Net too, for models that do not start from Stable Diffusion).
         learning_rate: of AdamW.
         weight_decay: of AdamW.
+        optimizer: which AdamW, see ``ldm.training.optimizers``.
         warmup_steps: steps of linear warm-up.
         decay_steps: step at which a cosine decay to zero ends; None keeps the rate.
         use_ema: average the weights that train.
@@ -85,6 +88,7 @@ class ControlLDM(LatentDiffusion):
         only_mid_control: bool | None = None,
         lora: int | None = None,
         lora_targets: Sequence[str] = ATTENTION,
+        optimizer: str = "adamw_fused",
         *,
         unet_config: Mapping[str, Any],
         **latent_diffusion: Any,
@@ -104,7 +108,7 @@ class ControlLDM(LatentDiffusion):
         if ssl_stage_config is not None:
             self.ssl_stage_model = instantiate_from_config(ssl_stage_config)
         self.control_key, self.ssl_control_key = control_key, ssl_control_key
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.learning_rate, self.weight_decay, self.optimizer = learning_rate, weight_decay, optimizer
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.ema_decay = ema_decay if use_ema else None
         # A loss that is not a number makes the mean infinite, so that no checkpoint of that step is kept as the best.
@@ -175,22 +179,29 @@ class ControlLDM(LatentDiffusion):
         """Height and width of images must be multiples of this many pixels."""
         return self.factor * self.model.diffusion_model.max_factor
 
-    def accelerate(self, compile_networks: bool = False, shared_gradients: bool = False) -> None:
+    @property
+    def networks(self) -> list[nn.Module]:
+        """What runs at each denoising step: the branches and the U-Net."""
+        return [*self.branches, self.model.diffusion_model]
+
+    def accelerate(self, compile_networks: bool | str = False, shared_gradients: bool = False) -> None:
         """Changes how the networks run, not what they compute: channels-last memory format and, if wanted, compiled.
 
         Args:
-            compile_networks: ``torch.compile``: slow start, quicker steps.
+            compile_networks: see ``ldm.compiling``; True compiles the blocks.
             shared_gradients: several processes train the model.
+
+        Raises:
+            InputError: CUDA graphs without a GPU.
         """
-        networks = (*self.branches, self.model.diffusion_model)
         for module in self.modules():
             # The weights of a 1 x 1 convolution lie in memory alike in both formats, but by their strides a kernel is
             # chosen. They would differ from those of their gradients, about which DDP complains at every step.
             if isinstance(module, nn.Conv2d) and not (shared_gradients and module.kernel_size == (1, 1)):
                 module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
-        if compile_networks:
-            for network in networks:
-                network.compile()
+        if isinstance(compile_networks, bool):
+            compile_networks = "blocks" if compile_networks else "no"
+        compiled(self.networks, compile_networks)
 
     def new_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What TISynth adds to Stable Diffusion: both branches, and the attention to their features."""
@@ -316,15 +327,13 @@ class ControlLDM(LatentDiffusion):
     def configure_optimizers(self) -> Any:
         """AdamW over what trains, warm-up and cosine decay as asked."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, **self._optimizer_options())
+        optimizer = make_optimizer(self.optimizer, parameters, *self._optimizer_options())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _optimizer_options(self) -> dict[str, Any]:
-        # The fused AdamW updates all parameters by one kernel, without temporary copies. In 16-mixed it would unscale
-        # the gradients itself, after Lightning has clipped them; Lightning refuses that.
-        fused = self._trainer is None or self.trainer.precision != "16-mixed"
-        return {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": fused}
+    def _optimizer_options(self) -> tuple[dict[str, Any], bool]:
+        fuses = self._trainer is None or self.trainer.precision != "16-mixed"
+        return {"lr": self.learning_rate, "weight_decay": self.weight_decay}, fuses
 
     def configure_gradient_clipping(
         self,
@@ -357,6 +366,7 @@ class ControlLDM(LatentDiffusion):
             scheduler: Any = config.scheduler
             scheduler.base_lrs = [self.learning_rate] * len(scheduler.base_lrs)
             rate = self.learning_rate * self._rate(scheduler.last_epoch)
+            options = optimizer_options(self.optimizer, *self._optimizer_options())
             for group in scheduler.optimizer.param_groups:
-                group.update({**self._optimizer_options(), "initial_lr": self.learning_rate, "lr": rate})
+                group.update({**options, "initial_lr": self.learning_rate, "lr": rate})
             scheduler._last_lr = [rate] * len(scheduler.base_lrs)

@@ -19,6 +19,7 @@ from ldm.modules.attention import (
     CachedContext,
     Context,
     CrossAttention,
+    KeyValue,
     SpatialTransformer,
     to_tokens,
 )
@@ -46,14 +47,14 @@ class BranchFeature(CachedContext):
         super().__init__(to_tokens(map))
         self.map, self.strength, self.keep = map, strength, keep
 
-    def key_value(self, attention: CrossAttention) -> tuple[Tensor, Tensor]:
+    def key_value(self, attention: CrossAttention) -> KeyValue:
         """Keys and values of one attention layer, each (times B, heads, hw, dim_head)."""
         return super().key_value(attention) if self.keep else self.computed(attention)
 
-    def computed(self, attention: CrossAttention) -> tuple[Tensor, Tensor]:
+    def computed(self, attention: CrossAttention) -> KeyValue:
         """See ``CachedContext``."""
         key, value = attention.key_value(self.tensor)
-        return key, value if self.strength == 1 else self.strength * value
+        return KeyValue(key, value if self.strength == 1 else self.strength * value)
 
     def added_to(self, skip: Tensor) -> Tensor:
         """A skip connection (times B, C, h, w), and the map with its strength."""
@@ -102,6 +103,11 @@ class AllInAttentionBlock(BasicTransformerBlock):
         self.attn01_ssl_trainable = CrossAttention(dim, self.feature_dim, heads, dim_head)
         self.norm00_trainable = nn.LayerNorm(dim)
         self.norm01_trainable = nn.LayerNorm(dim)
+
+    def kept(self, context: JointContext) -> JointContext:
+        """See ``BasicTransformerBlock``."""
+        reference, mask = self.attn00_ls_trainable, self.attn01_ssl_trainable
+        return JointContext(reference.kept(context.reference), mask.kept(context.mask), super().kept(context.text))
 
     def _forward(self, x: Tensor, context: JointContext) -> Tensor:  # type: ignore[override]
         # reference -> mask -> self -> text -> feed-forward, each pre-normed and residual; x stays (B, N, C)

@@ -11,6 +11,7 @@ from pathlib import Path
 from common.converters import batch_size, integer, number, pixels, random_seed
 from common.errors import InputError
 from common.options import Options, option
+from ldm.models.choices import COMPILED
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MODEL = CONFIGS / "model" / "tisynth_v15.yaml"  # the published model
@@ -111,7 +112,13 @@ class BenchmarkOptions(ModelOptions):
     no_peer: bool = option(False, help="leave the peer out")
     no_training: bool = option(False, help="leave training out")
     presets: bool = option(False, help="time images by each preset of a synthesis, too")
-    compile: bool = option(False, help="compile the networks at last: how long that takes, and a step afterwards")
+    compile: tuple[str, ...] | None = option(
+        None,
+        choices=COMPILED[1:],
+        nargs="*",
+        help="compile the networks at last: how long that takes, and a step afterwards; blocks, whole, graphs (all "
+        "that the device can do)",
+    )
     flops: bool = option(
         False, help="count an image's operations by each preset and saving (docs/speed_and_use.md); time nothing"
     )

@@ -30,6 +30,16 @@ def cpu_multiplies_bf16() -> bool:
     return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def use_threads(threads: int | None) -> None:
+    """Sets the CPU threads of this process and of those that it starts; None leaves them as they are.
+
+    PyTorch takes one for each physical core, and Lightning shares them among the processes of a machine.
+    """
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # Lightning leaves it alone, then
+        torch.set_num_threads(threads)
+
+
 def parse_devices(gpus: str) -> dict[str, Any]:
     """Lightning's ``accelerator`` and ``devices`` from ``--gpus``.
 

@@ -35,9 +35,14 @@ ROWS: dict[str, Callable[[Any], str]] = {
     "one text after the other": lambda one: f"{one['ablations']['one text after the other']:.2f}",
     "attention not fused": lambda one: f"{one['ablations']['attention not fused']:.2f}",
     "not channels-last": lambda one: f"{one['ablations']['not channels-last']:.2f}",
-    "compiled: s until the first step": lambda one: f"{one['compiled']['start_seconds']:.0f}",
-    "uncompiled, of compiled": lambda one: f"{one['compiled']['time_ratio']:.2f}",
 }
+for _kind in ("blocks", "whole", "graphs"):
+    ROWS |= {
+        f"`--compile {_kind}`: s until the first step": lambda one, kind=_kind: (
+            f"{one['compiled'][kind]['start_seconds']:.0f}"
+        ),
+        f"uncompiled, of `--compile {_kind}`": lambda one, kind=_kind: f"{one['compiled'][kind]['time_ratio']:.2f}",
+    }
 
 
 def read(folder: Path, kind: str) -> dict[str, Any]:

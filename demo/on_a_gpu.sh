@@ -59,9 +59,10 @@ bench=(-m scripts.benchmark --config "$CONFIG" --size "$SIZE" --device "$DEVICE"
 part tests 240 -m pytest -q -p no:cacheprovider -m gpu tests/test_on_a_gpu.py
 part parity 120 "${bench[@]}" --parity --out "$out/parity.json"
 more=(--presets --compile)
+limit=330  # three ways to compile
 for precision in $PRECISIONS; do
-  part "bench_$precision" 210 "${bench[@]}" --precision "$precision" --steps "$STEPS" "${more[@]}" --out "$out/bench_$precision.json"
-  more=()
+  part "bench_$precision" "$limit" "${bench[@]}" --precision "$precision" --steps "$STEPS" "${more[@]}" --out "$out/bench_$precision.json"
+  more=() limit=210
 done
 for batch in $BATCHES; do
   part "batch_$batch" 60 "${bench[@]}" --precision "${PRECISIONS%% *}" --steps "$STEPS" --batch-size "$batch" \

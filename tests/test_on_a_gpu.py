@@ -58,6 +58,19 @@ def test_an_images_noise_is_its_own(model, sampler):
     assert (both[1:] - alone).abs().max() < 1e-2 * both.abs().max()
 
 
+@pytest.mark.parametrize("kind", ["blocks", "graphs"])
+def test_compiled_networks_make_the_same_picture(kind):
+    model = small_model(spread=0.1).to("cuda")
+    cond, x = given("cuda")
+    how = {"guidance_scale": 2.0, "sampler": "dpmsolver++"}
+    expected = sample(model, cond, model.without_text(cond), x, 4, **how)
+    model.accelerate(kind)
+    for _ in range(2):  # the second replays what the first recorded
+        cond, x = given("cuda")
+        found = sample(model, cond, model.without_text(cond), x, 4, **how)
+        assert (found - expected).norm() < 1e-2 * expected.norm()
+
+
 @pytest.mark.parametrize("precision", ["32", "bf16", "16", "16-mixed"])
 def test_a_synthesis(cli, command, tmp_path, precision):  # noqa: F811
     words = command(tmp_path / "out", "--gpus", "0", "--precision", precision, "--only", "train_0000_seed_5")

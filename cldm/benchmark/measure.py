@@ -14,6 +14,7 @@ from cldm.benchmark.timing import count_flops, in_turn, matmul_rate, peak_memory
 from cldm.options import BenchmarkOptions
 from common.devices import pick_device
 from common.trust import trust
+from ldm.models.choices import COMPILED
 
 
 def measure(options: BenchmarkOptions) -> dict[str, Any]:
@@ -56,9 +57,10 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
         result["training_samples_per_second"] = options.batch_size / trained["whole"]
         result["p_losses_seconds"] = trained["p_losses"]
         peaks["training"] = peak_memory(device)
-    if options.compile:
+    if options.compile is not None:
         bench.to(True)
-        result["compiled"] = bench.compiled()
+        kinds = options.compile or COMPILED[1 : None if device.type == "cuda" else -1]
+        result["compiled"] = {kind: bench.compiled(kind) for kind in kinds}
     result["peak_memory_gib"] = max(peaks.values())
     result["peaks_gib"] = peaks  # on a CPU, of the process so far, peer included
     return result
@@ -124,9 +126,9 @@ def table(result: dict[str, Any]) -> str:
     lines.append(f"  peak memory               {told}")
     for name, ratio in result["ablations"].items():
         lines.append(f"  {name:<34} {ratio:.2f} x the time")
-    if compiled := result.get("compiled"):
+    for kind, compiled in result.get("compiled", {}).items():
         lines.append(
-            f"  compiled: {compiled['start_seconds']:.1f} s until the first step; uncompiled "
+            f"  compiled, {kind}: {compiled['start_seconds']:.1f} s until the first step; uncompiled "
             f"{compiled['time_ratio']:.2f} x the time"
         )
     if peer := result.get("peer"):

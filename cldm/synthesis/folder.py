@@ -36,12 +36,14 @@ from cldm.synthesis.records import working_in
 from cldm.synthesis.run import JobDataset, collate, write_images
 from common.bands import read_bands_file
 from common.command import note
-from common.devices import parse_devices
+from common.devices import parse_devices, use_threads
 from common.errors import InputError
 from common.files import check_writable, file_hash
 from common.schema import one_line
 from common.trust import trust
+from ldm.compiling import NEEDS_GPU
 from ldm.models.schedule import spacing_of
+from ldm.quantization import quantizer
 from ldm.training.ranks import first_process
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by torchrun, Lightning for its children, SLURM
@@ -116,6 +118,7 @@ def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages,
         "lora_hash": [file_hash(path) for path, _ in files],
         "lora_scale": [scale for _, scale in files],
         "precision": options.precision,
+        "quantize": options.quantize,
     }
     spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr, options.sampler)
     return Recipe(items, replace(options, spacing=spacing), of_model, partial(reading, model), judges)
@@ -130,6 +133,19 @@ def identity(config: Path, checkpoint: Path, use_ema: bool) -> dict[str, Any]:
         "config": config.name,
         "config_hash": config_hash(OmegaConf.to_container(load_config(config).model, resolve=True)),
     }
+
+
+def check_devices(options: SynthesisOptions) -> None:
+    """Refuses, before the model is built, what the devices do not have.
+
+    Raises:
+        InputError: no such device, or it has no CUDA graphs or no such weights.
+    """
+    on_gpu = parse_devices(options.gpus)["accelerator"] == "gpu"
+    if options.compile == "graphs" and not on_gpu:
+        raise InputError(NEEDS_GPU)
+    if options.quantize != "none":
+        quantizer(options.quantize, on_gpu)
 
 
 def check_judges(judges: Judges, options: SynthesisOptions, items: PairedImages) -> None:
@@ -165,7 +181,8 @@ def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judge
         InputError: anything the work would trip over.
     """
     trust(options.trust)
-    parse_devices(options.gpus)  # refused before the model is built
+    check_devices(options)
+    use_threads(options.threads)
     judges = open_judges()
     stated = None if options.bands is None else read_bands_file(options.bands)
     over = {} if stated is None else {"bands": stated.model_dump(exclude_defaults=True)}

@@ -11,7 +11,7 @@ from cldm.synthesis.saving_options import SavingOptions
 from common.converters import batch_size, integer, number, pixels, workers
 from common.errors import InputError
 from common.options import option
-from ldm.models.choices import CONSISTENCY, SAMPLERS, SPACINGS, TAKE_ETA
+from ldm.models.choices import COMPILED, CONSISTENCY, QUANTIZED, SAMPLERS, SPACINGS, TAKE_ETA
 
 REFERENCE_LATENTS = ("mode", "sample")
 PRECISIONS = ("32", "bf16", "16", "bf16-mixed", "16-mixed")
@@ -134,6 +134,14 @@ class SynthesisOptions(SamplingOptions, LoraFileOptions):
     )
     trust_config: bool = option(False, help="run a segmentor's config that lies in a folder of results")
     precision: str = option("32", choices=PRECISIONS, help="of the weights, or mixed: weights in 32 bit")
+    quantize: str = option(
+        "none", choices=QUANTIZED, help="the attention's weights in 8 bit, for less memory (extra quantize: torchao)"
+    )
+    threads: int | None = option(
+        None,
+        convert=integer(1, 1024),
+        help="CPU threads of a process; by default its physical cores, or OMP_NUM_THREADS",
+    )
     gpus: str = option("auto", help="auto, cpu, or indices: 0 or 0,1,2,3")
     num_nodes: int = option(1, convert=integer(1), help="machines; start the same command on each by SLURM or torchrun")
     bands: Path | None = option(
@@ -152,7 +160,14 @@ class SynthesisOptions(SamplingOptions, LoraFileOptions):
         help="of the images; auto: GeoTIFF where the mask is one, or of more than three bands or 8 bits; else jpg",
     )
     quality: int = option(95, convert=integer(1, 100), help="of JPEG files, 1 to 100")
-    compile: bool = option(False, help="torch.compile the networks: slow start, quicker steps")
+    compile: str = option(
+        "no",
+        choices=COMPILED,
+        nargs="?",
+        const="blocks",
+        help="torch.compile the networks' repeated blocks (as without a word), or the networks as a whole: slow start, "
+        "quicker steps; graphs: blocks, replayed as CUDA graphs",
+    )
     only: tuple[str, ...] = option((), metavar="NAME", help="make just these images (<mask name>_seed_<seed>), again")
     remake: bool = option(False, help="make images again that were made otherwise than this command would")
     skip_invalid: bool = option(False, help="leave faulty items out instead of stopping")
@@ -199,5 +214,9 @@ class SynthesisOptions(SamplingOptions, LoraFileOptions):
             raise InputError(f"‹rectify_steps› {self.rectify_steps}: there are {self.steps} ‹steps›; take fewer")
         if self.chooses and not (self.judge or self.rectify):
             raise InputError("‹candidates›, ‹retry›: need a segmentor that chooses; name one by ‹judge›")
+        if self.compile == "graphs" and self.reuse_encoder == "all":
+            raise InputError("‹compile› graphs: overwrites what ‹reuse_encoder› all keeps; take blocks")
+        if self.quantize != "none" and (self.precision.endswith("mixed") or self.rectify):
+            raise InputError(f"‹quantize› {self.quantize}: goes with ‹precision› 32, bf16 or 16, and without ‹rectify›")
         if self.judge and not self.chooses:
             raise InputError("‹judge›: has nothing to choose from; set ‹candidates› or ‹retry›")

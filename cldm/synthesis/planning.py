@@ -27,6 +27,7 @@ LONGEST_NAME = 255 - len("..12345678.tmp.jpg")  # bytes, so that the temporary f
 TRAINING_ONLY = (
     "learning_rate",
     "weight_decay",
+    "optimizer",
     "warmup_steps",
     "decay_steps",
     "use_ema",
@@ -52,6 +53,7 @@ MAKES = (
     "lora_scale",
     "bands",
     "precision",
+    "quantize",
     "sampler",
     "steps",
     "spacing",

@@ -88,6 +88,7 @@ class Sample(Record):
     lora_hash: list[str] = []
     lora_scale: list[float] = []
     precision: str | None = None
+    quantize: str = "none"  # records that say none are older
 
 
 def _journal(outdir: Path) -> Journal[Sample]:

@@ -35,6 +35,7 @@ from common.errors import InputError
 from common.files import atomic_path, file_hash
 from common.rng import item_noise
 from ldm.models.sampling import sample
+from ldm.quantization import quantize
 from ldm.training.stop_on_signal import ctrl_c
 
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
@@ -87,9 +88,13 @@ class Batches(Sampler[list[int]]):
 def batch_loader(
     items: PairedImages, jobs: Sequence[Job], batches: list[list[int]], num_workers: int
 ) -> DataLoader[dict[str, Any]]:
-    """Reads jobs in the given batches of their indices."""
+    """Reads jobs in the given batches of their indices; for a GPU, into memory that is copied while it computes."""
     return DataLoader(
-        JobDataset(items, jobs), batch_sampler=Batches(batches), collate_fn=collate, num_workers=num_workers
+        JobDataset(items, jobs),
+        batch_sampler=Batches(batches),
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -318,12 +323,14 @@ def write_images(
         recipe: what the records say.
         judges: segmentors that guide and choose.
     """
-    model.accelerate(compile_networks=options.compile)
     precision = options.precision
     # The weights are cast here, not by Lightning: its half precision also draws the noise in half precision, which
     # gives another picture.
     if precision in HALF:
         model.to(HALF[precision])
+    devices = parse_devices(options.gpus)
+    quantize(model.networks, options.quantize, devices["accelerator"] == "gpu")
+    model.accelerate(compile_networks=options.compile)
     engine = pl.Trainer(
         logger=False,
         enable_checkpointing=False,
@@ -333,7 +340,7 @@ def write_images(
         callbacks=[TQDMProgressBar(refresh_rate=1)],
         precision="32-true" if precision in HALF else precision,  # type: ignore[arg-type]
         num_nodes=options.num_nodes,
-        **parse_devices(options.gpus),
+        **devices,
     )
     with working_in(options.outdir) if engine.is_global_zero else nullcontext():
         painter = Synthesizer(model, options, recipe, judges)

@@ -10,6 +10,7 @@ from typing import Any
 from cldm.options import CONFIGS, ModelOptions
 from common.converters import file_path, flag, integer, name, random_seed
 from common.options import option
+from ldm.models.choices import OPTIMIZERS
 
 BASE = CONFIGS / "train" / "tisynth.yaml"  # the published training
 SEED = 23
@@ -71,6 +72,17 @@ class TrainingOptions(ModelOptions):
         (),
         metavar="LAYER",
         help="the layers that get them, by the ends of their names; to_q to_k to_v to_out.0 by default",
+    )
+    optimizer: str | None = option(
+        None,
+        choices=OPTIMIZERS,
+        help="which AdamW: by one kernel (adamw_fused, the configuration's default), or with averages in 8 bit (on a "
+        "GPU, by bitsandbytes)",
+    )
+    threads: int | None = option(
+        None,
+        convert=integer(1, 1024),
+        help="CPU threads of a process; by default its physical cores, or OMP_NUM_THREADS",
     )
     gpus: str = option("auto", help="auto, cpu, or indices: 0 or 0,1,2,3 (a comma separated list, as published)")
     num_nodes: int = option(1, convert=integer(1), help="machines; start the same command on each by SLURM or torchrun")

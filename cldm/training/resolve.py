@@ -17,6 +17,7 @@ from common.devices import count_devices, parse_devices
 from common.errors import InputError
 from common.schema import one_line
 from ldm.training.checkpoints import CONFIG_NAME
+from ldm.training.optimizers import check_optimizer
 from ldm.training.ranks import first_process
 from ldm.training.resume import resume_checkpoint
 
@@ -104,6 +105,9 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
     devices = count_devices(parse_devices(options.gpus)["devices"])
     if trainer.get("precision") is not None:
         _check_precision(str(trainer.precision), trainer.accelerator)
+    if options.optimizer is not None:
+        model.optimizer = options.optimizer
+    check_optimizer(model.get("optimizer", "adamw_fused"), trainer.accelerator)
     if options.cache_latents is not None:
         config.data.params.cache_latents = str(options.cache_latents)
     if options.save_every is not None:

@@ -26,7 +26,7 @@ from cldm.training.report import training_report
 from cldm.training.resolve import merged_config, resolve, saved_config
 from cldm.training.run_name import run_time
 from cldm.training.text_cache import CachedTexts
-from common.devices import count_devices
+from common.devices import count_devices, use_threads
 from common.errors import InputError
 from common.files import atomic_path, check_writable, full_disk, only_writer, room_for
 from common.loggers import make_logger
@@ -203,6 +203,7 @@ def train(options: TrainingOptions) -> int:
         TrainingDiverged: the loss is no number any more.
     """
     trust(options.trust)
+    use_threads(options.threads)
     config = merged_config(options)
     checkpoint = None if options.resume is None else resume_checkpoint(options.resume)
     before = saved_config(options)

@@ -13,7 +13,9 @@ from pydantic import Field
 from common.limits import COUNT
 from common.log_choices import LOGGERS
 from common.schema import Name, Schema, Share
+from ldm.models.choices import COMPILED
 
+TRAINABLE = COMPILED[:-1]  # what CUDA graphs overwrite, the backward pass would still need
 Count = Annotated[int, Field(ge=0, le=COUNT)]
 Positive = Annotated[int, Field(ge=1, le=COUNT)]
 Endless = Annotated[int, Field(ge=-1, le=COUNT)]  # -1: no end
@@ -101,7 +103,7 @@ class Callbacks(Schema):
 class Lightning(Schema):
     """The section ``lightning``."""
 
-    compile: bool = False
+    compile: bool | Literal[TRAINABLE] = False  # type: ignore[valid-type]
     save_every: Positive | None = None
     save_every_n_epochs: Positive | None = None
     modelcheckpoint: Params | None = None

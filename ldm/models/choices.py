@@ -8,3 +8,6 @@ CONSISTENCY = ("lcm", "tcd")  # of models, or of LoRA weights, that were distill
 SAMPLERS = (*SOLVERS, *CONSISTENCY)
 TAKE_ETA = ("ddim", "tcd")
 SPACINGS = ("auto", "leading", "trailing")
+COMPILED = ("no", "blocks", "whole", "graphs")  # see ``ldm.compiling``
+OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")  # see ``ldm.training.optimizers``
+QUANTIZED = ("none", "int8", "fp8")  # see ``ldm.quantization``

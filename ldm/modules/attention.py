@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from ldm.modules.layers import group_norm, zero_module
 
 K = TypeVar("K", bound="CachedContext")
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one attention layer, each (B, heads, L, dim_head)."""
+
+    key: Tensor
+    value: Tensor
 
 
 class CachedContext:
@@ -31,7 +38,7 @@ class CachedContext:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         self.times = 1
-        self._key_value: dict[int, tuple[Tensor, Tensor]] = {}
+        self._key_value: dict[int, KeyValue] = {}
 
     @property
     def shape(self) -> torch.Size:
@@ -44,22 +51,21 @@ class CachedContext:
         other.times = times
         return other
 
-    def key_value(self, attention: CrossAttention) -> tuple[Tensor, Tensor]:
+    def key_value(self, attention: CrossAttention) -> KeyValue:
         """Keys and values of one attention layer, each (times B, heads, L, dim_head)."""
         layer = id(attention)
         if layer not in self._key_value:
             self._key_value[layer] = self.computed(attention)
         if self.times == 1:
             return self._key_value[layer]
-        key, value = (part.repeat(self.times, 1, 1, 1) for part in self._key_value[layer])
-        return key, value
+        return KeyValue(*(part.repeat(self.times, 1, 1, 1) for part in self._key_value[layer]))
 
-    def computed(self, attention: CrossAttention) -> tuple[Tensor, Tensor]:
+    def computed(self, attention: CrossAttention) -> KeyValue:
         """What ``key_value`` keeps, each (B, heads, L, dim_head)."""
         return attention.key_value(self.tensor)
 
 
-Context = Tensor | CachedContext
+Context = Tensor | CachedContext | KeyValue
 
 
 class CrossAttention(nn.Module):
@@ -84,17 +90,19 @@ class CrossAttention(nn.Module):
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, heads*d) -> (B, heads, N, d)
 
-    def key_value(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def key_value(self, context: Tensor) -> KeyValue:
         """Keys and values (B, heads, L, dim_head) of a context (B, L, D)."""
-        return self._split_heads(self.to_k(context)), self._split_heads(self.to_v(context))
+        return KeyValue(self._split_heads(self.to_k(context)), self._split_heads(self.to_v(context)))
+
+    def kept(self, context: Context | None) -> Context | None:
+        """Of a context that keeps keys and values, this layer's; any other as it is."""
+        return context.key_value(self) if isinstance(context, CachedContext) else context
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """x (B, N, C), context (B, L, D) -> (B, N, C)."""
         query = self._split_heads(self.to_q(x))
-        if isinstance(context, CachedContext):
-            key, value = context.key_value(self)
-        else:
-            key, value = self.key_value(x if context is None else context)
+        given = self.kept(context)
+        key, value = given if isinstance(given, KeyValue) else self.key_value(x if given is None else given)
         # softmax(Q K^T / sqrt(d)) V
         out = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, d)
         return self.to_out(out.transpose(1, 2).flatten(2))
@@ -161,6 +169,13 @@ class BasicTransformerBlock(nn.Module):
 
         It comes first, since optimizers save their state in the order of the parameters: that order must not change.
         """
+
+    def kept(self, context: Any) -> Any:
+        """The same context as tensors alone: keys and values in the place of what keeps them.
+
+        Looked up before the block runs, so that a compiled block is the same for all blocks of its shape.
+        """
+        return self.attn2.kept(context)
 
     def forward(self, x: Tensor, context: Any = None) -> Tensor:
         """Image tokens to image tokens.
@@ -232,7 +247,7 @@ class SpatialTransformer(nn.Module):
         tokens = to_tokens(self.norm(x))  # (B, HW, C)
         tokens = self._project(self.proj_in, tokens)
         for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, block.kept(context))
         tokens = self._project(self.proj_out, tokens)
         out = tokens.transpose(1, 2).unflatten(-1, (height, width))  # (B, C, H, W)
         return x + out

@@ -1,14 +1,17 @@
 """Parts of the model against closed forms, and against themselves run another way."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch._dynamo.testing import CompileCounter
 
 from cldm.build import create_model
 from cldm.fusion import AllInAttentionBlock, JointContext
 from common.errors import InputError
+from ldm.compiling import compiled
 from ldm.models.autoencoder import SpaceToDepth
 from ldm.modules.attention import BasicTransformerBlock, CachedContext, CrossAttention
 from ldm.modules.ema import EMA
@@ -248,6 +251,31 @@ def test_compiled_network_agrees():
         for _ in range(2):  # the second call reads what the first has cached
             inputs = (x, t, text, features, features)
             assert torch.allclose(compiled(*inputs), unet(*inputs), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of its compiler
+def test_compiled_blocks_are_shared_and_agree(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # puts the limits back, too
+    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 256)
+    torch._dynamo.reset()
+    config = OmegaConf.load(SMALL)
+    torch.manual_seed(0)
+    unet = create_unet(config)
+    text = torch.randn(2, 7, 16)
+    x, t = torch.randn(2, 48, 8, 8), torch.tensor([3, 900])
+    with torch.no_grad():
+        skips = unet.encode(x, unet.embed_time(t, x.dtype), text)
+        features = [torch.randn_like(skip) for skip in skips]
+        features.append(torch.randn_like(features[-1]))
+        expected = unet(x, t, text, features, features)
+        graphs = CompileCounter()
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+        blocks = compiled([unet], "blocks")
+        kept = CachedContext(text)
+        for _ in range(2):
+            assert torch.allclose(unet(x, t, kept, features, features), expected, atol=1e-5)
+    assert 1 < graphs.frame_count < len(blocks)  # equal blocks share one, and what is cached makes no other
+    torch._dynamo.reset()
 
 
 def create_unet(config):
