@@ -78,9 +78,9 @@ def _added(skip: Tensor, feature: Feature) -> Tensor:
 class JointContext(NamedTuple):
     """What an all-in-attention block attends to beside the image itself; None of a branch that says nothing."""
 
-    reference: Context | None  # tokens of the reference branch's map (B, N, C')
-    mask: Context | None  # tokens of the mask branch's map (B, N, C')
-    text: Context | None  # text embedding (B, L, D)
+    reference: Context | KeyValue | None  # tokens of the reference branch's map (B, N, C')
+    mask: Context | KeyValue | None  # tokens of the mask branch's map (B, N, C')
+    text: Context | KeyValue | None  # text embedding (B, L, D)
 
 
 class AllInAttentionBlock(BasicTransformerBlock):
@@ -116,7 +116,7 @@ class AllInAttentionBlock(BasicTransformerBlock):
         return super()._forward(x, context.text)
 
     @staticmethod
-    def _read(attention: CrossAttention, norm: nn.LayerNorm, x: Tensor, features: Context | None) -> Tensor:
+    def _read(attention: CrossAttention, norm: nn.LayerNorm, x: Tensor, features: Context | KeyValue | None) -> Tensor:
         if features is None:  # W_out 0 + b, as features of zeros would give
             return attention.to_out[0].bias  # type: ignore[return-value]
         return attention(norm(x), features)

@@ -47,7 +47,7 @@ def compiled(networks: Iterable[nn.Module], kind: str) -> list[nn.Module]:
         return networks
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = dynamo.accumulated_recompile_limit = MOST_SHAPES
-    blocks = []
+    blocks: list[nn.Module] = []
     for network in networks:
         for block in network.modules():
             if isinstance(block, BLOCKS):

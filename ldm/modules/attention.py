@@ -65,7 +65,7 @@ class CachedContext:
         return attention.key_value(self.tensor)
 
 
-Context = Tensor | CachedContext | KeyValue
+Context = Tensor | CachedContext
 
 
 class CrossAttention(nn.Module):
@@ -94,11 +94,11 @@ class CrossAttention(nn.Module):
         """Keys and values (B, heads, L, dim_head) of a context (B, L, D)."""
         return KeyValue(self._split_heads(self.to_k(context)), self._split_heads(self.to_v(context)))
 
-    def kept(self, context: Context | None) -> Context | None:
+    def kept(self, context: Context | KeyValue | None) -> Tensor | KeyValue | None:
         """Of a context that keeps keys and values, this layer's; any other as it is."""
         return context.key_value(self) if isinstance(context, CachedContext) else context
 
-    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context | KeyValue | None = None) -> Tensor:
         """x (B, N, C), context (B, L, D) -> (B, N, C)."""
         query = self._split_heads(self.to_q(x))
         given = self.kept(context)
@@ -188,7 +188,7 @@ class BasicTransformerBlock(nn.Module):
             return checkpoint(self._forward, x, context, use_reentrant=False)
         return self._forward(x, context)
 
-    def _forward(self, x: Tensor, context: Context | None) -> Tensor:
+    def _forward(self, x: Tensor, context: Context | KeyValue | None) -> Tensor:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -247,7 +247,7 @@ class SpatialTransformer(nn.Module):
         tokens = to_tokens(self.norm(x))  # (B, HW, C)
         tokens = self._project(self.proj_in, tokens)
         for block in self.transformer_blocks:
-            tokens = block(tokens, block.kept(context))
+            tokens = block(tokens, block.kept(context))  # type: ignore[operator]
         tokens = self._project(self.proj_out, tokens)
         out = tokens.transpose(1, 2).unflatten(-1, (height, width))  # (B, C, H, W)
         return x + out
