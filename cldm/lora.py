@@ -30,7 +30,10 @@ def adapt(model: nn.Module, rank: int, targets: Sequence[str], trainable: str, s
     """
     if trainable != "fusion" or sd_locked is False:
         other = "sd_locked: false" if trainable == "fusion" else f"trainable: {trainable}"
-        raise InputError(f"lora: {rank}: with {other}; LoRA says itself what trains: leave one of them out")
+        instead = "sd_locked=true" if trainable == "fusion" else "trainable=fusion"
+        raise InputError(
+            f"lora: {rank}: with {other}; LoRA says itself what trains: set model.params.{instead}, or leave LoRA out"
+        )
     add_lora(model, rank, targets, but=is_fusion_weight)
 
 
