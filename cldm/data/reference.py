@@ -193,7 +193,8 @@ def _warp(image: NDArray[Any], change: _Change) -> NDArray[Any]:
     matrix = np.column_stack([linear, center + change.offset - linear @ center])
     if change.scale < 1:  # low-pass, so that shrinking does not alias: the blur of a pixel that covers 1 / scale pixels
         sigma = 0.5 * np.sqrt(change.scale**-2 - 1)
-        image = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
+        blurred = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
+        image = blurred.reshape(image.shape)  # OpenCV takes the axis of one band away
     return geometric.warp_affine(
         image,
         np.vstack([matrix, [0, 0, 1]]),

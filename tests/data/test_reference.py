@@ -124,6 +124,15 @@ def test_a_gray_picture_stays_what_it_is() -> None:
     assert all((augment(gray, seed) == 93).all() for seed in range(20))
 
 
+def test_one_band_is_changed_as_each_of_three() -> None:
+    for scaled in (only(scale_std=1.0), ReferenceAugmentation(p=1.0, color=0.5)):
+        assert all(scaled(RAMP[..., :1], seed).shape == (H, W, 1) for seed in range(8))
+    augment = only(scale_std=1.0, rotate_frac_max=0.1)
+    for seed in range(8):
+        one, three = augment(RAMP[..., :1], seed), augment(RAMP, seed)[..., :1]
+        assert np.abs(one.astype(int) - three).max() <= 2  # OpenCV rounds them apart
+
+
 def test_seed_alone_decides() -> None:
     augment = ReferenceAugmentation(p=0.7, color=0.5)
     image = scene()
