@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from common.extras import install
 from ldm.modules.attention import BasicTransformerBlock
 
 FP8_CAPABILITY = (8, 9)  # GPUs from Ada and Hopper on
@@ -36,7 +37,7 @@ def quantizer(kind: str, on_gpu: bool) -> Any:
     try:
         torchao: Any = importlib.import_module("torchao.quantization")
     except ImportError as error:
-        raise InputError(f"‹quantize› {kind}: needs torchao: pip install 'tisynth[quantize]'") from error
+        raise InputError(f"‹quantize› {kind}: needs torchao: {install('quantize')}") from error
     return torchao.Int8WeightOnlyConfig() if kind == "int8" else torchao.Float8WeightOnlyConfig()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from common.extras import install
 
 
 def check_optimizer(kind: str, accelerator: str) -> None:
@@ -32,9 +33,7 @@ def _adamw_8bit() -> Any:
     try:
         return importlib.import_module("bitsandbytes").optim.AdamW8bit
     except (ImportError, OSError, RuntimeError) as error:
-        raise InputError(
-            "model.params.optimizer: adamw_8bit: needs bitsandbytes: pip install 'tisynth[adamw8bit]'"
-        ) from error
+        raise InputError(f"model.params.optimizer: adamw_8bit: needs bitsandbytes: {install('adamw8bit')}") from error
 
 
 def make_optimizer(
