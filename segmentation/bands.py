@@ -8,6 +8,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS  # mmengine's own, which is searched whatever default scope a config has
+from numpy.typing import NDArray
 
 from common.bands import Bands, bands_of
 from common.errors import InputError
@@ -16,6 +17,11 @@ from segmentation.trees import dictionaries, entries
 
 READERS = ("ReadImage", "FourierStyle", "ColorTransfer", "PasteRareClasses")  # steps that open images
 MEAN, SPREAD = 127.5, 63.75  # of values in 0..255, for bands of which nothing else is known
+
+
+def with_band_axis(image: NDArray[Any]) -> NDArray[Any]:
+    """(H, W, bands) of an image whose only band's axis OpenCV has dropped, as resizing and turning do."""
+    return image.reshape(*image.shape[:2], -1)
 
 
 @TRANSFORMS.register_module()
@@ -32,7 +38,7 @@ class BandDistortion(BaseTransform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Changes ``img`` (H, W, bands), in 0..255; each of the two with probability 1/2."""
-        image = results["img"].astype(np.float32)
+        image = with_band_axis(results["img"]).astype(np.float32)
         if np.random.randint(2):  # noqa: NPY002 (mmseg seeds this generator for each item)
             image = image + np.float32(np.random.uniform(-self.brightness, self.brightness))  # noqa: NPY002
         if np.random.randint(2):  # noqa: NPY002

@@ -20,6 +20,7 @@ from evaluation.copies import nearest, thumbnail
 from scripts import segmentor
 from segmentation import prediction, windows
 from segmentation.augmentation import ColorTransfer, FourierStyle, PasteRareClasses, transfer_color
+from segmentation.bands import BandDistortion
 from tests.data.test_geotiff import place
 from tests.segmentation import pixel_backbone
 from tests.segmentation.chain import compare_options
@@ -91,6 +92,13 @@ def test_evaluation_and_comparison(land, cli, monkeypatch):
     cli("allot", *allotted, "--segmentor", config, weights, "--not-among", root / "img_test")
     told = json.loads((root / "allotted_report.json").read_text())["masks"]["label_train/r0.tif"]["references"]
     assert all(set(one) == {"images", "mix", "style"} for one in told.values())
+
+
+def test_a_single_band_keeps_its_axis_behind_a_resize():
+    """OpenCV drops it."""
+    for shape in ((6, 5), (6, 5, 1)):
+        made = BandDistortion().transform({"img": np.full(shape, 100, np.uint8)})["img"]
+        assert made.shape == (6, 5, 1) and np.ptp(made) < 1e-3
 
 
 def test_thumbnails_have_all_bands(land):
