@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cldm.control import HINT_WIDTHS
 from cldm.data.hints import ENCODINGS
+from cldm.distillation.schema import Distillation
 from common.bands import Bands
 from common.errors import InputError
 from common.limits import COUNT
@@ -303,7 +304,19 @@ class ControlLdmParams(DiffusionParams):
     optimizer: Literal[OPTIMIZERS] = "adamw_fused"  # type: ignore[valid-type]
 
 
-MODEL = Slot({"cldm.control_ldm.ControlLDM": ControlLdmParams, "ldm.models.diffusion.LatentDiffusion": DiffusionParams})
+class StudentParams(ControlLdmParams):
+    """Of ``ConsistencyStudent``."""
+
+    distillation: Distillation
+
+
+MODEL = Slot(
+    {
+        "cldm.control_ldm.ControlLDM": ControlLdmParams,
+        "cldm.distillation.student.ConsistencyStudent": StudentParams,
+        "ldm.models.diffusion.LatentDiffusion": DiffusionParams,
+    }
+)
 _LIKE_THE_UNET = ("in_channels", "model_channels", "num_res_blocks", "channel_mult", "context_dim")
 
 

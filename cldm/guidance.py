@@ -22,7 +22,7 @@ class ConditionGuidance(ComposedGuidance):
         model: has ``apply_model(x, t, cond)``, and ``ignored_hint``, see ``ControlLDM``.
         cond: reference (if the model reads any), mask and text.
         uncond: the same without text.
-        scale: of the text.
+        scale: of the text, one number or one an image (B, 1, 1, 1).
         mask_scale: of the mask.
         reference_scale: of the reference.
         split: one evaluation after the other.
@@ -33,13 +33,14 @@ class ConditionGuidance(ComposedGuidance):
         model: Any,
         cond: Conditions,
         uncond: Conditions,
-        scale: float = 9.0,
+        scale: float | Tensor = 9.0,
         *,
         mask_scale: float = 1.0,
         reference_scale: float = 1.0,
         split: bool = False,
     ) -> None:
         with_reference = uncond.without_mask(model.ignored_hint)
+        chain: list[tuple[Conditions, float | Tensor]]
         chain = [(with_reference, reference_scale), (uncond, mask_scale), (cond, scale)]
         super().__init__(model, with_reference.without_reference(), chain, split)
 

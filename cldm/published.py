@@ -37,6 +37,7 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
 # This package's classes that a configuration may name; those of latent diffusion are in ``ldm.targets``.
 TARGETS = (
     "cldm.control_ldm.ControlLDM",
+    "cldm.distillation.student.ConsistencyStudent",
     "cldm.control.ControlNet",
     "cldm.fusion.ControlledUnetModel",
     "cldm.training.image_logger.ImageLogger",

@@ -27,6 +27,7 @@ WITHOUT_TORCH = (
     "check_data",
     "compare",
     "count_memory",
+    "distill",
     "evaluate_first_stage",
     "evaluate_samples",
     "export_diffusers",

@@ -11,6 +11,7 @@ COMMANDS = {
     "import": ("import_data", "bring data of other formats into this project's layout"),
     "check": ("check_data", "look a data set over: classes, numbering, near-copies, prompts"),
     "train": ("train", "train a model that paints satellite images from mask, reference and text"),
+    "distill": ("distill", "make of a trained model one that paints in 4 to 8 steps"),
     "synthesize": ("inference", "paint images of known masks in the style of references"),
     "scene": ("scene", "paint a mask of any size, by overlapping windows"),
     "web": ("web", "a page in the browser to paint masks on, and to see the images"),

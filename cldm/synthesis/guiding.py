@@ -8,6 +8,7 @@ from typing import Any
 
 from cldm.conditions import Conditions
 from cldm.control_ldm import ControlLDM
+from cldm.distillation.student import ConsistencyStudent
 from cldm.guidance import Acting, ConditionGuidance, SpannedGuidance
 from cldm.reuse import EncoderReuse, key_steps
 from cldm.synthesis.options import SamplingOptions
@@ -30,12 +31,14 @@ def time_steps_of(model: ControlLDM, options: SamplingOptions) -> list[float]:
 
 
 def few_steps(model: ControlLDM, options: SamplingOptions) -> list[str]:
-    """A line about steps that begin too far from noise, and one about guidance that is there twice.
+    """A line about steps that begin too far from noise, or about guidance that is there twice.
 
     Raises:
         InputError: a number of steps that cannot be.
     """
     start, total = int(time_steps_of(model, options)[0]), len(model.betas)
+    if isinstance(model, ConsistencyStudent):
+        return _of_a_student(model, options)
     if options.sampler in CONSISTENCY and options.scale > 2:
         return [
             f"‹scale› {options.scale:g}: what was distilled for ‹sampler› {options.sampler} has guidance within; take "
@@ -48,6 +51,16 @@ def few_steps(model: ControlLDM, options: SamplingOptions) -> list[str]:
         f"‹steps› {options.steps}: {spacing} time steps begin at {start} of {total}, where the network "
         "expects less noise than there is, and images stay noisy; take ‹spacing› trailing, or more steps"
     ]
+
+
+def _of_a_student(model: ConsistencyStudent, options: SamplingOptions) -> list[str]:
+    for name in ("scale", "mask_scale", "reference_scale"):
+        if (scale := getattr(options, name)) != 1:
+            within = model.distillation.guidance
+            return [f"‹{name}› {scale:g}: this model was distilled with guidance within ({within}); take ‹{name}› 1"]
+    if options.sampler in CONSISTENCY:
+        return []
+    return [f"‹sampler› {options.sampler}: this model was distilled for ‹sampler› lcm or tcd, in 4 to 8 ‹steps›"]
 
 
 def guidance_of(model: ControlLDM, options: SamplingOptions) -> Callable[..., Guidance] | None:

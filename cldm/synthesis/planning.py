@@ -43,6 +43,7 @@ TRAINING_ONLY = (
     "hint_encoding",
     "classes",
     "bands",
+    "distillation",
 )
 # What makes a picture, in the order in which differences are named.
 MAKES = (

@@ -72,7 +72,7 @@ def read_training_line(line: Parser, words: Sequence[str]) -> tuple[TrainingOpti
     add_options(line, PublishedTrainingOptions)
     published = read_line([line.own_spelling(word) for word in words], line._option_string_actions)
     parsed = line.parse_intermixed_args(published.others)
-    _move_settings(parsed, published.settings)
+    move_settings(parsed, published.settings)
     options = taken(PublishedTrainingOptions, parsed)
     without_effect = {"--project": options.project is not None, "--debug": options.debug, "--no-test": options.no_test}
     notes = published.notes + [f"{flag}: without effect (see --help)" for flag, on in without_effect.items() if on]
@@ -99,10 +99,17 @@ def read_training_line(line: Parser, words: Sequence[str]) -> tuple[TrainingOpti
     return dataclasses.replace(options, **changed), notes
 
 
-def _move_settings(parsed: argparse.Namespace, published: Sequence[str]) -> None:
-    """Options of several words take the settings that follow them, too: ``--base a.yaml key=value``."""
+def move_settings(parsed: argparse.Namespace, published: Sequence[str] = ()) -> None:
+    """Options of several words take the settings that follow them, too: ``--base a.yaml key=value``.
+
+    Args:
+        parsed: the options of a training or distillation, changed in place.
+        published: further settings, given under published names.
+    """
     settings = [*parsed.settings, *published]
     for field in ("allow_mismatch", "base"):
+        if not hasattr(parsed, field):
+            continue
         words = getattr(parsed, field)
         follow = [word for word in words if "=" in str(word) and not Path(word).exists()]
         settings += map(str, follow)

@@ -128,3 +128,7 @@ class TrainingOptions(ModelOptions):
     settings: tuple[str, ...] = option(
         (), positional=True, nargs="*", metavar="key=value", help="any value of the configuration"
     )
+
+    def stated(self) -> dict[str, Any]:
+        """What the command says of the configuration by itself, after all files; ``settings`` win over it."""
+        return {}

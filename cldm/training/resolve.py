@@ -51,7 +51,7 @@ def merged_config(options: TrainingOptions) -> DictConfig:
     Raises:
         InputError: what cannot be read, is not known or cannot be; names file or setting.
     """
-    files = list(options.base)
+    files: list[Path | DictConfig] = list(options.base)
     if options.resume is None:
         files = [*(files or [BASE]), options.config_model or MODEL]
     else:
@@ -59,6 +59,8 @@ def merged_config(options: TrainingOptions) -> DictConfig:
         own = resume_checkpoint(options.resume).parent.parent / CONFIG_NAME
         files = [own, *files] if own.exists() or not files else files
     files += [] if options.bands is None else [options.bands]
+    if stated := options.stated():
+        files.append(DictConfig(stated))
     if wrong := [text for text in options.settings if "=" not in text]:
         raise InputError(f"{wrong[0]}: not understood; settings are written key=value, options with --")
     return load_training_config(files, options.settings)

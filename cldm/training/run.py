@@ -18,6 +18,7 @@ from cldm.build import create_model, outline
 from cldm.control_ldm import ControlLDM
 from cldm.data.computed_once import weights_hash
 from cldm.data.datamodule import DataModuleFromConfig
+from cldm.distillation.build import build_student
 from cldm.start_weights import origin_table, start_weights
 from cldm.synthesis.prompts import cut_lines
 from cldm.training.image_logger import ImageLogger
@@ -101,7 +102,9 @@ def build_data(config: DictConfig) -> DataModuleFromConfig:
 
 
 def build_model(config: DictConfig, options: TrainingOptions) -> tuple[ControlLDM, dict[str, str]]:
-    """The model with its start weights, and by module where they came from."""
+    """The model with its start weights, and by module where they came from; a student has its teacher beside it."""
+    if "distillation" in config.model.params:
+        return build_student(config, None if options.resume is None else resume_checkpoint(options.resume))
     if options.resume is not None:  # Lightning loads the weights with the optimizer's state
         origin = f"from {resume_checkpoint(options.resume)}"
         model = create_model(config)

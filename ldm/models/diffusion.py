@@ -15,7 +15,7 @@ from common.errors import InputError
 from common.rng import Stream, item_noise, seed_from
 from ldm.models.autoencoder import FixedPosterior, SpaceToDepth
 from ldm.models.conditions import C, TextConditions
-from ldm.models.objective import TIME_STEPS, WEIGHTINGS, min_snr_weight, time_steps
+from ldm.models.objective import TIME_STEPS, WEIGHTINGS, mean_of_known, min_snr_weight, time_steps
 from ldm.models.schedule import PREDICTION_TYPES, make_betas, schedule_buffers, with_zero_terminal_snr
 from ldm.modules.vae import DiagonalGaussian
 from ldm.targets import instantiate_from_config
@@ -313,9 +313,11 @@ class LatentDiffusion(pl.LightningModule):
         target = targets[self.parameterization]
         prediction = self.apply_model(signal * x_start + sigma * noise, t, cond)
         errors = F.mse_loss(prediction.float(), target.float(), reduction="none")
-        if known is None:
-            return errors.mean((1, 2, 3))
-        return (errors.mean(1, keepdim=True) * known).sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
+        return mean_of_known(errors, known)
+
+    def further_draws(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """What a subclass's ``p_losses`` takes beside by name, drawn from the images' seeds."""
+        return {}
 
     def batch_losses(self, batch: Mapping[str, Any]) -> Tensor:
         """Losses (B,) of a batch; time step and noise of each image come from the batch's field ``seed`` alone.
@@ -334,7 +336,7 @@ class LatentDiffusion(pl.LightningModule):
         known = None
         if "valid" in batch and not bool(batch["valid"].all()):
             known = known_latents(batch["valid"], self.factor)
-        losses = self.p_losses(x_start, self.conditions(batch, seeds), t, noise, known)
+        losses = self.p_losses(x_start, self.conditions(batch, seeds), t, noise, known, **self.further_draws(seeds))
         if self.training and self.loss_weighting == "min_snr":
             alphas_cumprod = self.alphas_cumprod[t]  # type: ignore[index]
             losses = losses * min_snr_weight(alphas_cumprod, self.parameterization, self.min_snr_gamma)

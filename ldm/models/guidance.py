@@ -47,10 +47,10 @@ class ClassifierFreeGuidance:
         model: has ``apply_model(x, t, cond)``.
         cond: conditions.
         uncond: the same without text.
-        scale: guidance scale; 1 is no guidance.
+        scale: guidance scale, or one an image (B, 1, 1, 1); 1 is no guidance.
     """
 
-    def __init__(self, model: Any, cond: TextConditions, uncond: TextConditions, scale: float = 9.0) -> None:
+    def __init__(self, model: Any, cond: TextConditions, uncond: TextConditions, scale: float | Tensor = 9.0) -> None:
         self.model, self.scale = model, scale
         self.both = uncond.joined(cond)
 
@@ -118,19 +118,24 @@ class ComposedGuidance:
     Args:
         model: has ``apply_model(x, t, cond)``.
         without: none of the conditions.
-        chain: what has one more of them each, with that one's scale s_k; the last has them all.
+        chain: what has one more of them each, with that one's scale s_k, a number or one an image (B, 1, 1, 1); the
+            last has them all.
         split: one evaluation after the other: less memory, and slower.
     """
 
     def __init__(
-        self, model: Any, without: TextConditions, chain: Sequence[tuple[TextConditions, float]], split: bool = False
+        self,
+        model: Any,
+        without: TextConditions,
+        chain: Sequence[tuple[TextConditions, float | Tensor]],
+        split: bool = False,
     ) -> None:
         self.model, self.split = model, split
-        self.conditions, self.scales = [without], list[float]()
+        self.conditions, self.scales = [without], list[float | Tensor]()
         for cond, scale in chain:
-            if not self.scales and scale == 1.0:  # eps_0 + 1 (eps_1 - eps_0)
+            if not self.scales and _same(scale, 1.0):  # eps_0 + 1 (eps_1 - eps_0)
                 self.conditions = [cond]
-            elif self.scales and scale == self.scales[-1]:  # s (eps_1 - eps_0) + s (eps_2 - eps_1)
+            elif self.scales and _same(scale, self.scales[-1]):  # s (eps_1 - eps_0) + s (eps_2 - eps_1)
                 self.conditions[-1] = cond
             else:
                 self.conditions.append(cond)
@@ -148,3 +153,8 @@ class ComposedGuidance:
         for scale, before, after in zip(self.scales, predictions, predictions[1:], strict=False):
             result = result + scale * (after - before)
         return result
+
+
+def _same(scale: float | Tensor, other: float | Tensor) -> bool:
+    """Whether two scales are one number; those of an image each are not looked into."""
+    return not isinstance(scale, Tensor) and not isinstance(other, Tensor) and scale == other

@@ -31,6 +31,18 @@ def min_snr_weight(alphas_cumprod: Tensor, parameterization: str, gamma: float =
     return snr.clamp(max=gamma) / per_error
 
 
+def mean_of_known(errors: Tensor, known: Tensor | None) -> Tensor:
+    """Means (B,) of errors (B, C, h, w), where there are data.
+
+    Args:
+        errors: of a prediction.
+        known: 1 where there are data, else 0 (B, 1, h, w); None for data everywhere.
+    """
+    if known is None:
+        return errors.mean((1, 2, 3))
+    return (errors.mean(1, keepdim=True) * known).sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
+
+
 def time_steps(
     draws: Sequence[int], total: int, sampling: str = "uniform", mean: float = 0.0, std: float = 1.0
 ) -> Tensor:
