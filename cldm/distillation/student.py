@@ -62,7 +62,7 @@ class ConsistencyStudent(ControlLDM):
         teacher.first_stage_model, teacher.cond_stage_model = self.first_stage_model, self.cond_stage_model
         self._teacher = (teacher.requires_grad_(False).eval(),)
 
-    def accelerate(self, compile_networks: bool = False, shared_gradients: bool = False) -> None:
+    def accelerate(self, compile_networks: bool | str = False, shared_gradients: bool = False) -> None:
         """As of any model, and the teacher's networks as well."""
         super().accelerate(compile_networks, shared_gradients)
         for teacher in self._teacher:
