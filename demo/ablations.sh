@@ -5,9 +5,10 @@
 #   bash demo/ablations.sh DATA LISTS OUT [ARM ...]
 # DATA: a data set in images of 512 px; LISTS: folder of train.json and val.json (docs/small_model.md, step 3).
 # BUDGET=180: seconds of processor time of each training. CORE=0: where it runs. COUNT=64: images painted.
-# Started again, it goes on where it stopped. The table is OUT/table.md, the pictures OUT/ARM.png.
+# Started again, it goes on where it stopped. The table is OUT/table.md, the pictures OUT/ARM.png, some of each
+# beside each other OUT/arms.jpg.
 set -euo pipefail
-[ $# -ge 3 ] || { sed -n 2,9p "$0" | cut -c3- >&2; exit 2; }
+[ $# -ge 3 ] || { sed -n 2,10p "$0" | cut -c3- >&2; exit 2; }
 data=$(realpath "$1") lists=$(realpath "$2") out=$(realpath -m "$3")
 shift 3
 cd "$(dirname "$0")/.."
@@ -17,11 +18,13 @@ export OMP_NUM_THREADS=1 PYTHONPATH=$PWD
 model=model.params train=data.params.train.params validation=data.params.validation.params box=demo/mbrsc
 run() { taskset -c "$CORE" "$python" "$@"; }
 
+# The parameterization decides most: so short a training by eps paints nothing that other options could be compared on.
 declare -A changed=(
-  [published]=""
-  [x0]="$model.parameterization=x0"
+  [x0]=""
+  [published]="$model.parameterization=eps"
   [v]="$model.parameterization=v"
   [v_zero_terminal_snr]="$model.parameterization=v $model.zero_terminal_snr=true"
+  [zero_terminal_snr]="$model.zero_terminal_snr=true"
   [min_snr]="$model.loss_weighting=min_snr"
   [logit_normal]="$model.timestep_sampling=logit_normal"
   [small_crops]="$train.crop=32 data.params.batch_size=64 base_learning_rate=4.7e-5"
@@ -32,7 +35,8 @@ declare -A changed=(
   [cached]=""
   [long_ema]="$model.ema_decay=0.999"
 )
-order=(published x0 v v_zero_terminal_snr min_snr logit_normal small_crops whole_images unlabeled elsewhere shared_color cached long_ema)
+order=(x0 published v v_zero_terminal_snr zero_terminal_snr min_snr logit_normal small_crops whole_images unlabeled
+  elsewhere shared_color cached long_ema)
 [ $# -eq 0 ] || order=("$@")
 
 processor_time() {  # of a process and of those that it has waited for, in seconds
@@ -53,7 +57,7 @@ for arm in "${order[@]}"; do
     rm -rf "$folder"
     taskset -c "$CORE" "$python" -m scripts.train -n "$arm" --logdir "$out/logs" --base configs/train/tiny.yaml \
       --config-model configs/model/tisynth_tiny.yaml --data-root "$data" --train-txt-file "$list" \
-      --val-txt-file "$lists/val.json" --gpus cpu $model.classes="$data/classes.json" $model.parameterization=eps \
+      --val-txt-file "$lists/val.json" --gpus cpu $model.classes="$data/classes.json" $model.parameterization=x0 \
       $train.size=256 $train.crop=64 $validation.size=256 $validation.crop=64 data.params.num_workers=0 \
       lightning.trainer.max_steps=1000000 lightning.callbacks.image_logger.params.batch_frequency=1000000 \
       lightning.trainer.check_val_every_n_epoch=10 "${settings[@]}" > "$out/$arm.log" 2>&1 &
@@ -79,3 +83,4 @@ for arm in "${order[@]}"; do
   } >> "$out/$arm.log" 2>&1
 done
 run -m demo.ablations_table "$out" "${order[@]}"
+run -m demo.ablations_picture "$out" "${order[@]}" --picture "$out/arms.jpg"

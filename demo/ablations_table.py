@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.files import atomic_path
 from ldm.training.resume import held_step
 
-SPACES = {"x0": "of another target", "v": "of another target", "v_zero_terminal_snr": "of another target"}
+SPACES = {"published": "of another target", "v": "of another target", "v_zero_terminal_snr": "of another target"}
 
 
 def validation_loss(run: Path) -> float | None:
