@@ -40,7 +40,9 @@ def compiled(networks: Iterable[nn.Module], kind: str) -> list[nn.Module]:
         raise InputError(f"‹compile› {kind}: choose {', '.join(COMPILED)}")
     if kind == "graphs" and not torch.cuda.is_available():
         raise InputError(NEEDS_GPU)
-    networks = [] if kind == "no" else list(networks)
+    if kind == "no":  # before the compiler, whose import takes seconds
+        return []
+    networks = list(networks)
     if kind == "whole":
         for network in networks:
             network.compile()
