@@ -14,7 +14,9 @@ Latent prior learning (section 3.3, stage II):
 import warnings
 
 from common.errors import InputError
+from common.yapf_cache import write_grammars_whole
 
+write_grammars_whole()
 warnings.filterwarnings("ignore", message="Fail to import")  # compiled operators that nothing here needs
 
 from gss import heads, mseg, segmentors  # noqa: E402

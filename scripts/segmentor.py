@@ -76,15 +76,15 @@ def main(words: Sequence[str] | None = None) -> None:
         predict.main(words[1:])
         return
     options = read_options(words)
-    from mmengine.dist import is_main_process  # mmseg takes seconds to import: after the options
-
-    from segmentation.testing import test
+    from segmentation.testing import test  # mmseg takes seconds to import: after the options
     from segmentation.training import train
 
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback
     if isinstance(options, TrainOptions):
         say_trained(train(options))
     else:
+        from mmengine.dist import is_main_process
+
         tested = test(options)
         if is_main_process():
             say_tested(tested)

@@ -5,6 +5,9 @@ A config names it in ``custom_imports = dict(imports=["segmentation"])``.
 
 import warnings
 
+from common.yapf_cache import write_grammars_whole
+
+write_grammars_whole()
 for message in (
     "Fail to import",
     "Default ``avg_non_ignore``",

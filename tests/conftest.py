@@ -19,6 +19,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave t
 import pytest
 import torch
 
+from common.yapf_cache import write_grammars_whole
+
+write_grammars_whole()  # several workers import mmengine at once
+
 # What a script starts in the background ignores Ctrl-C, and so does all that it starts: commands under test must not.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,5 +1,6 @@
 """A full disk, whoever meets it, is one line that names it and the path, and what was there before is whole."""
 
+import os
 import resource
 import runpy
 from collections.abc import Callable, Iterator
@@ -64,3 +65,23 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
         raise ZeroDivisionError
     write_json({}, tmp_path / "b.json")
     assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_a_grammar_of_yapf_is_whole_when_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grammar_module = pytest.importorskip("yapf_third_party._ylib2to3.pgen2.grammar")
+    target = tmp_path / "grammar.pickle"
+    seen = []
+
+    def rename(self: Path, name: str | Path) -> None:
+        """What another process would read at this moment."""
+        grammar = grammar_module.Grammar()
+        grammar.load(self)
+        seen.append(grammar.symbol2number)
+        os.link(self, name)
+
+    monkeypatch.setattr(Path, "replace", rename)
+    grammar = grammar_module.Grammar()
+    grammar.symbol2number = {"file_input": 256}
+    grammar.dump(str(target))
+    assert seen == [{"file_input": 256}]
+    assert target.exists()
