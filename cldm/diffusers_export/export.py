@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
 from torch import nn
 
 from cldm.build import create_model, load_config
@@ -27,6 +27,8 @@ from cldm.diffusers_export.remote import pipeline
 from cldm.diffusers_export.remote.tisynth_vae import BlockAutoencoder
 from cldm.diffusers_export.text import as_clip
 from cldm.diffusers_export.weights import first_stage_to_published, take
+from cldm.distillation.options import TARGET as STUDENT
+from cldm.distillation.student import ConsistencyStudent
 from cldm.start_checkpoint import DTYPES
 from common.bands import Bands
 from common.classes import ClassTable, built_in_tables, load_class_table, split_variant
@@ -45,6 +47,7 @@ FORMAT = 1  # of the folder
 PIPELINE = ["pipeline", "TISynthPipeline"]
 DESCRIPTION, TABLE = "tisynth.yaml", "classes.json"  # what the way back reads
 MODEL = "cldm.control_ldm.ControlLDM"
+DISTILLED_STEPS = 4  # of a call of a distilled model that names none
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def read_source(options: ExportOptions) -> Source:
         InputError: no model with a mask branch, or a class table that is needed and not named.
     """
     model = plain(load_config(options.config).model)
-    if class_path(model["target"]) != MODEL:
+    if class_path(model["target"]) not in (MODEL, STUDENT):
         raise InputError(f"{options.config}, field model.target: {model['target']}: has no mask branch; name {MODEL}")
     params = {**model["params"], "lora": None}
     name = options.classes or params.get("classes")
@@ -170,10 +173,11 @@ def components(model: ControlLDM, params: Mapping[str, Any], dtype: torch.dtype)
     return parts
 
 
-def scheduler_of(model: ControlLDM, params: Mapping[str, Any]) -> DDIMScheduler:
-    """DDIM as ``ldm.models.schedule`` makes it, whose noise schedule is said by its two ends instead of a table."""
-    spacing = spacing_of("auto", 50, model.zero_terminal_snr)
-    made = make_scheduler("ddim", model.betas, model.parameterization, spacing)
+def scheduler_of(model: ControlLDM, params: Mapping[str, Any]) -> DDIMScheduler | LCMScheduler:
+    """DDIM, or a student's LCM, as ``ldm.models.schedule`` makes it; the noise schedule is said by its two ends."""
+    sampler = "lcm" if isinstance(model, ConsistencyStudent) else "ddim"
+    spacing = spacing_of("auto", 50, model.zero_terminal_snr, sampler)
+    made = make_scheduler(sampler, model.betas, model.parameterization, spacing)
     options = {name: value for name, value in made.config.items() if not name.startswith("_")}
     ends = {
         "beta_start": params.get("linear_start", 0.00085),
@@ -181,7 +185,7 @@ def scheduler_of(model: ControlLDM, params: Mapping[str, Any]) -> DDIMScheduler:
         "beta_schedule": "scaled_linear",
         "trained_betas": None,
     }
-    return DDIMScheduler(**{**options, **ends})
+    return type(made)(**{**options, **ends})
 
 
 def export(options: ExportOptions) -> list[str]:
@@ -219,16 +223,19 @@ def export(options: ExportOptions) -> list[str]:
             numbers = sum(weight.numel() for weight in part.parameters())
             lines.append(f"{name}: {index[name][1]} of {index[name][0]}, {numbers:,} numbers")
         model.cond_stage_model.tokenizer.save(folder / "tokenizer")
-        scheduler_of(model, params).save_pretrained(folder / "scheduler")
+        scheduler = scheduler_of(model, params)
+        scheduler.save_pretrained(folder / "scheduler")
         index |= {
             "tokenizer": ["transformers", "CLIPTokenizer"],
-            "scheduler": ["diffusers", "DDIMScheduler"],
+            "scheduler": ["diffusers", type(scheduler).__name__],
             "factor": model.factor,
             "multiple": model.multiple,
             "hints": hints_of(model.hint_encoding, source.table),
             "bands": None if model.bands is None else scaling_of(model.bands),
             "only_mid_control": not model.fuses and bool(params.get("only_mid_control")),
         }
+        if isinstance(model, ConsistencyStudent):
+            index |= {"steps": DISTILLED_STEPS, "scale": 1.0}
         write_json(index, folder / "model_index.json", indent=2)
         (folder / "pipeline.py").write_text(inspect.getsource(pipeline))
         (folder / DESCRIPTION).write_text(yaml.safe_dump({"model": source.model}, sort_keys=False))

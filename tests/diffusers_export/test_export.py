@@ -18,6 +18,7 @@ from cldm.conditions import Conditions
 from cldm.data.hints import HintEncoder
 from cldm.diffusers_export import export as exporting
 from cldm.diffusers_export.remote.pipeline import TISynthPipeline
+from cldm.distillation.options import TARGET
 from common.classes import load_class_table
 from ldm.checkpoint import save_state_dict
 from ldm.models.autoencoder import AutoencoderKL
@@ -65,7 +66,15 @@ def of_bands():
     return config
 
 
-LAYOUTS = {"tiny": shrunken_tiny, "v15": shrunken_v15, "bands": of_bands}
+def student():
+    """The demonstration's layout, distilled."""
+    config = shrunken_tiny()
+    config.model.target = TARGET
+    config.model.params.distillation = {"teacher": "teacher.ckpt", "teacher_hash": "0" * 16}
+    return config
+
+
+LAYOUTS = {"tiny": shrunken_tiny, "v15": shrunken_v15, "bands": of_bands, "student": student}
 
 
 def nothing_is_zero(model):
@@ -82,7 +91,7 @@ def folders(tmp_path_factory):
     """Model, weights and folder of all layouts, exported by the command's own call."""
     place = tmp_path_factory.mktemp("exported")
     made = {}
-    for name, classes in (("tiny", "MBRSC"), ("v15", None), ("bands", "MBRSC")):
+    for name, classes in (("tiny", "MBRSC"), ("v15", None), ("bands", "MBRSC"), ("student", "MBRSC")):
         config = place / f"{name}.yaml"
         OmegaConf.save(LAYOUTS[name](), config)
         torch.manual_seed(0)
@@ -110,7 +119,8 @@ def test_an_image_is_the_same_in_a_process_without_this_project(folders, tmp_pat
         }
         save_file(given[name], tmp_path / f"{name}.in")
         task = {"folder": str(folder), "given": str(tmp_path / f"{name}.in"), "out": str(tmp_path / f"{name}.out")}
-        tasks.append({**task, "prompt": PROMPT, "steps": STEPS, "scales": SCALES})
+        how = {"steps": 1, "scales": (1.0,)} if name == "student" else {"steps": STEPS, "scales": SCALES}  # LCM's later
+        tasks.append({**task, "prompt": PROMPT, **how})  # steps add noise that is drawn otherwise here
     empty = tmp_path / "empty"
     empty.mkdir()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -129,9 +139,12 @@ def test_an_image_is_the_same_in_a_process_without_this_project(folders, tmp_pat
         with torch.no_grad():
             text = model.get_learned_conditioning([PROMPT])
             cond = Conditions(mask=hint, reference=model.image_latent(given[name]["reference"]), text=text)
-            for scale in SCALES:
+            for scale, steps, sampler in (
+                [(1.0, 1, "lcm")] if name == "student" else [(s, STEPS, "ddim") for s in SCALES]
+            ):
+                noise = given[name]["noise"]
                 latent = sample(
-                    model, cond, model.without_text(cond), given[name]["noise"], STEPS, guidance_scale=scale
+                    model, cond, model.without_text(cond), noise, steps, sampler=sampler, guidance_scale=scale
                 )
                 ours = (model.decode_first_stage(latent) / 2 + 0.5).clamp(0, 1)
                 assert ours.std() > 0.01
@@ -142,6 +155,8 @@ def test_what_diffusers_has_is_diffusers_own(folders):
     index = json.loads((folders["v15"][2] / "model_index.json").read_text())
     assert index["vae"] == ["diffusers", "AutoencoderKL"] and index["controlnet"] == ["diffusers", "ControlNetModel"]
     assert index["text_encoder"] == ["transformers", "CLIPTextModel"] and index["scheduler"][0] == "diffusers"
+    student = json.loads((folders["student"][2] / "model_index.json").read_text())
+    assert (student["scheduler"][1], student["steps"], student["scale"]) == ("LCMScheduler", 4, 1.0)
     for name, (_, _, folder) in folders.items():
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
         own = {"pipeline.py", "unet/tisynth_unet.py", "reference_branch/tisynth_branch.py"}

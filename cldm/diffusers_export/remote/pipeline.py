@@ -44,6 +44,8 @@ class TISynthPipeline(DiffusionPipeline):
         bands: of other images than RGB of 8 bits: ``ranges`` (low and high of each band, -1 and 1 for the networks),
             ``take`` (numbers of the bands in files, from 1), ``scales`` and ``offsets`` (of the numbers in files),
             ``nodata``, ``dtype`` and ``names`` of the training images, and ``shown``, the bands that pictures show.
+        steps: denoising steps of a call that names none.
+        scale: guidance scale of a call that names none; a distilled model has guidance within, and takes 1.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -63,6 +65,8 @@ class TISynthPipeline(DiffusionPipeline):
         hints: dict[str, Any] | None = None,
         only_mid_control: bool = False,
         bands: dict[str, Any] | None = None,
+        steps: int = 50,
+        scale: float = 9.0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -75,7 +79,13 @@ class TISynthPipeline(DiffusionPipeline):
             reference_branch=reference_branch,
         )
         self.register_to_config(
-            factor=factor, multiple=multiple, hints=hints, only_mid_control=only_mid_control, bands=bands
+            factor=factor,
+            multiple=multiple,
+            hints=hints,
+            only_mid_control=only_mid_control,
+            bands=bands,
+            steps=steps,
+            scale=scale,
         )
         self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
 
@@ -192,8 +202,8 @@ class TISynthPipeline(DiffusionPipeline):
         mask: Any,
         reference: Any = None,
         prompt: str | list[str] = "",
-        num_inference_steps: int = 50,
-        guidance_scale: float = 9.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         negative_prompt: str = "",
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -208,8 +218,8 @@ class TISynthPipeline(DiffusionPipeline):
                 branch reads, a float tensor (B, C', H, W).
             reference: see ``encode_reference``; unused without a reference branch.
             prompt: one for all images, or one each.
-            num_inference_steps: denoising steps.
-            guidance_scale: of classifier-free guidance; 1 is none.
+            num_inference_steps: denoising steps; by default 50, or the 4 of a distilled model.
+            guidance_scale: of classifier-free guidance; 1 is none. By default 9, or 1 for a distilled model.
             negative_prompt: what guidance leads away from.
             eta: share of fresh noise a step, for DDIM.
             generator: of the noise.
@@ -222,6 +232,8 @@ class TISynthPipeline(DiffusionPipeline):
             ValueError: a size that the networks cannot have, ids that are no classes, or no reference.
         """
         device, dtype = self._execution_device, self.unet.dtype
+        num_inference_steps = self.config.steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = self.config.scale if guidance_scale is None else guidance_scale
         is_hint = isinstance(mask, Tensor) and mask.is_floating_point() and mask.ndim == 4
         hint = (mask if is_hint else self.encode_mask(mask)).to(device, dtype)
         count, _, height, width = hint.shape
