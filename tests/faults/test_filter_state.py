@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.faults.mutate import command, mutate_bytes, mutate_text, mutate_tree, observe
+from tests.segmentation.chain import filter_options, loss_options
 from tests.segmentation.conftest import build_chain
 
 FILES = (
@@ -40,40 +41,12 @@ def finished(tmp_path_factory):
             }
         )
     )
-    ending = observe(command("filter", *filter_options(chain)))
+    ending = observe(command("filter", *filter_options(chain, "--save-loss", root / "loss")))
     assert ending.kind == "accepted", ending
     shutil.copytree(root / "out", root / "whole")
-    ending = observe(command("filter", *other_options(root, "again")))
+    ending = observe(command("filter", *loss_options(chain)))
     assert ending.kind == "accepted", ending
     return chain
-
-
-def filter_options(chain):
-    root = chain.root
-    return [
-        chain.config,
-        chain.weights,
-        "--real-img-path",
-        root / "img_train",
-        "--real-label-path",
-        root / "label_train",
-        "--syn-img-path",
-        root / "syn",
-        "--syn-mask-path",
-        root / "label_train",
-        "--filtered-mask-path",
-        root / "out",
-        "--save-loss",
-        root / "loss",
-        "--num-workers",
-        0,
-        "--device",
-        "cpu",
-    ]
-
-
-def other_options(root, out):
-    return ["--from-loss", root / "loss", "--syn-mask-path", root / "label_train", "--filtered-mask-path", root / out]
 
 
 def resample_options(chain):
@@ -132,14 +105,14 @@ def test_mutated_state(finished, request):
         path.write_bytes(after)
         shutil.copy2(path, root / "whole" / path.name) if name == "out/filter_stats.json" else None
         if name.startswith("loss"):
-            ending = observe(command("filter", *other_options(root, f"again_{round_}")))
+            ending = observe(command("filter", *loss_options(finished, out=f"again_{round_}")))
             if ending.kind == "accepted":
                 assert same(masks(root / f"again_{round_}"), masks(root / "again")), f"{name}: {what}"
         elif name in ("metrics.json", "out/filter_stats.json"):
             shutil.rmtree(root / "resampled", ignore_errors=True)
             ending = observe(command("resample", *resample_options(finished)))
         else:
-            ending = observe(command("filter", *filter_options(finished)))
+            ending = observe(command("filter", *filter_options(finished, "--save-loss", finished.root / "loss")))
             if ending.kind == "accepted":
                 assert same(masks(root / "out"), masks(root / "whole")), f"{name}: {what}"
         assert ending.fine, f"{name}: {what}: {ending}"

@@ -60,3 +60,52 @@ def compare_options(chain, *more):
         chain.root / "out",
         *more,
     ]
+
+
+COMMON = ["--num-workers", 0, "--device", "cpu"]
+
+
+def filter_options(chain, *more, out="out"):
+    return [
+        chain.config,
+        chain.weights,
+        "--real-img-path",
+        chain.root / "img_train",
+        "--real-label-path",
+        chain.root / "label_train",
+        "--syn-img-path",
+        chain.root / "syn",
+        "--syn-mask-path",
+        chain.root / "label_train",
+        "--filtered-mask-path",
+        chain.root / out,
+        *COMMON,
+        *more,
+    ]
+
+
+def loss_options(chain, *more, out="again"):
+    """Of a filter that reads what another one kept in ``loss``."""
+    masks = ["--syn-mask-path", chain.root / "label_train", "--filtered-mask-path", chain.root / out]
+    return ["--from-loss", chain.root / "loss", *masks, *more]
+
+
+def evaluate_options(chain, *more, out="eval"):
+    return [
+        chain.config,
+        chain.weights,
+        "--real-img-path",
+        chain.root / "img_test",
+        "--real-label-path",
+        chain.root / "label_test",
+        "--syn-img-path",
+        chain.root / "syn",
+        "--syn-mask-path",
+        chain.root / "label_train",
+        "--train-img-path",
+        chain.root / "img_train",
+        "--out-dir",
+        chain.root / out,
+        *COMMON,
+        *more,
+    ]

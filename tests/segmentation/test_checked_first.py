@@ -15,50 +15,15 @@ from post_processing import filter_passes
 from scripts import filter as filter_script
 from segmentation import inference
 from tests.children import in_child
-
-COMMON = ["--num-workers", 0, "--device", "cpu"]
-
-
-def filter_options(chain, *more):
-    return [
-        "filter",
-        chain.config,
-        chain.weights,
-        "--real-img-path",
-        chain.root / "img_train",
-        "--real-label-path",
-        chain.root / "label_train",
-        "--syn-img-path",
-        chain.root / "syn",
-        "--syn-mask-path",
-        chain.root / "label_train",
-        "--filtered-mask-path",
-        chain.root / "out",
-        *COMMON,
-        *more,
-    ]
+from tests.segmentation.chain import evaluate_options, filter_options, loss_options
 
 
-def evaluate_options(chain, *more):
-    return [
-        "evaluate_samples",
-        chain.config,
-        chain.weights,
-        "--real-img-path",
-        chain.root / "img_test",
-        "--real-label-path",
-        chain.root / "label_test",
-        "--syn-img-path",
-        chain.root / "syn",
-        "--syn-mask-path",
-        chain.root / "label_train",
-        "--train-img-path",
-        chain.root / "img_train",
-        "--out-dir",
-        chain.root / "eval",
-        *COMMON,
-        *more,
-    ]
+def filtering(chain, *more):
+    return ["filter", *filter_options(chain, *more)]
+
+
+def evaluating(chain, *more):
+    return ["evaluate_samples", *evaluate_options(chain, *more)]
 
 
 def resample_options(chain, *more):
@@ -133,15 +98,15 @@ def of_another_size(chain):
 @pytest.mark.parametrize(
     ("options", "change", "message"),
     [
-        (filter_options, ignored("label_train"), "no mask shows a class"),
-        (evaluate_options, ignored("label_test"), "no mask shows a class"),
+        (filtering, ignored("label_train"), "no mask shows a class"),
+        (evaluating, ignored("label_test"), "no mask shows a class"),
         (resample_options, ignored("label_train"), "no mask shows a class"),
-        (filter_options, two_of_one_name, "two classes named a"),
-        (filter_options, names_in_weights, "weights.pth: two classes named a"),
-        (evaluate_options, truncated("img_train/r0.png"), "img_train/r0.jpg: cannot be read"),
-        (filter_options, truncated("syn/r0_seed_1.png"), "syn/r0_seed_1.jpg: cannot be read"),
+        (filtering, two_of_one_name, "two classes named a"),
+        (filtering, names_in_weights, "weights.pth: two classes named a"),
+        (evaluating, truncated("img_train/r0.png"), "img_train/r0.jpg: cannot be read"),
+        (filtering, truncated("syn/r0_seed_1.png"), "syn/r0_seed_1.jpg: cannot be read"),
         (resample_options, truncated("syn/r0_seed_1.png"), "syn/r0_seed_1.jpg: cannot be read"),
-        (filter_options, of_another_size, "r1.png is 9 x 8 px"),
+        (filtering, of_another_size, "r1.png is 9 x 8 px"),
     ],
 )
 def test_it_is_refused(cli, make_chain, no_work, options, change, message):
@@ -152,7 +117,7 @@ def test_it_is_refused(cli, make_chain, no_work, options, change, message):
 
 
 @pytest.mark.parametrize(
-    ("options", "path"), [(evaluate_options, "img_train/r0.png"), (resample_options, "syn/r0_seed_1.png")]
+    ("options", "path"), [(evaluating, "img_train/r0.png"), (resample_options, "syn/r0_seed_1.png")]
 )
 def test_damaged_images_are_left_out_on_demand(cli, make_chain, options, path):
     chain = make_chain()
@@ -166,7 +131,7 @@ def test_one_image_has_no_fid(cli, make_chain, no_work, monkeypatch):
         path.unlink()
     monkeypatch.setattr(inception, "inception_features", lambda path: nn.Identity())
     assert "FID and KID need at least two images, --train-img-path has 1" in cli.refused(
-        *evaluate_options(chain, "--inception-weights", "weights")
+        *evaluating(chain, "--inception-weights", "weights")
     )
 
 
@@ -180,7 +145,7 @@ def test_metrics_that_are_none(cli, make_chain, score):
 
 
 @pytest.mark.parametrize(
-    ("options", "out"), [(filter_options, "out"), (evaluate_options, "eval"), (resample_options, "resampled")]
+    ("options", "out"), [(filtering, "out"), (evaluating, "eval"), (resample_options, "resampled")]
 )
 def test_the_second_in_a_folder_says_who_works_there(cli, make_chain, options, out):
     chain = make_chain()
@@ -193,7 +158,7 @@ def test_the_second_in_a_folder_says_who_works_there(cli, make_chain, options, o
 
 def test_losses_do_not_depend_on_where_a_run_stopped(cli, make_chain, monkeypatch):
     chain = make_chain()
-    cli(*filter_options(chain, "--save-loss", chain.root / "whole", "--batch-size", 4))
+    cli(*filtering(chain, "--save-loss", chain.root / "whole", "--batch-size", 4))
     for path in (chain.root / "out").glob("*.png"):
         path.rename(chain.root / "unused" / path.name)
     write = filter_passes.write_array
@@ -203,7 +168,7 @@ def test_losses_do_not_depend_on_where_a_run_stopped(cli, make_chain, monkeypatc
             os._exit(9)
         write(values, path)
 
-    options = [*filter_options(chain, "--save-loss", chain.root / "loss", "--batch-size", 4)[1:]]
+    options = [*filtering(chain, "--save-loss", chain.root / "loss", "--batch-size", 4)[1:]]
     with monkeypatch.context() as patch:
         patch.setattr(filter_passes, "write_array", write_and_die)
         assert in_child(lambda: filter_script.main(list(map(str, options)))) == 9
@@ -215,11 +180,11 @@ def test_losses_do_not_depend_on_where_a_run_stopped(cli, make_chain, monkeypatc
 
 def test_losses_in_a_used_folder_are_those_of_this_run(cli, make_chain):
     chain = make_chain()
-    cli(*filter_options(chain))
+    cli(*filtering(chain))
     (chain.root / "loss").mkdir()
     stale = chain.root / "loss/r0_seed_1.npy"
     np.save(stale, np.zeros((24, 32), np.float16))
-    cli(*filter_options(chain, "--save-loss", chain.root / "loss"))
+    cli(*filtering(chain, "--save-loss", chain.root / "loss"))
     assert np.load(stale).any()
 
 
@@ -231,16 +196,9 @@ def test_a_stopped_resampling_leaves_no_process(cli, make_chain, monkeypatch):
 
 def test_losses_that_the_filter_did_not_write(cli, make_chain):
     chain = make_chain()
-    cli(*filter_options(chain, "--save-loss", chain.root / "loss"))
+    cli(*filtering(chain, "--save-loss", chain.root / "loss"))
     path = chain.root / "loss/r0_seed_1.npy"
-    options = [
-        "--from-loss",
-        chain.root / "loss",
-        "--syn-mask-path",
-        chain.root / "label_train",
-        "--filtered-mask-path",
-        chain.root / "again",
-    ]
+    options = loss_options(chain)
     for content in (
         b"",
         b"\x93NUMPY",
@@ -263,7 +221,7 @@ def test_losses_that_the_filter_did_not_write(cli, make_chain):
 @pytest.mark.parametrize("path", ["img_train/r1.png", "label_train/r1.png"])
 def test_real_files_changed_under_their_names_are_noticed(cli, make_chain, path):
     chain = make_chain()
-    cli(*filter_options(chain))
+    cli(*filtering(chain))
     with Image.open(chain.root / path) as image:
         image.transpose(Image.Transpose.ROTATE_180).save(chain.root / path)
-    assert "another real images" in cli.refused(*filter_options(chain))
+    assert "another real images" in cli.refused(*filtering(chain))

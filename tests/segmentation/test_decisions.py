@@ -7,29 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-COMMON = ["--num-workers", 0, "--device", "cpu"]
+from tests.segmentation.chain import evaluate_options, filter_options, loss_options
 
 
 def evaluate(cli, chain, out="eval", *more):
-    cli(
-        "evaluate_samples",
-        chain.config,
-        chain.weights,
-        "--real-img-path",
-        chain.root / "img_test",
-        "--real-label-path",
-        chain.root / "label_test",
-        "--syn-img-path",
-        chain.root / "syn",
-        "--syn-mask-path",
-        chain.root / "label_train",
-        "--train-img-path",
-        chain.root / "img_train",
-        "--out-dir",
-        chain.root / out,
-        *COMMON,
-        *more,
-    )
+    cli("evaluate_samples", *evaluate_options(chain, *more, out=out))
     return json.loads((chain.root / out / "evaluation.json").read_text())["real"]
 
 
@@ -49,23 +31,7 @@ def metrics_of(cli, chain):
 
 
 def run_filter(cli, chain, *more, out="out"):
-    cli(
-        "filter",
-        chain.config,
-        chain.weights,
-        "--real-img-path",
-        chain.root / "img_train",
-        "--real-label-path",
-        chain.root / "label_train",
-        "--syn-img-path",
-        chain.root / "syn",
-        "--syn-mask-path",
-        chain.root / "label_train",
-        "--filtered-mask-path",
-        chain.root / out,
-        *COMMON,
-        *more,
-    )
+    cli("filter", *filter_options(chain, *more, out=out))
 
 
 def masks(folder):
@@ -157,17 +123,7 @@ def test_reduced_labels_are_filtered_and_resampled_as_plain_ones(cli, make_chain
         before = np.array(Image.open(chain.root / f"label_train/{name.split('_seed_')[0]}.png"))
         kept = np.where(ids == 255, np.where(before == 0, 0, 255), ids + 1)
         np.testing.assert_array_equal(reduced[name], kept)
-    cli(
-        "filter",
-        "--from-loss",
-        chain.root / "loss",
-        "--syn-mask-path",
-        chain.root / "label_train",
-        "--filtered-mask-path",
-        chain.root / "again",
-        "--tolerance-margin",
-        100,
-    )
+    cli("filter", *loss_options(chain, "--tolerance-margin", 100))
     assert all(255 not in ids for ids in masks(chain.root / "again").values())
     counts = {}
     for name in ("plain", "out"):
@@ -236,19 +192,4 @@ def test_a_head_of_one_channel_decides_by_its_threshold(cli, make_chain, thresho
 def test_a_test_that_cannot_be_followed_is_refused(cli, make_chain, old, new, message):
     chain = make_chain()
     change(chain, old, new)
-    assert message in cli.refused(
-        "filter",
-        chain.config,
-        chain.weights,
-        "--real-img-path",
-        chain.root / "img_train",
-        "--real-label-path",
-        chain.root / "label_train",
-        "--syn-img-path",
-        chain.root / "syn",
-        "--syn-mask-path",
-        chain.root / "label_train",
-        "--filtered-mask-path",
-        chain.root / "out",
-        *COMMON,
-    )
+    assert message in cli.refused("filter", *filter_options(chain))

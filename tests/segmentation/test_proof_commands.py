@@ -14,7 +14,7 @@ from evaluation.runs import KINDS
 from scripts import compare, evaluate_samples, segmentor
 from segmentation import testing, training
 from segmentation.cfg_options import parse_settings
-from tests.segmentation.chain import compare_options
+from tests.segmentation.chain import compare_options, evaluate_options
 
 
 def run(script, *argv):
@@ -127,28 +127,6 @@ def test_a_training_that_fails_is_reported(chain, capsys):
     log = chain.root / "log.txt"
     with pytest.raises(Exception, match=r"ended with code 2: error: .*nowhere\.py: no such config"):
         comparison_runs.segmentor(Children(), ["train", str(chain.root / "nowhere.py")], log)
-
-
-def evaluate_options(chain, *more):
-    return [
-        chain.config,
-        chain.weights,
-        "--real-img-path",
-        chain.root / "img_test",
-        "--real-label-path",
-        chain.root / "label_test",
-        "--syn-img-path",
-        chain.root / "syn",
-        "--syn-mask-path",
-        chain.root / "label_train",
-        "--train-img-path",
-        chain.root / "img_train",
-        "--out-dir",
-        chain.root / "eval",
-        "--num-workers",
-        0,
-        *more,
-    ]
 
 
 def test_evaluation_of_samples(chain, capsys):

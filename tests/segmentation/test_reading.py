@@ -13,6 +13,7 @@ from PIL import Image
 
 from segmentation.config import load_config
 from tests.odd_files import TURN
+from tests.segmentation.chain import filter_options
 
 
 def segmentor(chain, task, *more):
@@ -70,25 +71,6 @@ def test_the_tables_id_to_ignore_holds_in_test_training_and_filter(cli, make_cha
     """Masks with another id to ignore, in 16 bits, give what masks with 255 give."""
     chain = make_chain()
     names = json.loads(chain.table.read_text())["classes"]
-    img, label = chain.root / "img_train", chain.root / "label_train"
-    filtering = [
-        "filter",
-        chain.config,
-        chain.weights,
-        "--real-img-path",
-        img,
-        "--real-label-path",
-        label,
-        "--syn-img-path",
-        chain.root / "syn",
-        "--syn-mask-path",
-        label,
-        "--device",
-        "cpu",
-        "--num-workers",
-        0,
-        "--filtered-mask-path",
-    ]
     out, results = chain.root / "metrics.json", []
     for index in (255, ignore):
         if index != 255:
@@ -103,7 +85,7 @@ def test_the_tables_id_to_ignore_holds_in_test_training_and_filter(cli, make_cha
         cli(*segmentor(chain, "test", "--load-from", chain.weights, "--out", out))
         if ignore == 9:
             cli(*segmentor(chain, "train", "--work-dir", chain.root / str(index)))
-        cli(*filtering, chain.root / f"filtered_{index}")
+        cli("filter", *filter_options(chain, out=f"filtered_{index}"))
         results.append(json.loads(out.read_text())["classes"])
     assert json.dumps(results[0]) == json.dumps(results[1])
     if ignore == 9:
