@@ -5,10 +5,11 @@
 # a signal, it leaves no process behind.
 #   bash demo/prove.sh DATA OUT
 # DATA: img_train, label_train, img_test, label_test, ref_img, classes.json, and the lists train_set_items.json,
-# test_set_items.json, inference_set_items.json. Settings, with their defaults for one GPU (about 50 M parameters); files
-# are named from the repository:
+# val_set_items.json (or else test_set_items.json; a loss to look at, which chooses nothing), inference_set_items.json.
+# Where it has img_target and label_target, scores of these, too. Settings, with their defaults for one GPU (about 50 M
+# parameters); files are named from the repository:
 #   MINUTES=20 MODEL=configs/model/tisynth_small.yaml SIZE=256 BATCH=16 PRECISION=bf16-mixed SAMPLES=2 STEPS=50 SCALE=2
-#   SEGMENTOR=configs/mmseg/tiny.py CROP= SEEDS=5 ITERS=4000 JOBS=1 SPLITS="test target" WORST=2 GPUS=0
+#   SEGMENTOR=configs/mmseg/tiny.py CROP= SEEDS=5 ITERS=4000 JOBS=1 SPLITS="test target" (those in DATA) WORST=2 GPUS=0
 #   CHOOSE= (folder with img_train, label_train, img_val, label_val; empty: the config's rate)
 #   RATES="5e-4 1e-3 2e-3 4e-3" (rates to choose from) REPEAT=10 TREATMENT=ignore (or relabel, weight; see filter.sh)
 #   ARMS="real joint" AMOUNTS= SHARES= (see compare --help)
@@ -17,14 +18,14 @@
 #   PAINTER="--config demo/mbrsc/model.yaml --ckpt demo/mbrsc/model.safetensors": a model that is trained already
 #   PAINTING= (more options of inference.sh) TRAINING= (more options of all segmentors' trainings and tests)
 set -euo pipefail
-[ $# = 2 ] || { sed -n 2,18p "$0" | cut -c3- >&2; exit 2; }
+[ $# = 2 ] || { sed -n 2,19p "$0" | cut -c3- >&2; exit 2; }
 data=$(realpath "$1") out=$(realpath -m "$2")
 [ -z "${CHOOSE:-}" ] || CHOOSE=$(realpath "$CHOOSE")
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 : "${MINUTES:=20}" "${MODEL:=configs/model/tisynth_small.yaml}" "${SIZE:=256}" "${BATCH:=16}" "${PRECISION:=bf16-mixed}"
 : "${SAMPLES:=2}" "${STEPS:=50}" "${SCALE:=2}" "${SEGMENTOR:=configs/mmseg/tiny.py}" "${SEEDS:=5}" "${ITERS:=4000}"
-: "${JOBS:=1}" "${SPLITS:=test target}" "${WORST:=2}" "${GPUS:=0}" "${CROP:=}" "${CHOOSE:=}" "${REPEAT:=10}"
+: "${JOBS:=1}" "${SPLITS:=}" "${WORST:=2}" "${GPUS:=0}" "${CROP:=}" "${CHOOSE:=}" "${REPEAT:=10}"
 : "${RATES:=5e-4 1e-3 2e-3 4e-3}" "${ARMS:=real joint}" "${AMOUNTS:=}" "${SHARES:=}" "${TREATMENT:=ignore}"
 : "${PAINTER:=}" "${PAINTING:=}" "${TRAINING:=}" "${BASE:=configs/train/tiny.yaml}" "${RATE:=1e-5}" "${WORKERS:=8}"
 : "${START:=}"
@@ -37,6 +38,15 @@ tiles=(--data-root "$data" "${common[@]}")
 name=$(basename "$SEGMENTOR")
 say() { echo "== $* ($(date +%T))"; }
 die() { echo "error: $*" >&2; exit 2; }
+if [ -z "$SPLITS" ]; then SPLITS=test; [ ! -d "$data/img_target" ] || SPLITS="test target"; fi
+for folder in img_train label_train ref_img $(for split in $SPLITS; do echo "img_$split label_$split"; done); do
+  [ -d "$data/$folder" ] || die "$data: no folder $folder; see docs/your_data.md, and SPLITS for the sets to score"
+done
+for file in classes.json train_set_items.json inference_set_items.json; do
+  [ -f "$data/$file" ] || die "$data: no $file; python -m scripts.import_data --references FOLDER writes it"
+done
+watched=$data/val_set_items.json
+[ -f "$watched" ] || watched=$data/test_set_items.json
 run_python() { "$python" -m common.processes "$BASHPID" "$python" "$@"; }  # ends with this script, by SIGKILL too
 run_bash() { "$python" -m common.processes "$BASHPID" bash "$@"; }
 
@@ -74,7 +84,7 @@ if [ -z "$PAINTER" ] && ! is_done "$run" "$settings"; then
     fi
     run_python -m scripts.train --base "$BASE" --config-model "$MODEL" ${start[@]+"${start[@]}"} -n synthesis \
       -l "$out/logs" \
-      --data-root "$data" --train-txt-file "$data/train_set_items.json" --val-txt-file "$data/test_set_items.json" \
+      --data-root "$data" --train-txt-file "$data/train_set_items.json" --val-txt-file "$watched" \
       --gpus "$GPUS" --precision "$PRECISION" model.params.classes="$data/classes.json" \
       data.params.batch_size="$BATCH" data.params.num_workers="$WORKERS" base_learning_rate="$RATE" \
       data.params.train.params.size="$SIZE" data.params.validation.params.size="$SIZE" \

@@ -56,6 +56,8 @@ def test_the_pages_code_runs(scenes, tmp_path, monkeypatch):
     painted = sorted((tmp_path / "painted").glob("[!.]*.jpg"))
     assert painted and all((read_mask(f"filtered/{path.stem}.png") < 256).all() for path in painted)
     run(code["One image, and nothing written"])
+    torch.set_grad_enabled(True)
+    assert np.asarray(Image.open("one.png")).std() > 1
     words = {"config": "model.yaml", "weights": "model.safetensors", "out": "shared"}
     export(ExportOptions(**words))
     run(code["By diffusers"])

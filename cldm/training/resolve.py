@@ -79,6 +79,7 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         if section not in config:
             raise InputError(f"configuration: no {section}; it comes from ‹base› and ‹config_model›, or by key=value")
     model = config.model.params
+    _take_table_beside_data(model, options)
     shared = {
         "data_root": options.data_root,
         "hint_encoding": model.get("hint_encoding"),
@@ -150,6 +151,20 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
                     sys.stdout,
                 )
     return config
+
+
+def _take_table_beside_data(model: DictConfig, options: TrainingOptions) -> None:
+    """Classes of a new model of which nothing is said are those of ``classes.json`` in the data root."""
+    said = model.get("classes") is not None or any(
+        text.startswith("model.params.classes=") for text in options.settings
+    )
+    if said or options.resume is not None or options.data_root is None:
+        return
+    table = Path(options.data_root) / "classes.json"
+    if table.is_file():
+        model.classes = str(table)
+        if first_process():
+            note(f"classes by {table}, which lies in ‹data_root›; model.params.classes=TABLE takes another", sys.stdout)
 
 
 def _overruled(wanted: Any, used: Any) -> bool:
