@@ -26,6 +26,7 @@ from ldm.modules.ema import EMA
 from ldm.modules.lora import ATTENTION
 from ldm.targets import instantiate_from_config
 from ldm.training.checkpoints import TrainingDiverged
+from ldm.training.dropout import seed_dropout
 from ldm.training.optimizers import make_optimizer, optimizer_options
 
 TRAINABLE = ("fusion", "published", "all")
@@ -302,6 +303,7 @@ class ControlLDM(LatentDiffusion):
         Raises:
             TrainingDiverged: the loss is no finite number; the weights are those of the step before.
         """
+        seed_dropout(self, batch["seed"])
         loss = self.batch_losses(batch).mean()
         if not torch.isfinite(loss):
             raise TrainingDiverged(

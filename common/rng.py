@@ -27,6 +27,7 @@ class Stream:
     POSTERIOR = "posterior"  # training: which latent of the image's posterior
     TIME_STEP = "t"  # training: how much noise
     NOISE = "noise"  # training: the noise that is to be found
+    DROPOUT = "dropout"  # training: what a step drops, after the seeds of the items that it takes
     GUIDANCE_SCALE = "guidance scale"  # distillation: how strongly the teacher is guided
     AUGMENTATION = "reference"  # training: how the image is changed to be its own reference (numpy)
     SHARED_COLOR = "shared color"  # training: how colors and light of image and reference change together (numpy)

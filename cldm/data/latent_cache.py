@@ -20,6 +20,8 @@ from common.errors import InputError
 from common.files import digest, file_hash
 from common.schema import one_line
 
+AT_ONCE = 4  # images that the first stage encodes together: in 32 bit, at 512 px, some GB
+
 
 class CachedLatents(Dataset[dict[str, Any]]):
     """The items of a data set with posteriors of latents in place of images, which ``ControlLDM`` takes alike.
@@ -74,10 +76,12 @@ class CachedLatents(Dataset[dict[str, Any]]):
 
     def _make(self, position: int, encode: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         drawn = [self.images.pixels(epoch, position) for epoch in range(self.variants)]
-        latents = {
-            "jpg": encode(torch.stack([one.image for one in drawn])).to("cpu", self.dtype),
-            "ssl": encode(torch.stack([one.reference for one in drawn])).to("cpu", self.dtype),
-        }
+
+        def encoded(images: list[Tensor]) -> Tensor:
+            parts = [torch.stack(images[i : i + AT_ONCE]) for i in range(0, len(images), AT_ONCE)]
+            return torch.cat([encode(part).to("cpu", self.dtype) for part in parts])
+
+        latents = {"jpg": encoded([one.image for one in drawn]), "ssl": encoded([one.reference for one in drawn])}
         if not all(bool(torch.isfinite(latent).all()) for latent in latents.values()):
             name = self.images.items[position].name
             raise InputError(f"{OPTION} {self.folder}: a latent of {one_line(name, 80)} is no number in {self.dtype}")

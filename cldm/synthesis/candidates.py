@@ -42,6 +42,7 @@ def best_candidates(
     batch: Mapping[str, Any],
     options: SamplingOptions,
     judge: Judge | None,
+    device: torch.device | None = None,
 ) -> list[Painted]:
     """Makes ``candidates`` images of each job of a batch, then up to ``retry`` more while the best is below the limit.
 
@@ -50,6 +51,7 @@ def best_candidates(
         batch: of jobs.
         options: how many, and the limit.
         judge: who chooses.
+        device: on which it looks; the CPU by default.
 
     Returns:
         the best of each job; of equal ones, the first.
@@ -71,7 +73,8 @@ def best_candidates(
             break
         some = part_of(batch, wanted)
         images = make(some, candidate)
-        for i, image, score in zip(wanted, images, mask_scores(judge, images, some["mask_path"]), strict=True):
+        found = mask_scores(judge, images, some["mask_path"], device)
+        for i, image, score in zip(wanted, images, found, strict=True):
             if score > max(scores[i], default=-1.0):
                 best[i] = image
             scores[i].append(score)

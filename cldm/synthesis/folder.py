@@ -44,7 +44,7 @@ from common.trust import trust
 from ldm.compiling import NEEDS_GPU
 from ldm.models.schedule import spacing_of
 from ldm.quantization import quantizer
-from ldm.training.ranks import first_process
+from ldm.training.ranks import end_with_first, first_process
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by torchrun, Lightning for its children, SLURM
 
@@ -139,9 +139,11 @@ def check_devices(options: SynthesisOptions) -> None:
     """Refuses, before the model is built, what the devices do not have.
 
     Raises:
-        InputError: no such device, or it has no CUDA graphs or no such weights.
+        InputError: no such device, or it has no CUDA graphs, precision or such weights.
     """
     on_gpu = parse_devices(options.gpus)["accelerator"] == "gpu"
+    if options.precision == "16-mixed" and not on_gpu:
+        raise InputError("‹precision› 16-mixed: the CPU does not have it; take bf16-mixed, bf16 or 32")
     if options.compile == "graphs" and not on_gpu:
         raise InputError(NEEDS_GPU)
     if options.quantize != "none":
@@ -180,6 +182,7 @@ def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judge
     Raises:
         InputError: anything the work would trip over.
     """
+    end_with_first()
     trust(options.trust)
     check_devices(options)
     use_threads(options.threads)

@@ -69,18 +69,21 @@ NO_JUDGES = Judges()
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def mask_scores(judge: Judge, images: NDArray[Any], masks: Iterable[str]) -> list[float]:
+def mask_scores(
+    judge: Judge, images: NDArray[Any], masks: Iterable[str], device: torch.device | None = None
+) -> list[float]:
     """How well a segmentor finds each image's mask in it: the mean IoU of the classes that the mask shows, 0..1.
 
     Args:
         judge: the segmentor.
         images: (B, H, W, 3) uint8 as they are written, or float of stated bands, see ``Judge.of_bands``.
         masks: their masks' files.
+        device: on which the segmentor looks; the CPU by default.
 
     Returns:
         B scores; 1 for a mask of pixels to ignore alone.
     """
-    logits, found = judge.look(torch.from_numpy(images).movedim(-1, 1).float())
+    logits, found = judge.look(torch.from_numpy(images).to(device).movedim(-1, 1).float())
     scores = []
     for one, mask in zip(found.cpu().numpy(), masks, strict=True):
         matrix = confusion(one, judge.labels(mask, one.shape), logits.shape[1], IGNORE)

@@ -5,18 +5,21 @@ Which images are still to be made, ``cldm.synthesis.planning`` says.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cldm.control_ldm import ControlLDM
@@ -30,12 +33,13 @@ from cldm.synthesis.planning import Job, Recipe, images_of, same_size_batches
 from cldm.synthesis.prompts import reading
 from cldm.synthesis.records import Sample, append_record, images_in, publishing, working_in
 from cldm.synthesis.rectify import Rectifier
-from common.devices import parse_devices
+from common.devices import count_devices, parse_devices
 from common.errors import InputError
 from common.files import atomic_path, file_hash
 from common.rng import item_noise
 from ldm.models.sampling import sample
 from ldm.quantization import quantize
+from ldm.training.loaders import quiet_worker
 from ldm.training.stop_on_signal import ctrl_c
 
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
@@ -94,6 +98,7 @@ def batch_loader(
         batch_sampler=Batches(batches),
         collate_fn=collate,
         num_workers=num_workers,
+        worker_init_fn=quiet_worker,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -181,7 +186,7 @@ def painted(
             raise InputError(f"not a number in one of the images {names}; take another ‹precision› or checkpoint")
         return model_values(made, model.bands)
 
-    return best_candidates(make, batch, options, judges.judge)
+    return best_candidates(make, batch, options, judges.judge, model.device)
 
 
 def synthesize(
@@ -240,13 +245,34 @@ class Synthesizer(pl.LightningModule):
         self.others = images_in(options.outdir)  # of these names, to be replaced, perhaps in another format
         self.pool = ThreadPoolExecutor(max_workers=4)
         self.writing: list[Future[None]] = []
+        self.stopped = False
+
+    def on_predict_start(self) -> None:
+        """Takes SIGTERM over from Lightning.
+
+        Its handler sends a message to the other processes each time it is called. A process that gets the signal twice,
+        from the cluster and from the first process, would wait for ever for the others to send another.
+        """
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if not self.stopped:
+            self.stopped = True
+            if (launcher := self.trainer.strategy.launcher) is not None:
+                launcher.kill(signal.Signals(number))  # passes it on to the processes that it started
+
+    def _stop(self) -> NoReturn:
+        """Ends this process once its images are written, the first one after those that it started."""
+        self.on_predict_end()
+        for process in getattr(self.trainer.strategy.launcher, "procs", ()):
+            process.wait()
+        print("SIGTERM: stopped; start again to make what is missing", file=sys.stderr)
+        raise SystemExit(143)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Makes a batch's images, and hands them over to the threads that write."""
-        if self.trainer.received_sigterm:  # Lightning notes the signal, and goes on
-            self.on_predict_end()
-            print("SIGTERM: stopped; start again to make what is missing", file=sys.stderr)
-            raise SystemExit(143)
+        if self.stopped:
+            self._stop()
         for i, one in enumerate(painted(self.model, batch, self.options, self.judges)):
             of_item = (batch[key][i] for key in RECORDED)
             of_image = (*one.image.shape[:2], one.candidate, one.scores)
@@ -331,7 +357,10 @@ def write_images(
     devices = parse_devices(options.gpus)
     quantize(model.networks, options.quantize, devices["accelerator"] == "gpu")
     model.accelerate(compile_networks=options.compile)
+    several = options.num_nodes > 1 or count_devices(devices["devices"]) > 1
     engine = pl.Trainer(
+        # they meet at the end alone, where the first to be done may wait for hours
+        strategy=DDPStrategy(timeout=timedelta(days=7)) if several else "auto",
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

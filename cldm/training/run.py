@@ -46,7 +46,7 @@ from ldm.training.checkpoints import (
     TrainingDiverged,
     WholeCheckpoints,
 )
-from ldm.training.ranks import first_process
+from ldm.training.ranks import end_with_first, first_process
 from ldm.training.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
 
@@ -205,6 +205,7 @@ def train(options: TrainingOptions) -> int:
         InputError: anything the run would trip over.
         TrainingDiverged: the loss is no number any more.
     """
+    end_with_first()
     trust(options.trust)
     use_threads(options.threads)
     config = merged_config(options)

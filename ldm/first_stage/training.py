@@ -25,6 +25,7 @@ from ldm.first_stage.losses import (
 from ldm.first_stage.schema import FirstStageConfig, build
 from ldm.modules.ema import EMA
 from ldm.training.checkpoints import TrainingDiverged
+from ldm.training.dropout import seed_dropout
 
 
 class FirstStageTraining(pl.LightningModule):
@@ -77,6 +78,7 @@ class FirstStageTraining(pl.LightningModule):
             TrainingDiverged: a term of it is no finite number; the weights are those of the step before.
         """
         image, known = batch["image"], None
+        seed_dropout(self.first_stage_model, batch["seed"].tolist())
         posterior = self.first_stage_model.encode(image)
         noise = item_noise(batch["seed"].tolist(), posterior.mean.shape[1:]).to(image.device)
         made = self.first_stage_model.decode(posterior.sample(noise)).float()

@@ -32,6 +32,18 @@ def items_of(scenes, **more):
     return PairedImages(scenes, scenes / "train_set_items.json", **{**choices, **data, **more})
 
 
+def test_the_first_stage_takes_a_few_images_at_once_however_many_variants(scenes, tmp_path):
+    sizes = []
+
+    def counting(images):
+        sizes.append(len(images))
+        return encode(images)
+
+    cache = CachedLatents(items_of(scenes), tmp_path / "cache", "weights", variants=9)
+    cache.fill(counting, progress=False)
+    assert sizes[:6] == [4, 4, 1] * 2 and cache[8, 0]["jpg_posterior"].shape[0] == 2
+
+
 def encode(images):  # a posterior of one channel with spread: the mean of the image, and of its square
     mean = images.mean(1, keepdim=True)
     return torch.cat([mean, (images**2).mean(1, keepdim=True)], 1)

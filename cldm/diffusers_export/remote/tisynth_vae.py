@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 
@@ -32,6 +33,7 @@ class BlockAutoencoder(ModelMixin, ConfigMixin):
         self.analysis = nn.Conv2d(in_channels, latent_channels, factor, stride=factor, bias=False)
         self.synthesis = nn.ConvTranspose2d(latent_channels, in_channels, factor, stride=factor, bias=False)
 
+    @apply_forward_hook  # offloaded weights come to the GPU where ``forward`` is called, and at what has this mark
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Image (B, bands, H, W) in [-1, 1] -> a distribution without spread of latents (B, C, H/f, W/f)."""
         latent = self.analysis(x)
@@ -39,6 +41,7 @@ class BlockAutoencoder(ModelMixin, ConfigMixin):
         posterior = DiagonalGaussianDistribution(moments, deterministic=True)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @apply_forward_hook
     def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> DecoderOutput | tuple[Tensor]:
         """Latent (B, C, h, w) -> image (B, bands, h*f, w*f), about [-1, 1]."""
         image = self.synthesis(z)
