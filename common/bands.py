@@ -77,6 +77,12 @@ class Bands(Schema):
         return self
 
     @property
+    def are_bytes(self) -> bool:
+        """Whether images are read as the bytes that files hold, as pictures are; else as floats in 0..255."""
+        stated = self.dtype == "uint8" and all(tuple(one) == (0, 255) for one in self.ranges)
+        return stated and self.per_image is None and not any(self.offsets or ()) and set(self.scales or (1,)) == {1}
+
+    @property
     def count(self) -> int:
         """Bands that the model reads."""
         return len(self.ranges)

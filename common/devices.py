@@ -25,6 +25,12 @@ def pick_device(name: str) -> str:
     return "cpu" if name == "auto" else name
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]
+
+
 def cpu_multiplies_bf16() -> bool:
     """Whether this CPU has instructions for products of bfloat16 numbers; without, they take longer than 32 bits."""
     return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +19,7 @@ from tqdm import tqdm
 
 from common import house
 from common.command import note
+from common.devices import visible_gpus
 from common.errors import InputError
 from common.files import write_json
 from common.metrics_file import Metrics, read_metrics
@@ -178,7 +181,8 @@ class Comparison:
             InputError: a training or test failed, or two trainings are one.
         """
         jobs, done = self.jobs(), dict[tuple[str, int], Outcome]()
-        with Children() as children, ThreadPoolExecutor(jobs_at_once) as pool:
+        turns = (itertools.cycle(visible_gpus()),)
+        with Children() as children, ThreadPoolExecutor(jobs_at_once, initializer=_take_gpu, initargs=turns) as pool:
             try:
                 with tqdm(desc="trainings", total=len(jobs), unit="run") as bar:  # closed before an error is told
                     begun: dict[tuple[str, int], Future[Outcome]] = {}
@@ -347,6 +351,14 @@ def hash_of_values(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+_thread = threading.local()  # ``sees``: what the commands that this thread starts are told of GPUs
+
+
+def _take_gpu(turns: Iterator[str]) -> None:
+    """Gives a thread one of several GPUs for its own, so that trainings at a time are not all on the first."""
+    _thread.sees = {"CUDA_VISIBLE_DEVICES": gpu} if (gpu := next(turns, None)) else {}
+
+
 def segmentor(children: Children, line: Sequence[str], log: Path) -> None:
     """Runs scripts/segmentor.py in a process of its own; what it prints goes to ``log``.
 
@@ -360,7 +372,7 @@ def segmentor(children: Children, line: Sequence[str], log: Path) -> None:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=house.environment(),
+            env=house.environment() | getattr(_thread, "sees", {}),
         )
     if code < 0:
         raise InputError(f"{log}: scripts.segmentor was ended by signal {-code} (9: is memory short? fewer ‹jobs›)")

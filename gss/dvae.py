@@ -198,7 +198,8 @@ class DVAE(nn.Module):
             raise InputError(
                 f"image of {height} x {width} pixels: the dVAE takes multiples of {SCALE}; pad or resize it"
             )
-        return self.encoder(map_pixels(colors))
+        with exact(colors):
+            return self.encoder(map_pixels(colors))
 
     def tokens(self, colors: Tensor) -> Tensor:
         """Most likely tokens (B, H/8, W/8), int64; one by one, since the logits are the largest array there is."""
@@ -207,7 +208,17 @@ class DVAE(nn.Module):
     def decode(self, tokens: Tensor) -> Tensor:
         """Colors (B, 3, 8h, 8w), 0..255, of tokens (B, h, w), int64; one by one."""
         self._check_loaded()
-        return torch.cat([255 * unmap_pixels(self.decoder(one[None])).clamp(0, 1) for one in tokens])
+        with exact(tokens):
+            return torch.cat([255 * unmap_pixels(self.decoder(one[None])).clamp(0, 1) for one in tokens])
+
+
+def exact(like: Tensor) -> torch.autocast:
+    """Within the block, numbers keep the weights' precision, in a training in 16 bits, too.
+
+    What a segmentor learns are the tokens and colors of the dVAE by which it is tested: of near ones, bfloat16 takes
+    others.
+    """
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def map_pixels(colors: Tensor) -> Tensor:

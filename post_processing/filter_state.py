@@ -197,7 +197,8 @@ class State:
                     f"‹filtered_mask_path› {out}: holds masks filtered with another {', '.join(changed)}; "
                     "name another folder or remove this one"
                 )
-        self.real.read(), self.filtered.read()
+        for journal in (self.real, self.filtered):  # of however many processes: what is added now comes after it
+            journal.merge()
         write_json(Settings(settings=self.settings).model_dump(), path)
 
     def stamp(self, pair: Pair, *others: Any) -> str:

@@ -49,7 +49,8 @@ def read_options(words: Sequence[str]) -> TrainOptions | TestOptions:
         for name in {field.name for field in fields(options)} - {field.name for field in fields(wanted)}:
             if getattr(given, name):
                 line.error(f"{flag_of(options, name)}: is for {task} only")
-    os.environ.setdefault("LOCAL_RANK", str(given.local_rank))
+    of_slurm = os.environ.get("SLURM_LOCALID") if given.launcher == "slurm" else None  # mmengine sets the other late
+    os.environ.setdefault("LOCAL_RANK", of_slurm or str(given.local_rank))
     return cli.taken(wanted, given)
 
 

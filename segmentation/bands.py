@@ -50,7 +50,7 @@ class BandDistortion(BaseTransform):
 
 
 def set_bands(config: Config, bands: Bands) -> None:
-    """Has a config read images of these bands: its loading steps, and for other than three, all that reads them.
+    """Has a config read images of these bands: its loading steps, and all that takes three of 8 bits for granted.
 
     Args:
         config: changed in place.
@@ -65,11 +65,14 @@ def set_bands(config: Config, bands: Bands) -> None:
     for kind in READERS:
         for step in entries(config._cfg_dict, kind):
             step["bands"] = bands.model_dump(exclude_defaults=True)
-    if bands.count == 3:
+    if bands.count == 3 and bands.are_bytes:
         return
+    # mmseg's takes bytes alone: of floats, OpenCV gives other hues, and saturations that it cuts to 0 and 1
     for step in [node for node in dictionaries(config._cfg_dict) if node.get("type") == "PhotoMetricDistortion"]:
         step.clear()
         step["type"] = "BandDistortion"
+    if bands.count == 3:
+        return
     preprocessor = config.model.get("data_preprocessor") or config.get("data_preprocessor")
     backbone = config.model.get("backbone")
     if not isinstance(preprocessor, dict) or not isinstance(backbone, dict):

@@ -182,3 +182,13 @@ def test_image_sizes_of_the_dvae(tiny_weights):
     assert not dvae.training and not any(p.requires_grad for p in dvae.parameters())
     with pytest.raises(InputError, match="image of 20 x 24 pixels: the dVAE takes multiples of 8"):
         dvae.tokens(torch.rand(1, 3, 20, 24))
+
+
+def test_tokens_and_colors_are_those_of_32_bit_in_a_training_in_16():
+    torch.manual_seed(0)
+    dvae = DVAE(**TINY)
+    dvae.loaded = True
+    colors = 255 * torch.rand(2, 3, 32, 32)
+    logits, back = dvae.logits(colors), dvae.decode(dvae.tokens(colors))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(dvae.logits(colors), logits) and torch.equal(dvae.decode(dvae.tokens(colors)), back)

@@ -225,3 +225,15 @@ def test_real_files_changed_under_their_names_are_noticed(cli, make_chain, path)
     with Image.open(chain.root / path) as image:
         image.transpose(Image.Transpose.ROTATE_180).save(chain.root / path)
     assert "another real images" in cli.refused(*filtering(chain))
+
+
+def test_an_image_painted_again_counts_by_its_newer_record_whichever_process_wrote(cli, make_chain):
+    chain = make_chain()
+    cli(*filtering(chain))
+    (chain.root / "out/.filter/syn.0.jsonl").rename(chain.root / "out/.filter/syn.1.jsonl")  # as of a second process
+    image = chain.root / "syn/r0_seed_1.png"
+    Image.fromarray(np.asarray(Image.open(image))[::-1]).save(image)
+    cli(*filtering(chain))
+    made = (chain.root / "out/r0_seed_1.png").stat().st_mtime_ns
+    cli(*filtering(chain))
+    assert (chain.root / "out/r0_seed_1.png").stat().st_mtime_ns == made

@@ -1,12 +1,16 @@
 """Several processes without GPUs: the scores and weights of one, as those of several GPUs."""
 
+import itertools
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from common.devices import visible_gpus
+from evaluation import runs
 from scripts import segmentor
 from tests.children import in_processes
 
@@ -99,3 +103,30 @@ def test_two_processes_predict_what_one_does(chain):
         for name in masks
     )
     assert (chain.root / "one/predicted.jsonl").read_bytes() == (chain.root / "two/predicted.jsonl").read_bytes()
+
+
+def test_a_task_of_slurm_rehearses_on_its_own_gpu(monkeypatch, chain):
+    from scripts.segmentor import read_options
+
+    words = ["train", str(chain.config), "--launcher", "slurm"]
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    for given, taken in ((words, "3"), ([*words[:2], "--local-rank", "1"], "1")):
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        read_options(given)
+        assert os.environ["LOCAL_RANK"] == taken
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "seen"),
+    [(None, 0, []), (None, 2, ["0", "1", "0"]), ("5,GPU-7", 2, ["5", "GPU-7", "5"]), ("", 0, [])],
+)
+def test_trainings_at_once_are_dealt_out_to_the_gpus(monkeypatch, named, count, seen):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    turns, told = itertools.cycle(visible_gpus()), []
+    for _ in range(3):
+        runs._take_gpu(turns)
+        told.append(runs._thread.sees)
+    assert told == ([{"CUDA_VISIBLE_DEVICES": gpu} for gpu in seen] or [{}] * 3)

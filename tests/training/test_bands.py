@@ -113,6 +113,20 @@ def test_a_first_stage_learns_nothing_where_there_are_no_data():
     assert training.training_step({**batch, "valid": torch.zeros(2, 1, 16, 16, dtype=torch.bool)}, 0) == 0
 
 
+@pytest.mark.parametrize(("ranges", "dtype", "left"), [([0, 3000], "uint16", 0), ([0, 255], "uint8", 1)])
+def test_three_bands_that_are_no_bytes_are_not_taken_for_colors_of_pictures(ranges, dtype, left):
+    pytest.importorskip("mmseg")
+    from common.bands import Bands
+    from segmentation.bands import set_bands
+    from segmentation.config import load_config
+
+    config = load_config(ROOT / "configs" / "mmseg" / "tiny.py")
+    set_bands(config, Bands(ranges=[ranges] * 3, dtype=dtype))
+    kinds = [step["type"] for step in config.train_dataloader.dataset.pipeline]
+    assert kinds.count("PhotoMetricDistortion") == left and kinds.count("BandDistortion") == 1 - left
+    assert len(config.model.data_preprocessor["mean"]) == 3
+
+
 def test_a_segmentor_reads_bands_and_ignores_what_has_no_data(land, tmp_path):
     pytest.importorskip("mmseg")
     from mmseg.registry import DATASETS
