@@ -9,9 +9,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
-from demo import choose, gpu_report, half_scale
+from demo import ablations_picture, ablations_table, choose, gpu_report, half_scale
 from tests.conftest import ROOT
 from tests.test_processes import alive, gone
 
@@ -26,10 +28,10 @@ exec sleep 60
 @pytest.fixture
 def place(tmp_path):
     """Data, and a python that starts nothing but itself."""
-    for folder in ("img_train", "label_train"):
+    for folder in ("img_train", "label_train", "img_test", "label_test", "ref_img"):
         (tmp_path / "data" / folder).mkdir(parents=True)
         (tmp_path / "data" / folder / "a.png").write_bytes(b"1")
-    for name in ("classes", "train_set_items"):
+    for name in ("classes", "train_set_items", "inference_set_items"):
         (tmp_path / "data" / f"{name}.json").write_text("{}")
     (tmp_path / "python").write_text(STUB.format(python=sys.executable, place=tmp_path))
     (tmp_path / "python").chmod(0o755)
@@ -62,6 +64,49 @@ def test_nothing_outlives_the_script(place, number):
         assert second.returncode == 2 and alive(training)
         first.send_signal(number)
         assert gone([training])
+
+
+@pytest.mark.parametrize(
+    ("lacking", "settings", "says"),
+    [
+        ("ref_img", {}, "data: no folder ref_img"),
+        (
+            "inference_set_items.json",
+            {},
+            "data: no inference_set_items.json; python -m scripts.import_data --references",
+        ),
+        ("", {"SPLITS": "test target"}, "data: no folder img_target"),
+    ],
+)
+def test_data_that_lack_something_are_refused_before_hours_of_work(place, lacking, settings, says):
+    if lacking:
+        (place / "data" / lacking).rename(place / "elsewhere")
+    with start(place, **settings) as process:
+        assert says in process.stderr.read()
+    assert process.returncode == 2 and not (place / "out").exists()
+
+
+def test_ablations_become_a_table_and_a_picture(tmp_path, capsys, monkeypatch):
+    for value, arm in enumerate(("x0", "min_snr"), 1):
+        (tmp_path / arm / "evaluation").mkdir(parents=True)
+        (tmp_path / arm / "evaluation/evaluation.json").write_text(json.dumps({"synthesized": {"mIoU": value / 8}}))
+        (tmp_path / "logs" / arm / "checkpoints").mkdir(parents=True)
+        torch.save({"global_step": 1000 * value, "state_dict": {}}, tmp_path / f"logs/{arm}/checkpoints/last.ckpt")
+        with SummaryWriter(tmp_path / f"logs/{arm}/tensorboard") as log:
+            for step in (1, 2):
+                log.add_scalar("val/loss", step * value, step)
+        width, height = 4 * (ablations_picture.TILE + ablations_picture.GAP), 300
+        Image.new("RGB", (width, height), (0, 0, 100 * value)).save(tmp_path / f"{arm}.png")
+    monkeypatch.setattr(sys, "argv", ["table", str(tmp_path), "x0", "min_snr"])
+    ablations_table.main()
+    assert "| `min_snr` | 2,000 | 4.000 | 0.250 |" in capsys.readouterr().out
+    picture = tmp_path / "arms.png"
+    monkeypatch.setattr(
+        sys, "argv", ["picture", str(tmp_path), "x0", "min_snr", "--picture", str(picture), "--rows", "2"]
+    )
+    ablations_picture.main()
+    made = Image.open(picture)
+    assert [made.getpixel((132 * column + 60, 60)) for column in range(4)] == [(0, 0, 100)] * 3 + [(0, 0, 200)]
 
 
 def test_a_data_set_at_half_scale(tmp_path):
