@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import signal
@@ -120,6 +122,29 @@ def taken(options: type[T], namespace: argparse.Namespace) -> T:
     """As ``read_options``, of what a parser with more than these options has parsed."""
     _read.append(options)
     return from_namespace(options, namespace)
+
+
+def check_words(read: Callable[[Sequence[str]], object], words: Sequence[str]) -> None:
+    """Has another command's line read as that command would, and keeps nothing of it: for checks before long work.
+
+    Args:
+        read: parses words as the command does.
+        words: the command line.
+
+    Raises:
+        InputError: the command would refuse it; says what it would print.
+    """
+    remembered, said = len(_read), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            read(words)
+    except SystemExit as end:  # argparse's; of --help, too, which says nothing on stderr
+        reason = said.getvalue().removeprefix("error: ").strip().removesuffix(" (see --help)")
+        raise InputError(reason or "only prints its help") from end
+    except InputError as error:
+        raise InputError(as_typed(error)) from error
+    finally:
+        del _read[remembered:]
 
 
 def as_typed(error: InputError) -> str:

@@ -1,15 +1,17 @@
 """Of a baseline's trainings with several values of a setting, the one with the best mIoU on the validation images.
 
-  python -m demo.choose OUT/choose
+  python -m demo.choose OUT/choose 5e-4 1e-3
 
-In OUT/choose there is a folder <name>_<value> for each training, with what segmentor train and test wrote. Prints the
-best value, and writes choose.json and the learning curves, curves.svg: the best one should have stopped rising.
+In OUT/choose there is a folder rate_<value> for each training, with what segmentor train and test wrote; those of other
+values than the given ones are not looked at. Prints the best value, and writes choose.json and the learning curves,
+curves.svg: the best one should have stopped rising.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.files import atomic_path, write_json
@@ -28,9 +30,9 @@ def curve(run: Path) -> list[tuple[int, float]]:
     return sorted(points.items())
 
 
-def main(folder: Path) -> None:
-    """Compares, draws, prints the best value."""
-    runs = {run.name.rpartition("_")[2]: run for run in sorted(folder.iterdir()) if (run / "metrics.json").is_file()}
+def main(folder: Path, values: Sequence[str]) -> None:
+    """Compares the trainings with these values, draws, prints the best one."""
+    runs = {value: folder / f"rate_{value}" for value in values}
     scores = {value: read_metrics(run / "metrics.json").mIoU or 0.0 for value, run in runs.items()}
     curves = {value: curve(run) for value, run in runs.items()}
     best = max(scores, key=lambda value: scores[value])
@@ -46,4 +48,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

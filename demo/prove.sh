@@ -12,7 +12,7 @@
 #   SEGMENTOR=configs/mmseg/tiny.py CROP= SEEDS=5 ITERS=4000 JOBS=1 SPLITS="test target" (those in DATA) WORST=2 GPUS=0
 #   CHOOSE= (folder with img_train, label_train, img_val, label_val; empty: the config's rate)
 #   RATES="5e-4 1e-3 2e-3 4e-3" (rates to choose from) REPEAT=10 TREATMENT=ignore (or relabel, weight; see filter.sh)
-#   ARMS="real joint" AMOUNTS= SHARES= (see compare --help)
+#   ARMS="real joint" (of weight: "real joint+weights") AMOUNTS= SHARES= (see compare --help)
 #   BASE=configs/train/tiny.yaml (training's settings) RATE=1e-5 (of learning, times items a step) WORKERS=8
 #   START="--grow demo/mbrsc/model.yaml --source demo/mbrsc/model.safetensors" (of init-checkpoint; empty: from nothing)
 #   PAINTER="--config demo/mbrsc/model.yaml --ckpt demo/mbrsc/model.safetensors": a model that is trained already
@@ -26,9 +26,12 @@ python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 : "${MINUTES:=20}" "${MODEL:=configs/model/tisynth_small.yaml}" "${SIZE:=256}" "${BATCH:=16}" "${PRECISION:=bf16-mixed}"
 : "${SAMPLES:=2}" "${STEPS:=50}" "${SCALE:=2}" "${SEGMENTOR:=configs/mmseg/tiny.py}" "${SEEDS:=5}" "${ITERS:=4000}"
 : "${JOBS:=1}" "${SPLITS:=}" "${WORST:=2}" "${GPUS:=0}" "${CROP:=}" "${CHOOSE:=}" "${REPEAT:=10}"
-: "${RATES:=5e-4 1e-3 2e-3 4e-3}" "${ARMS:=real joint}" "${AMOUNTS:=}" "${SHARES:=}" "${TREATMENT:=ignore}"
+: "${RATES:=5e-4 1e-3 2e-3 4e-3}" "${AMOUNTS:=}" "${SHARES:=}" "${TREATMENT:=ignore}"
 : "${PAINTER:=}" "${PAINTING:=}" "${TRAINING:=}" "${BASE:=configs/train/tiny.yaml}" "${RATE:=1e-5}" "${WORKERS:=8}"
 : "${START:=}"
+painted=joint  # of weight maps, the arm that uses them
+[ "$TREATMENT" != weight ] || painted+=+weights
+: "${ARMS:=real $painted}"
 read -ra start <<< "$START"
 read -ra painter <<< "$PAINTER"
 read -ra painting <<< "$PAINTING"
@@ -116,7 +119,8 @@ if [ -n "$CHOOSE" ]; then
       set_done "$run" "$settings"
     fi
   done
-  rate=$("$python" -m demo.choose "$out/choose")
+  # shellcheck disable=SC2086
+  rate=$("$python" -m demo.choose "$out/choose" $RATES)
   say "learning rate $rate; has the baseline stopped rising? $out/choose/curves.svg"
   tiles+=(--cfg-options optim_wrapper.optimizer.lr="$rate")
 fi

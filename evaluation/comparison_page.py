@@ -16,6 +16,7 @@ from common.classes import ClassTable
 from common.errors import InputError
 from common.files import atomic_path, write_json
 from common.images import IGNORE
+from common.metrics_file import Metrics
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, mask_name
 from evaluation.comparison import SCORES, check_runs, check_spread, compare_arms, paired_difference
 from evaluation.figures import arms_figure, classes_figure, curve_figure, seeds_figure
@@ -118,8 +119,8 @@ class Compared:
     reports: Mapping[str, bytes]
 
     def of(self, recipe: Recipe, split: str) -> list[Mapping[str, Any]]:
-        """An arm's metrics on a test set, one a seed."""
-        return [run[split] for run in self.runs[recipe.kind]]
+        """An arm's metrics on a test set, one a seed, of the classes that its masks show."""
+        return [Metrics(**run[split]).of_shown().model_dump() for run in self.runs[recipe.kind]]
 
 
 def write_comparison(out: Path, found: Compared) -> dict[str, dict[str, Any]]:

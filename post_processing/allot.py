@@ -215,7 +215,7 @@ def _class_hardness(options: AllotOptions, classes: Sequence[str]) -> NDArray[An
         return read_class_loss(options.real_loss, classes)
     if options.metrics is None:
         return None
-    scores = {name: entry.IoU for name, entry in read_metrics(options.metrics).classes.items()}
+    scores = {name: entry.IoU for name, entry in read_metrics(options.metrics).of_shown().classes.items()}
     return np.array([np.nan if score is None else 1 - score for score in in_order(scores, classes)])
 
 

@@ -162,7 +162,7 @@ def poor_classes(options: ResampleOptions, classes: list[str]) -> list[int]:
         return classes_by_name(names, classes)
     if not options.metrics:
         return []
-    scores = {name: entry.IoU for name, entry in read_metrics(options.metrics).classes.items()}
+    scores = {name: entry.IoU for name, entry in read_metrics(options.metrics).of_shown().classes.items()}
     return classes_by_score(scores, classes, options.below, options.worst)
 
 

@@ -35,7 +35,15 @@ TASKS: dict[str, type[TrainOptions] | type[TestOptions]] = {"train": TrainOption
 
 
 def read_options(words: Sequence[str]) -> TrainOptions | TestOptions:
-    """The options of ``train`` or ``test``; one parser, so that each can say which options are the other's."""
+    """The options of ``train`` or ``test``; the rank that an older launcher gives goes where newer ones write it."""
+    options, local_rank = parsed(words)
+    of_slurm = os.environ.get("SLURM_LOCALID") if options.launcher == "slurm" else None  # mmengine sets the other late
+    os.environ.setdefault("LOCAL_RANK", of_slurm or str(local_rank))
+    return options
+
+
+def parsed(words: Sequence[str]) -> tuple[TrainOptions | TestOptions, int]:
+    """The options, and a launcher's rank; one parser, so that each task can say which options are the other's."""
     line = cli.parser(__doc__ or "")
     line.add_argument("task", choices=(*TASKS, "predict"), help="what to do")
     for options in TASKS.values():
@@ -49,9 +57,7 @@ def read_options(words: Sequence[str]) -> TrainOptions | TestOptions:
         for name in {field.name for field in fields(options)} - {field.name for field in fields(wanted)}:
             if getattr(given, name):
                 line.error(f"{flag_of(options, name)}: is for {task} only")
-    of_slurm = os.environ.get("SLURM_LOCALID") if given.launcher == "slurm" else None  # mmengine sets the other late
-    os.environ.setdefault("LOCAL_RANK", of_slurm or str(given.local_rank))
-    return cli.taken(wanted, given)
+    return cli.taken(wanted, given), given.local_rank
 
 
 def say_trained(trained: Trained) -> None:

@@ -131,15 +131,27 @@ def test_a_data_set_at_half_scale(tmp_path):
 
 
 def test_the_best_rate_is_chosen(tmp_path, capsys):
-    for rate, score in (("1e-3", 0.3), ("2e-3", 0.4)):
+    for rate, score in (("1e-3", 0.3), ("2e-3", 0.4), ("4e-3", 0.9)):  # the last of an earlier call's rates
         run = tmp_path / f"rate_{rate}"
         (run / "log/vis_data").mkdir(parents=True)
         (run / "metrics.json").write_text(json.dumps({"mIoU": score, "classes": {"a": {"IoU": score}}}))
         lines = [{"loss": 1.0, "step": 1}, {"mIoU": score / 2, "step": 5}, {"mIoU": score, "step": 10}]
         (run / "log/vis_data/scalars.json").write_text("\n".join(map(json.dumps, lines)))
-    choose.main(tmp_path)
+    choose.main(tmp_path, ["1e-3", "2e-3"])
     assert capsys.readouterr().out == "2e-3\n" and "<svg" in (tmp_path / "curves.svg").read_text()
     assert json.loads((tmp_path / "choose.json").read_text())["curves"]["1e-3"] == [[5, 0.15], [10, 0.3]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "arms"),
+    [({}, "real joint"), ({"TREATMENT": "weight"}, "real joint+weights"), ({"TREATMENT": "weight", "ARMS": "a"}, "a")],
+)
+def test_weight_maps_are_used_where_they_are_made(place, settings, arms):
+    ask = place / "ask.sh"
+    ask.write_text((ROOT / "demo/prove.sh").read_text().partition("read -ra start")[0] + 'echo "$ARMS"')
+    words = ["bash", ask, place / "data", place / "out"]
+    said = subprocess.run(words, env={**os.environ, **settings}, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout == f"{arms}\n"
 
 
 def test_done_is_of_certain_settings_and_data(place):

@@ -7,17 +7,19 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.errors import InputError
-from common.files import atomic_path
+from common.files import atomic_path, write_json
 from common.lists import parse_line, read_lines
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files
 from common.rng import Stream, seed_from
-from common.schema import one_line
+from common.schema import Schema, one_line, read_json
 
 LIST = "train_set_items.json"
+SPLIT = "split.json"
 VALIDATION = "val"
 
 
@@ -69,28 +71,43 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def cut_in_two(data: Path, out: Path, pattern: str, share: float, splits: Sequence[str]) -> tuple[int, int]:
-    """Makes the loop's own data set: what DATA has, its training images in ``train`` and ``val``.
+class File(Schema):
+    """A file of DATA: where it is linked below the loop's own data, and what says whether it is still the same."""
+
+    to: str
+    size: int
+    mtime_ns: int
+
+
+class Cut(Schema):
+    """``split.json``: how DATA was cut, file by file, relative to DATA (``img_train/a.png`` to ``img_val/a.png``)."""
+
+    scene: str
+    validation: float
+    files: dict[str, File]
+
+    def masks(self, split: str) -> int:
+        """How many pairs of DATA train, or validate."""
+        return sum(1 for file in self.files.values() if file.to.startswith(f"label_{split}/"))
+
+
+def cut_in_two(data: Path, pattern: str, share: float, splits: Sequence[str]) -> tuple[Cut, list[dict[str, object]]]:
+    """Says which images of DATA train and which validate; reads only.
 
     Args:
         data: see ``ImproveOptions``.
-        out: folder to fill; files that are there stay.
         pattern: of scenes.
         share: of the files, that validates.
         splits: test sets that are linked, to be looked at when all is done.
 
     Returns:
-        images to train on, and to validate on.
+        the cut, with references and test sets; and the items of those training masks that still train.
 
     Raises:
         InputError: a folder or list is lacking, images and masks do not pair, or all are of one scene.
     """
-    for name in (
-        "img_train",
-        "label_train",
-        "ref_img",
-        *(f"{kind}_{split}" for split in splits for kind in ("img", "label")),
-    ):
+    others = ("ref_img", *(f"{kind}_{split}" for split in splits for kind in ("img", "label")))
+    for name in ("img_train", "label_train", *others):
         if not (data / name).is_dir():
             raise InputError(f"‹data› {data}: has no folder {name} (README, Use your own data)")
     images = list_files(data / "img_train", IMAGE_SUFFIXES, "‹data›")
@@ -100,20 +117,101 @@ def cut_in_two(data: Path, out: Path, pattern: str, share: float, splits: Sequen
     validates = held_out(scenes_of(images, pattern), share)
     split_of = {name: VALIDATION if name in validates else "train" for name in images}
     names = {path.name: name for name, path in images.items()}
+    to = {}
     for path in sorted((data / "img_train").iterdir()):  # with what GDAL writes beside images: where they have no data
         beside = names.get(path.name.removesuffix(".msk").removesuffix(".aux.xml"))
         if beside is not None:
-            link(path, out / f"img_{split_of[beside]}" / path.name)
-    for name, path in masks.items():
-        link(path, out / f"label_{split_of[name]}" / path.name)
-    for folder in ("ref_img", *(f"{kind}_{split}" for split in splits for kind in ("img", "label"))):
-        for path in sorted((data / folder).iterdir()):
-            if path.is_file():
-                link(path, out / folder / path.name)
-    lines = [parse_line(text) for _, text in read_lines(data / LIST)]
-    kept = [line for line in lines if Path(line["source"]).stem not in validates]
-    write_list(kept, out / LIST)
-    return len(images) - len(validates), len(validates)
+            to[path] = f"img_{split_of[beside]}/{path.name}"
+    to |= {path: f"label_{split_of[name]}/{path.name}" for name, path in masks.items()}
+    for folder in others:
+        to |= {path: f"{folder}/{path.name}" for path in sorted((data / folder).iterdir()) if path.is_file()}
+    items: list[dict[str, object]] = []
+    for number, item in items_with_mask(data / LIST):
+        name = Path(item["source"]).stem
+        if name not in masks:
+            raise InputError(f"{data / LIST} line {number}: {one_line(item['source'], 200)} is not in label_train")
+        if name not in validates:
+            items.append({**item, "source": f"label_train/{masks[name].name}"})
+    to[data / LIST] = LIST
+    files = {}
+    for path, target in to.items():
+        found = path.stat()
+        files[path.relative_to(data).as_posix()] = File(to=target, size=found.st_size, mtime_ns=found.st_mtime_ns)
+    return Cut(scene=pattern, validation=share, files=files), items
+
+
+def to_make_anew(cut: Cut, out: Path) -> bool:
+    """Whether the loop's own data are of another cut, with which nothing was done yet.
+
+    Args:
+        cut: of now.
+        out: folder of the loop; its data may be there or not.
+
+    Raises:
+        InputError: they are of another cut, or of files that have changed since, and a stage is done with them.
+    """
+    folder = out / "data"
+    if not folder.is_dir():
+        return False
+    different = _difference(cut, folder)
+    if different and any(out.glob("*/*.done.json")):
+        raise InputError(
+            f"‹out› {out}: {one_line(different, 300)} since its first round (‹scene› {cut.scene}, ‹validation› "
+            f"{cut.validation:g}); name another ‹out›"
+        )
+    return bool(different)
+
+
+def _difference(cut: Cut, folder: Path) -> str:
+    """The first file that another cut, which made the folder, put elsewhere or found otherwise; empty: none."""
+    if not (folder / SPLIT).exists():  # stopped while it was made: a file that is there may be of another cut
+        known = {file.to for file in cut.files.values()}
+        trees = (folder / f"{kind}_{split}" for kind in ("img", "label") for split in ("train", VALIDATION))
+        there = sorted(
+            path.relative_to(folder).as_posix() for tree in trees if tree.is_dir() for path in tree.iterdir()
+        )
+        return next((f"data/{name} has no place any more" for name in there if name not in known), "")
+    before = read_json(folder / SPLIT, Cut, f"remove {folder}").files
+    for name in sorted({*before, *cut.files}):
+        old, new = before.get(name), cut.files.get(name)
+        if old != new:
+            moved = old and new and old.to != new.to
+            what = f"is not in {Path(old.to).parent} any more" if old and moved else "has changed"
+            return f"{name} {what if old and new else 'is gone' if old else 'is new'}"
+    return ""
+
+
+def fill(cut: Cut, items: Iterable[dict[str, object]], data: Path, out: Path) -> None:
+    """Makes the loop's own data set: what DATA has, its training images in ``train`` and ``val``.
+
+    Args:
+        cut: what goes where.
+        items: of the masks that train.
+        data: where the files are.
+        out: folder to fill; files that are there stay.
+    """
+    for name, file in cut.files.items():
+        if name != LIST:
+            link(data / name, out / file.to)
+    write_list(items, out / LIST)
+    write_json(cut.model_dump(), out / SPLIT)
+
+
+def items_with_mask(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and content of a list's items; those without a mask, images alone, are passed over.
+
+    Raises:
+        InputError: a broken line; names file and line.
+    """
+    for number, text in read_lines(path):
+        try:
+            item = parse_line(text)
+            if not isinstance(item.get("source", ""), str):
+                raise ValueError("field source: needs the path of a mask")
+        except ValueError as error:
+            raise InputError(f"{path} line {number}: {error}") from error
+        if item.get("source"):
+            yield number, item
 
 
 def write_list(items: Iterable[dict[str, object]], path: Path) -> None:
@@ -122,27 +220,22 @@ def write_list(items: Iterable[dict[str, object]], path: Path) -> None:
         temporary.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
 
 
-def round_masks(data: Path, folder: str, layouts: Path | None) -> tuple[Path, Path, int]:
+def round_masks(data: Path, folder: str, layouts: Path | None) -> int:
     """The masks that a round paints, in one folder below the data: the training masks, and new layouts.
 
     Args:
         data: the loop's own data set.
-        folder: name of the round's folder in it.
+        folder: name of the round's folder in it, which gets ``label`` and ``items.json``.
         layouts: folder of new layouts, if there are any.
 
     Returns:
-        the masks' folder, their list, and how many they are.
+        how many they are.
     """
-    masks, items = data / folder / "label", []
-    for _, text in read_lines(data / LIST):
-        item = parse_line(text)
-        source = data / item["source"]
-        link(source, masks / source.name)
-        items.append({**item, "source": f"{folder}/label/{source.name}"})
-    for _, text in read_lines(layouts / "items.json") if layouts else ():
-        item = parse_line(text)
-        source = layouts / item["source"] if layouts else data
-        link(source, masks / source.name)
-        items.append({**item, "source": f"{folder}/label/{source.name}"})
+    items = []
+    for root, name in ((data, LIST), *([(layouts, "items.json")] if layouts else [])):
+        for _, item in items_with_mask(root / name):
+            source = root / item["source"]
+            link(source, data / folder / "label" / source.name)
+            items.append({**item, "source": f"{folder}/label/{source.name}"})
     write_list(items, data / folder / "items.json")
-    return masks, data / folder / "items.json", len(items)
+    return len(items)

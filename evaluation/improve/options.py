@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.command import Parser
 from common.converters import integer, number
 from common.errors import InputError
 from common.options import Options, option
+from common.schema import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class ImproveOptions(Options):
     training: str = option("", metavar="OPTIONS", help="more for the segmentors' trainings: '--max-iters 2000'")
     allotting: str = option("", metavar="OPTIONS", help="more for tisynth allot: '--references-per-mask 4'")
     filtering: str = option("", metavar="OPTIONS", help="more for filter.sh: '--tolerance-margin 1.5'")
-    dry_run: bool = option(False, help="check the data, print what the first round runs, and stop")
+    dry_run: bool = option(False, help="check data and options, print what a round runs, write nothing")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,8 +79,30 @@ class ImproveOptions(Options):
             raise InputError(f"‹scene› {self.scene}: put parentheses around what names the scene")
         if not self.splits:
             raise InputError("‹splits›: name a test set")
+        for name in ("painting", "training", "allotting", "filtering"):
+            self.more(name)
+        if any(word.partition("=")[0].replace("_", "-") == "--weight-map-path" for word in self.more("filtering")):
+            raise InputError("‹filtering› --weight-map-path: the loop gives it with --treatment weight; leave it out")
 
     @property
     def class_table(self) -> Path:
         """The class table's file."""
         return self.classes or self.data / "classes.json"
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the filter weights pixels in the place of taking them out."""
+        line = Parser(add_help=False, allow_abbrev=False)
+        line.add_argument("--treatment", nargs="?")
+        return bool(line.parse_known_args(self.more("filtering"))[0].treatment == "weight")
+
+    def more(self, name: str) -> list[str]:
+        """The words of ``painting``, ``training``, ``allotting`` or ``filtering``.
+
+        Raises:
+            InputError: quotes that do not close.
+        """
+        try:
+            return shlex.split(getattr(self, name))
+        except ValueError as error:
+            raise InputError(f"‹{name}› {one_line(getattr(self, name), 100)}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from common.classes import load_class_table
 from common.errors import InputError
 from common.files import check_writable, only_writer, room_for
 from common.processes import Children
-from evaluation.improve.data import cut_in_two
+from evaluation.improve.data import VALIDATION, cut_in_two, fill, to_make_anew
+from evaluation.improve.lines import Readers, Stages, check_lines, shown
 from evaluation.improve.options import ImproveOptions
 from evaluation.improve.page import write_page
 from evaluation.improve.stages import Loop, Run, best, commands
@@ -19,32 +21,40 @@ from evaluation.improve.stages import Loop, Run, best, commands
 Records = Callable[[Path], Mapping[str, Any]]
 
 
-def improve(options: ImproveOptions, records: Records, run: Run | None = None) -> str:
+def improve(options: ImproveOptions, records: Records, run: Run | None = None, readers: Readers | None = None) -> str:
     """All rounds, the comparison on the test sets, and the page.
 
     Args:
         options: of the loop.
         records: reads what synthesis recorded of a folder's images.
         run: runs a command of ``scripts``; in a process of its own by default.
+        readers: how commands of ``scripts`` read their words, which are checked so before anything runs.
 
     Returns:
-        a summary.
+        a summary; of a dry run, what would run.
 
     Raises:
-        InputError: the data do not fit, a stage failed, or was done by another command.
+        InputError: the data or the commands' words do not fit, a stage failed, or was done by another command.
     """
     for path in (options.config, options.ckpt):
         if not path.exists():
             raise InputError(f"{'‹config›' if path == options.config else '‹ckpt›'} {path}: no such file")
-    load_class_table(str(options.class_table))
+    classes = load_class_table(str(options.class_table))
     if options.bands is not None:
         read_bands_file(options.bands)
+    cut, items = cut_in_two(options.data, options.scene, options.validation, options.splits)
+    stages = Stages(options).planned(len(items), len(classes))
+    check_lines(stages, readers or {}, options)
+    said = f"{cut.masks('train')} images to train on, {cut.masks(VALIDATION)} to validate on"
+    if options.dry_run:
+        to_make_anew(cut, options.out)
+        return f"{said}\n{shown(stages, options.processes)}"
     out = check_writable(options.out, "‹out›")
     with room_for("‹out›", out), only_writer(out, "‹out›"):
-        training, validation = cut_in_two(options.data, out / "data", options.scene, options.validation, options.splits)
-        said = f"{training} images to train on, {validation} to validate on"
-        if options.dry_run:
-            return said
+        if to_make_anew(cut, out):  # with the training that had begun on it, which would go on with its weights
+            for folder in (out / "data", *out.glob("round_*")):
+                shutil.rmtree(folder)
+        fill(cut, items, options.data, out / "data")
         print(said, flush=True)
         if run is not None:
             return _rounds(options, records, run)
@@ -58,6 +68,8 @@ def _rounds(options: ImproveOptions, records: Records, run: Run) -> str:
     for rounds in loop.rounds():
         recorded = {one.number: records(one.folder / "images") for one in rounds[1:]}
         write_page(rounds, options, recorded, None)
+        if len(rounds) == 1 and (missing := rounds[0].not_shown):
+            print(f"not shown by the validation scenes, and in no score: {', '.join(missing)}", flush=True)
         print(f"round {rounds[-1].number}: mean IoU {rounds[-1].score:.4f} on the validation scenes", flush=True)
     winner = best(rounds)
     compared = loop.judge(winner)
