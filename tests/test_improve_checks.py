@@ -93,6 +93,16 @@ def test_another_cut_is_made_anew_or_refused(data, tmp_path):  # noqa: F811
     assert begun(data, out, validation=0.5) == [] and (out / "data/split.json").exists()
 
 
+def test_data_that_the_loop_did_not_make_stay(data, tmp_path):  # noqa: F811
+    before = tree(data)
+    with pytest.raises(InputError, match="lies where the loop makes its own data"):
+        looped(data, tmp_path)
+    shutil.copytree(data, tmp_path / "out/data")
+    with pytest.raises(InputError, match=r"data/img_train/t\S+ has no place any more"):
+        looped(data, tmp_path / "out")
+    assert tree(data) == before == tree(tmp_path / "out/data")
+
+
 def test_a_dry_run_shows_the_commands_and_writes_nothing(data, tmp_path, capsys):  # noqa: F811
     before, out = tree(tmp_path), tmp_path / "out"
     words = [
@@ -158,7 +168,7 @@ def test_words_of_a_training_go_to_those_that_know_them():
 def test_weighted_pixels_are_learned_from(data, tmp_path):  # noqa: F811
     for weighted, filtering in ((False, ""), (True, "--treatment=weight")):
         stages = Stages(options(data, tmp_path / "out", filtering=filtering)).planned(6, 2)
-        check_lines(stages, READERS, options(data, tmp_path / "out"))
+        check_lines(stages, READERS, data)
         lines = {f"{stage.folder.name}/{stage.name}": stage.line for stage in stages}
         assert ["--loss-weights" in lines[f"round_{number}/train"] for number in (0, 1)] == [False, weighted]
         maps = ["--weight-map-path", str(tmp_path / "out/round_1/weights")]

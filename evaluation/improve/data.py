@@ -141,22 +141,23 @@ def cut_in_two(data: Path, pattern: str, share: float, splits: Sequence[str]) ->
 
 
 def to_make_anew(cut: Cut, out: Path) -> bool:
-    """Whether the loop's own data are of another cut, with which nothing was done yet.
+    """Whether the loop's own data are of another cut, with which nothing was done yet; of a folder that has a cut.
 
     Args:
         cut: of now.
         out: folder of the loop; its data may be there or not.
 
     Raises:
-        InputError: they are of another cut, or of files that have changed since, and a stage is done with them.
+        InputError: they are of another cut, or of files that have changed since, and a stage is done with them; or
+            nothing says that the loop made them, and they are other files.
     """
     folder = out / "data"
     if not folder.is_dir():
         return False
     different = _difference(cut, folder)
-    if different and any(out.glob("*/*.done.json")):
+    if different and (any(out.glob("*/*.done.json")) or not (folder / SPLIT).exists()):
         raise InputError(
-            f"‹out› {out}: {one_line(different, 300)} since its first round (‹scene› {cut.scene}, ‹validation› "
+            f"‹out› {out}: {one_line(different, 300)} since its data were made (now: ‹scene› {cut.scene}, ‹validation› "
             f"{cut.validation:g}); name another ‹out›"
         )
     return bool(different)
@@ -164,7 +165,7 @@ def to_make_anew(cut: Cut, out: Path) -> bool:
 
 def _difference(cut: Cut, folder: Path) -> str:
     """The first file that another cut, which made the folder, put elsewhere or found otherwise; empty: none."""
-    if not (folder / SPLIT).exists():  # stopped while it was made: a file that is there may be of another cut
+    if not (folder / SPLIT).exists():  # of a loop before there was one, or nobody's that is known here
         known = {file.to for file in cut.files.values()}
         trees = (folder / f"{kind}_{split}" for kind in ("img", "label") for split in ("train", VALIDATION))
         there = sorted(
@@ -190,11 +191,11 @@ def fill(cut: Cut, items: Iterable[dict[str, object]], data: Path, out: Path) ->
         data: where the files are.
         out: folder to fill; files that are there stay.
     """
+    write_json(cut.model_dump(), out / SPLIT)  # first: what a stop leaves is known to be of this cut
     for name, file in cut.files.items():
         if name != LIST:
             link(data / name, out / file.to)
     write_list(items, out / LIST)
-    write_json(cut.model_dump(), out / SPLIT)
 
 
 def items_with_mask(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -29,6 +29,7 @@ class Stage:
         words: those that the loop gives it.
         more: those that the user adds.
         option: the loop's option that these are of.
+        shown: words that are folders which its page shows.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Stage:
     words: list[str]
     more: list[str] = field(default_factory=list)
     option: str = ""
+    shown: tuple[str, ...] = ()
 
     @property
     def line(self) -> list[str]:
@@ -155,6 +157,11 @@ class Stages:
     def compare(self, number: int) -> Stage:
         """Real images alone, and those painted in a round beside them, on the test sets."""
         options, folder = self.options, self.folder(number)
+        gallery = flags(
+            syn_img_path=folder / "images",
+            mask_path=self.data / folder.name / "label",
+            filtered_mask_path=folder / "filtered",
+        )
         words = flags(
             data_root=self.data,
             classes=options.class_table,
@@ -166,11 +173,9 @@ class Stages:
             jobs=options.jobs,
             splits=options.splits,
             out_dir=options.out / "comparison",
-            syn_img_path=folder / "images",
-            mask_path=self.data / folder.name / "label",
-            filtered_mask_path=folder / "filtered",
         )
-        return Stage(options.out, "comparison", "compare", [options.segmentor, *words], *self._training("compare"))
+        words = [options.segmentor, *words, *gallery]
+        return Stage(options.out, "comparison", "compare", words, *self._training("compare"), tuple(gallery[1::2]))
 
     def planned(self, masks: int, classes: int) -> list[Stage]:
         """All of round 0, of round 1 and the comparison, as they are known before any has run.
@@ -192,24 +197,21 @@ class Stages:
         ]
 
 
-def check_lines(stages: Sequence[Stage], readers: Readers, options: ImproveOptions) -> None:
+def check_lines(stages: Sequence[Stage], readers: Readers, there: Path) -> None:
     """Has each command read its words, before anything runs.
 
     Args:
         stages: see ``Stages.planned``.
         readers: a command that has none is not asked.
-        options: of the loop.
+        there: any folder; it stands for those that a parser looks for, and that are yet to be made.
 
     Raises:
         InputError: one would refuse them; names the loop's option that has them.
     """
-    out = f"{options.out}/"
     for stage in stages:
         if read := readers.get(stage.module):
-            # the folders below OUT, which compare looks for, are not there yet: DATA, which is, stands for them
-            words = [str(options.data) if word.startswith(out) else word for word in stage.line]
             try:
-                check_words(read, words)
+                check_words(read, [str(there) if word in stage.shown else word for word in stage.line])
             except InputError as error:
                 said = f"{stage.module} ({stage.name}) says: {error}"
                 raise InputError(f"‹{stage.option}›: {said}" if stage.more else said) from error

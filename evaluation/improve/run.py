@@ -10,7 +10,7 @@ from typing import Any
 from common.bands import read_bands_file
 from common.classes import load_class_table
 from common.errors import InputError
-from common.files import check_writable, only_writer, room_for
+from common.files import check_writable, inside, only_writer, room_for
 from common.processes import Children
 from evaluation.improve.data import VALIDATION, cut_in_two, fill, to_make_anew
 from evaluation.improve.lines import Readers, Stages, check_lines, shown
@@ -39,12 +39,14 @@ def improve(options: ImproveOptions, records: Records, run: Run | None = None, r
     for path in (options.config, options.ckpt):
         if not path.exists():
             raise InputError(f"{'‹config›' if path == options.config else '‹ckpt›'} {path}: no such file")
+    if inside(options.data, options.out / "data"):
+        raise InputError(f"‹data› {options.data}: lies where the loop makes its own data; name another ‹out›")
     classes = load_class_table(str(options.class_table))
     if options.bands is not None:
         read_bands_file(options.bands)
     cut, items = cut_in_two(options.data, options.scene, options.validation, options.splits)
     stages = Stages(options).planned(len(items), len(classes))
-    check_lines(stages, readers or {}, options)
+    check_lines(stages, readers or {}, options.data)
     said = f"{cut.masks('train')} images to train on, {cut.masks(VALIDATION)} to validate on"
     if options.dry_run:
         to_make_anew(cut, options.out)
