@@ -8,8 +8,9 @@ import pytest
 from tests.conftest import ROOT
 from tests.faults.scenarios import SCENARIOS
 
-# only in longer runs: compare, which starts a process a training, and those that save as filter and train do
-QUICK = ["train", "inference", "filter", "segmentor"]
+# only in longer runs: compare, which starts a process a training, those that save as filter and train do, and
+# inference, which tests/synthesis/test_synthesis.py kills
+QUICK = ["train", "filter", "segmentor"]
 
 
 def test_killed_commands_end_as_unbroken_ones(request, tmp_path):
