@@ -13,9 +13,6 @@ Exit codes: 0 distilled, 1 the loss is not a number, 2 bad input, 143 saved and 
 
 from __future__ import annotations
 
-import logging
-import sys
-
 from cldm.distillation.options import DistillOptions
 from cldm.training.command_line import move_settings
 from common import command as cli
@@ -29,15 +26,10 @@ def main() -> int:
     parsed = parser.parse_intermixed_args()
     move_settings(parsed)
     options = cli.taken(DistillOptions, parsed)
-    from cldm.training.run import TrainingDiverged, train  # torch takes seconds to import: after the options
+    from cldm.training.run import train  # torch takes seconds to import: after the options
+    from ldm.training.exit_code import exit_code
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        stopped_by = train(options)
-    except TrainingDiverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 128 + stopped_by if stopped_by else 0
+    return exit_code(lambda: train(options))
 
 
 if __name__ == "__main__":

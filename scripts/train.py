@@ -13,7 +13,6 @@ Exit codes: 0 trained, 1 the loss is not a number, 2 bad input, 143 saved and st
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 
@@ -27,15 +26,10 @@ def main() -> int:
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # Lightning starts this command again for each further GPU
         for note in notes:
             print(note)
-    from cldm.training.run import TrainingDiverged, train  # torch takes seconds to import: after the options
+    from cldm.training.run import train  # torch takes seconds to import: after the options
+    from ldm.training.exit_code import exit_code
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        stopped_by = train(options)
-    except TrainingDiverged as error:
-        print(f"error: {error}")
-        return 1
-    return 128 + stopped_by if stopped_by else 0  # as the shell counts: what follows must not take the run for done
+    return exit_code(lambda: train(options))
 
 
 if __name__ == "__main__":

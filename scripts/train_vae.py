@@ -11,8 +11,6 @@ Exit codes: 0 trained, 1 the loss is not a number, 2 bad input, 143 saved and st
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 
 from common import command as cli
@@ -31,15 +29,10 @@ def main() -> int:
         args.settings += [str(word) for word in words if "=" in str(word) and not Path(word).exists()]
         setattr(args, name, [word for word in words if str(word) not in args.settings])
     options = cli.taken(TrainVaeOptions, args)
-    from ldm.first_stage.run import TrainingDiverged, train  # torch takes seconds to import: after the options
+    from ldm.first_stage.run import train  # torch takes seconds to import: after the options
+    from ldm.training.exit_code import exit_code
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        stopped_by = train(options)
-    except TrainingDiverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 128 + stopped_by if stopped_by else 0
+    return exit_code(lambda: train(options))
 
 
 if __name__ == "__main__":

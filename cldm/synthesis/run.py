@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -253,7 +254,8 @@ class Synthesizer(pl.LightningModule):
         Its handler sends a message to the other processes each time it is called. A process that gets the signal twice,
         from the cluster and from the first process, would wait for ever for the others to send another.
         """
-        signal.signal(signal.SIGTERM, self._note)
+        if threading.current_thread() is threading.main_thread():  # signals arrive there alone
+            signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         if not self.stopped:

@@ -8,7 +8,7 @@ import torch
 from mmengine.runner.checkpoint import get_torch_safe_globals
 
 from tests.conftest import SMALL
-from tests.segmentation.chain import compare_options
+from tests.segmentation.chain import compare_options, filter_options
 
 
 class Call:
@@ -94,16 +94,7 @@ def dvae_state(bad, chain):
 
 
 def images(chain):
-    return [
-        "--real-img-path",
-        chain.root / "img_train",
-        "--real-label-path",
-        chain.root / "label_train",
-        "--syn-img-path",
-        chain.root / "syn",
-        "--syn-mask-path",
-        chain.root / "label_train",
-    ]
+    return filter_options(chain)[2:10]
 
 
 COMMANDS = {
