@@ -13,7 +13,7 @@ from mmseg.registry import DATASETS
 from common.classes import load_class_table
 from common.errors import InputError
 from common.lists import locate, parse_line, read_lines
-from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, pair_files, refuse_doubt
+from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, mask_name, pair_files, refuse_doubt
 from common.ranks import is_first
 from common.rng import Stream, seed_from
 from common.schema import one_line
@@ -41,7 +41,8 @@ class MaskDataset(BaseSegDataset):
         synthesized: folder with ``resampled_img`` and ``resampled_label``, as resample.sh writes it.
         repeat: how often a real pair counts.
         follow_links: links below the data root may lead a list's paths to files outside it.
-        real_share: part of the real pairs that is taken, see ``nested``; 0 for the synthesized ones alone.
+        real_share: part of the real pairs that is taken, see ``nested``, with the synthesized ones of other masks than
+            those left out, which are labels too; 0 for all synthesized ones alone.
         synthesized_per_real: synthesized pairs that are taken for each real one that is; all by default.
         pseudo_images: folder of images that join the real ones, once each.
         pseudo_masks: folder of their masks, found by a segmentor.
@@ -92,7 +93,7 @@ class MaskDataset(BaseSegDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """One entry a pair, ``img_path`` and ``seg_map_path`` among others; real ones first."""
         real = self.real_pairs()
-        synthesized = self._synthesized_pairs(len(real))
+        synthesized = self._synthesized_pairs(real)
         pseudo = _folder_pairs(*self.pseudo_folders, "‹pseudo_images›") if self.pseudo_folders else []
         pairs = real * self.repeat + synthesized + pseudo
         weights = {mask: str(self._weight_map(mask)) for _, mask in synthesized} if self.weighted else {}
@@ -115,27 +116,36 @@ class MaskDataset(BaseSegDataset):
         Raises:
             InputError: see the class.
         """
+        pairs = self._all_real_pairs()
+        return nested(pairs, max(1, round(self.real_share * len(pairs)))) if self.real_share else []
+
+    def _all_real_pairs(self) -> list[FilePair]:
         if self.ann_file:
             pairs = _listed_pairs(Path(self.ann_file), Path(self.data_root or "."), self.follow_links)
         else:
             folders = Path(self.data_prefix["img_path"]), Path(self.data_prefix["seg_map_path"])
             pairs = _folder_pairs(*folders, "‹data_root›")
         refuse_doubt(self.labels, [mask for _, mask in pairs], f"data_root {self.data_root or '.'}")
-        if self.real_share == 0:
-            return []
-        return nested(pairs, max(1, round(self.real_share * len(pairs))))
+        return pairs
 
-    def _synthesized_pairs(self, real: int) -> list[FilePair]:
+    def _synthesized_pairs(self, real: Sequence[FilePair]) -> list[FilePair]:
         if not self.synthesized:
             return []
         folder = Path(self.synthesized)
         pairs = _folder_pairs(folder / "resampled_img", folder / "resampled_label", "‹synthesized›")
+        if 0 < self.real_share < 1:  # an image painted from a mask that is left out would bring its label back
+            left_out = {mask.stem for _, mask in self._all_real_pairs()} - {mask.stem for _, mask in real}
+            pairs = [pair for pair in pairs if mask_name(pair[0].stem) not in left_out]
+            if not pairs:
+                raise InputError(
+                    f"‹synthesized› {folder}: all its images are of masks that ‹real_share› {self.real_share:g} leaves out"
+                )
         if self.synthesized_per_real is None:
             return pairs
-        count = round(self.synthesized_per_real * real)
+        count = round(self.synthesized_per_real * len(real))
         if not 1 <= count <= len(pairs):
             raise InputError(
-                f"‹synthesized› {folder}: has {len(pairs)} images; {self.synthesized_per_real:g} for each of {real} "
+                f"‹synthesized› {folder}: has {len(pairs)} images; {self.synthesized_per_real:g} for each of {len(real)} "
                 f"real ones would be {count}"
             )
         return nested(pairs, count)

@@ -1,6 +1,7 @@
 """Free tricks and weights of pixels, with known answers, and a training that uses all of them."""
 
 import random
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -101,10 +102,16 @@ def test_parts_of_a_data_set_are_nested(make_chain):
     assert set(amounts[0]) < set(amounts[1]) < set(amounts[2])
     assert len(names(real_share=0, **joint)) == 6
     assert [len(names(real_share=0.6, synthesized_per_real=1, repeat=2, **joint))] == [2 * 2 + 2]
+    few = names(real_share=0.3, **joint)  # one label: images painted from the other masks would bring theirs back
+    assert {Path(name).stem.split("_seed_")[0] for name in few} == {Path(few[0]).stem} and len(few) == 3
     with pytest.raises(InputError, match=r"has 6 images; 3 for each of 3 real ones would be 9"):
         names(synthesized_per_real=3.0, **joint)
     with pytest.raises(InputError, match="leaves nothing to train on"):
         names(real_share=0)
+    for path in (chain.root / "resampled_img").glob(f"{Path(few[0]).stem}_seed_*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"all its images are of masks that real_share 0.3 leaves out"):
+        names(real_share=0.3, **joint)
 
 
 def test_weights_move_with_the_image_and_scale_the_loss(joint_chain):
