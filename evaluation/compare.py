@@ -70,7 +70,7 @@ class CompareOptions(ConfigOptions):
         (), convert=number(0), group=_curves, help="joint with so many synthesized images for each real one, nested"
     )
     real_share: tuple[float, ...] = option(
-        (), convert=number(0, 1), group=_curves, help="real and joint with this part of the real images, nested, and of the masks"
+        (), convert=number(0, 1), group=_curves, help="real and joint with this part of the real images, and of masks"
     )
     repeat: int = option(10, convert=integer(1, 10**6), help="how often a real pair counts in joint training")
     data_root: str | None = option(None, help="data set's folder (default: the config's)")

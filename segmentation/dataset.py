@@ -138,15 +138,16 @@ class MaskDataset(BaseSegDataset):
             pairs = [pair for pair in pairs if mask_name(pair[0].stem) not in left_out]
             if not pairs:
                 raise InputError(
-                    f"‹synthesized› {folder}: all its images are of masks that ‹real_share› {self.real_share:g} leaves out"
+                    f"‹synthesized› {folder}: all its images are of masks that "
+                    f"‹real_share› {self.real_share:g} leaves out"
                 )
         if self.synthesized_per_real is None:
             return pairs
         count = round(self.synthesized_per_real * len(real))
         if not 1 <= count <= len(pairs):
             raise InputError(
-                f"‹synthesized› {folder}: has {len(pairs)} images; {self.synthesized_per_real:g} for each of {len(real)} "
-                f"real ones would be {count}"
+                f"‹synthesized› {folder}: has {len(pairs)} images; {self.synthesized_per_real:g} for each of "
+                f"{len(real)} real ones would be {count}"
             )
         return nested(pairs, count)
 
