@@ -1,6 +1,6 @@
 """The table of what demo/on_a_gpu.sh has measured, and the section of a page that holds it.
 
-python demo/gpu_report.py OUT [--page docs/benchmarks.md]
+python -m demo.gpu_report OUT [--page docs/benchmarks.md]
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from demo import proof_table
 
 HEADING = "## On a GPU"
 # Rows of a benchmark: what is said of a result, if it is there.
@@ -96,6 +98,9 @@ def report(folder: Path, today: str) -> list[str]:
         log = (folder / "tests.log").read_text().splitlines()
         said = [line for line in log if re.search(r"\d+ (passed|skipped)", line)]
         lines += [f"Tests: {said[-1].strip('= ') if said else 'passed'}.", ""]
+    for path in sorted(folder.glob("proof/comparison*/comparison.json")):
+        comparison = json.loads(path.read_text())
+        lines += [f"{comparison['title']} (docs/proof.md; mIoU in points):", "", *proof_table.table([comparison]), ""]
     for path in sorted(folder.glob("*.failed")):
         lines += [f"* {path.stem} failed: {path.read_text().strip()}"]
     return lines

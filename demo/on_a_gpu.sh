@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that waits for a GPU, in under 25 minutes: tests on CUDA, parity of lower precisions, the benchmark at full
 # size with each saving off in turn, by precision, compiled and by batch, memory of trainings, and for the rest of the
-# time, if one is named, a training. Prints one table, and writes the section "On a GPU" of docs/benchmarks.md.
+# time, if they are named, the proof of docs/proof.md and a training. Prints one table, and writes the section "On a GPU" of docs/benchmarks.md.
 #   bash demo/on_a_gpu.sh [OUT]                    OUT: demo/on_a_gpu
 #   DEVICE=cpu bash demo/on_a_gpu.sh --tiny [OUT]  tries the script itself, by the tiny model; docs stay as they are
 # Each part has a time limit and a file of its own in OUT. Parts that failed do not stop the others; started again, the
@@ -9,6 +9,8 @@
 #   DEVICE=cuda MINUTES=25 CONFIG=configs/model/tisynth_v15.yaml SIZE=512 STEPS=50 REPEATS=5
 #   PRECISIONS="bf16 16 32" (the first also compiled, and by presets) BATCHES="1 2 4 8 16" LORA=8
 #   PATIENCE=1 (factor of the time limits) TRAIN= (folder of a run to go on with in the time that is left; empty: none)
+#   PROOF= (data set in the layout of demo/prove.sh, which trains, paints and compares all arms on it in the time that is
+#   left, with its own settings but PROOF_MINUTES=240 and PROOF_SEEDS=5; days of MINUTES, or started again; empty: none)
 set -euo pipefail
 tiny=
 if [ "${1:-}" = --tiny ]; then
@@ -16,13 +18,15 @@ if [ "${1:-}" = --tiny ]; then
   : "${CONFIG:=configs/model/tisynth_tiny.yaml}" "${SIZE:=64}" "${STEPS:=4}" "${REPEATS:=2}" "${BATCHES:=1 4}" "${LORA:=2}"
   : "${MINUTES:=60}" "${PATIENCE:=4}"  # for a busy machine
 fi
-[ $# -le 1 ] || { sed -n 2,13p "$0" | cut -c3- >&2; exit 2; }
+[ $# -le 1 ] || { sed -n 2,15p "$0" | cut -c3- >&2; exit 2; }
 out=$(realpath -m "${1:-$(dirname "$0")/on_a_gpu}")
 [ -z "${TRAIN:-}" ] || TRAIN=$(realpath "$TRAIN")
+[ -z "${PROOF:-}" ] || PROOF=$(realpath "$PROOF")
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 : "${DEVICE:=cuda}" "${MINUTES:=25}" "${CONFIG:=configs/model/tisynth_v15.yaml}" "${SIZE:=512}" "${STEPS:=50}"
 : "${REPEATS:=5}" "${PRECISIONS:=bf16 16 32}" "${BATCHES:=1 2 4 8 16}" "${LORA:=8}" "${TRAIN:=}" "${PATIENCE:=1}"
+: "${PROOF:=}" "${PROOF_MINUTES:=240}" "${PROOF_SEEDS:=5}"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} NO_ALBUMENTATIONS_UPDATE=1
 die() { echo "error: $*" >&2; exit 2; }
 left() { echo $((MINUTES * 60 - SECONDS)); }
@@ -35,7 +39,7 @@ settings="DEVICE=$DEVICE CONFIG=$CONFIG SIZE=$SIZE STEPS=$STEPS REPEATS=$REPEATS
   die "$out holds what was measured with $(cat "$out/settings"): remove it, or name another folder"
 echo "$settings" > "$out/settings"
 
-# part NAME SECONDS WORDS...: the python's words, no longer than that, and not beyond the whole's time.
+# part NAME SECONDS COMMAND...: no longer than that, and not beyond the whole's time.
 part() {
   local name=$1 limit=$(($2 * PATIENCE)) code=0
   shift 2
@@ -45,7 +49,7 @@ part() {
   echo "== $name, at most $limit s ($SECONDS s)"
   # ended by this script's end as well as by the time limit, whichever way: timeout ends with this, the work with timeout
   "$python" -m common.processes "$BASHPID" timeout -k 10 "$limit" \
-    sh -c 'exec "$0" -m common.processes $PPID "$0" "$@"' "$python" "$@" > "$out/$name.log" 2>&1 || code=$?
+    sh -c 'exec "$0" -m common.processes $PPID "$@"' "$python" "$@" > "$out/$name.log" 2>&1 || code=$?
   if [ "$code" = 0 ]; then
     rm -f "$out/$name.failed"; touch "$out/$name.done"
   else
@@ -54,9 +58,9 @@ part() {
     echo "   $(cat "$out/$name.failed")"
   fi
 }
-bench=(-m scripts.benchmark --config "$CONFIG" --size "$SIZE" --device "$DEVICE" --repeats "$REPEATS")
+bench=("$python" -m scripts.benchmark --config "$CONFIG" --size "$SIZE" --device "$DEVICE" --repeats "$REPEATS")
 
-part tests 240 -m pytest -q -p no:cacheprovider -m gpu tests/test_on_a_gpu.py
+part tests 240 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/test_on_a_gpu.py
 part parity 120 "${bench[@]}" --parity --out "$out/parity.json"
 more=(--presets --compile)
 limit=330  # three ways to compile
@@ -69,15 +73,23 @@ for batch in $BATCHES; do
     --no-peer --no-training --out "$out/batch_$batch.json"
 done
 [ "$DEVICE" = cpu ] && measured=() || measured=(--measure)
-part memory 300 -m scripts.count_memory --config "$CONFIG" --size "$SIZE" --batch-size 1 4 --lora "$LORA" "${measured[@]}"
+part memory 300 "$python" -m scripts.count_memory --config "$CONFIG" --size "$SIZE" --batch-size 1 4 --lora "$LORA" "${measured[@]}"
+if [ -n "$PROOF" ] && [ "$(left)" -gt 120 ]; then
+  [ "$DEVICE" = cpu ] && gpus=cpu || gpus=0
+  # the settings of this script are not those of that one, which has some of the same name
+  part proof "$(left)" env MINUTES="$PROOF_MINUTES" SEEDS="$PROOF_SEEDS" GPUS="$gpus" SIZE=256 STEPS=50 SCALE=2 \
+    CROP=128 SEGMENTOR=configs/mmseg/tiny_unet.py REPEAT=2 ITERS="${ITERS:-8000}" PYTHON="$python" \
+    ARMS="${ARMS:-real fda color_transfer copy_paste self_training joint pretrain joint+fda}" \
+    bash demo/prove.sh "$PROOF" "$out/proof"
+fi
 if [ -n "$TRAIN" ] && [ "$(left)" -gt 120 ]; then
   rm -f "$out/train.done"  # there is always more
   seconds=$(($(left) - 60))
-  part train "$(left)" -m scripts.train --resume "$TRAIN" \
+  part train "$(left)" "$python" -m scripts.train --resume "$TRAIN" \
     "lightning.trainer.max_time=00:00:$((seconds / 60)):$((seconds % 60))"
 fi
 
 page=()
 [ "$DEVICE" = cpu ] || [ -n "$tiny" ] || page=(--page docs/benchmarks.md)
-"$python" demo/gpu_report.py "$out" "${page[@]}" | tee "$out/table.md"
+"$python" -m demo.gpu_report "$out" "${page[@]}" | tee "$out/table.md"
 ! compgen -G "$out/*.failed" > /dev/null

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from demo import ablations_picture, ablations_table, choose, gpu_report, half_scale
+from demo import ablations_picture, ablations_table, choose, gpu_report, half_scale, proof_table
 from tests.conftest import ROOT
 from tests.test_processes import alive, gone
 
@@ -218,6 +218,23 @@ def test_each_part_on_a_gpu_is_done_once_and_failures_stop_no_other(tmp_path):
     (tmp_path / "out" / "batch_1.done").touch()
     again = start()
     assert "== bench_bf16: done before" in again.stdout and (tmp_path / "works").read_text() == works
+
+
+def test_a_table_of_arms_in_points():
+    def arm(seeds, real, mean, apart, low, high):
+        apart = {"mean": apart, "low": low, "high": high}
+        score = {"seeds": seeds, "baseline": {"mean": real}, "joint": {"mean": mean}, "difference": apart}
+        return {"scores": {"mIoU": score}}
+
+    both = {"joint": arm(3, 0.5, 0.52, 0.02, -0.01, 0.05), "fda": arm(3, 0.5, 0.4, -0.1, -0.12, -0.08)}
+    later = {"results": {"test": {"arms": {"joint:other": arm(1, 0.5, 0.6, 0.1, None, None)}}}}
+    lines = proof_table.table([{"results": {"test": {"arms": both}}}, later])
+    assert lines[0] == "| arm | seeds | test | to `real` |" and lines[2:] == [
+        "| `real` | 1 | 50.0 |  |",
+        "| `joint` | 3 | 52.0 | +2.0 ± 3.0 |",
+        "| `fda` | 3 | 40.0 | -10.0 ± 2.0 |",
+        "| `joint:other` | 1 | 60.0 | +10.0 ± ? |",
+    ]
 
 
 def test_the_section_on_a_gpu_takes_the_place_of_the_one_before():
