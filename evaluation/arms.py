@@ -106,7 +106,11 @@ def _arm(options: CompareOptions, recipe: Recipe, base: TrainOptions) -> Arm:
             references=options.references if {*recipe.tricks} - {"copy_paste"} else None,
         )
     pretraining = teacher = None
-    if recipe.source == "joint":
+    if recipe.source == "synthesized":
+        training = replace(
+            training, synthesized=_folder(options, recipe), real_share=0.0, repeat=1, loss_weights=recipe.weights
+        )
+    elif recipe.source == "joint":
         own = recipe == JOINT and options.joint_config is not None
         training = replace(training, config=options.joint_config if own else training.config)
         if not (own and options.synthesized is None):

@@ -9,7 +9,8 @@ from common.errors import InputError
 from common.schema import one_line
 
 TRICKS = ("fda", "color_transfer", "copy_paste")
-PARTS = ("real", "joint", "pretrain", "self_training", *TRICKS, "weights")
+SOURCES = ("joint", "pretrain", "synthesized")
+PARTS = ("real", *SOURCES, "self_training", *TRICKS, "weights")
 _PART = re.compile(r"(?P<part>[a-z_]+)(:(?P<folder>[A-Za-z0-9_]+))?")
 
 
@@ -18,7 +19,8 @@ class Recipe:
     """An arm.
 
     Attributes:
-        source: where synthesized images enter: ``joint`` with the real ones, ``pretrain`` before them; empty: nowhere.
+        source: where synthesized images enter: ``joint`` with the real ones, ``pretrain`` before them, ``synthesized``
+            in their place; empty: nowhere.
         folder: which synthesized images, by the name that ``others`` gives them; empty: those of ``synthesized``.
         self_training: the references join the training, as the real arm's segmentor labels them.
         tricks: of ``TRICKS``.
@@ -71,18 +73,14 @@ def parse_recipe(text: str) -> Recipe:
     parts: dict[str, str] = {}
     for word in text.split("+"):
         match = _PART.fullmatch(word)
-        if (
-            match is None
-            or match["part"] not in PARTS
-            or (match["folder"] and match["part"] not in ("joint", "pretrain"))
-        ):
+        if match is None or match["part"] not in PARTS or (match["folder"] and match["part"] not in SOURCES):
             raise InputError(f"{shown}: write parts of {', '.join(PARTS)} with + between them; joint:NAME for ‹others›")
         if match["part"] in parts:
             raise InputError(f"{shown}: names {match['part']} twice")
         parts[match["part"]] = match["folder"] or ""
-    sources = [part for part in ("joint", "pretrain") if part in parts]
+    sources = [part for part in SOURCES if part in parts]
     if len(sources) > 1:
-        raise InputError(f"{shown}: joint and pretrain contradict each other; write two arms")
+        raise InputError(f"{shown}: {' and '.join(sources)} contradict each other; write two arms")
     if "weights" in parts and not sources:
         raise InputError(f"{shown}: weights are those of synthesized images; write joint+weights")
     source = sources[0] if sources else ""

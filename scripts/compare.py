@@ -1,12 +1,12 @@
 r"""Trains a segmentor on real images alone and with what may help, over several seeds, and says what did.
 
 Arms have equal iterations and the same real images, and are tested on the same held-out images: real; with synthesized
-images (joint; pretrain: on them first, on real ones then); with free tricks (fda, color_transfer: the look of unlabeled
-references; copy_paste: of rare classes; self_training: the references as the real arm's segmentor labels them); several
-with + between them. Writes comparison.json and comparison.html, one page with words, tables, plots and a gallery. A
-stopped comparison goes on with the same command; arms, seeds or splits may be added. Runs that are identical, or made
-from other files or settings than those of now, are refused. A training that was stopped goes on to the weights of an
-unbroken one, as scripts/segmentor.py --help says.
+images (joint; pretrain: on them first, on real ones then; synthesized: on them alone); with free tricks (fda,
+color_transfer: the look of unlabeled references; copy_paste: of rare classes; self_training: the references as the real
+arm's segmentor labels them); several with + between them. Writes comparison.json and comparison.html, one page with
+words, tables, plots and a gallery. A stopped comparison goes on with the same command; arms, seeds or splits may be
+added. Runs that are identical, or made from other files or settings than those of now, are refused. A training that was
+stopped goes on to the weights of an unbroken one, as scripts/segmentor.py --help says.
 
   python -m scripts.compare configs/mmseg/tiny.py --data-root data --classes MBRSC --synthesized out/resampled \
       --seeds 5 --max-iters 1000 --splits test target --out-dir out/comparison \

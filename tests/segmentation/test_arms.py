@@ -30,7 +30,8 @@ def test_recipes_have_one_name_and_one_folder():
         (("fdx",), "write parts of real"),
         (("fda:care",), "write parts of real"),
         (("joint+joint",), "names joint twice"),
-        (("joint+pretrain",), "contradict each other"),
+        (("joint+pretrain",), "joint and pretrain contradict each other"),
+        (("synthesized+joint:care",), "joint and synthesized contradict each other"),
         (("fda+weights",), "weights are those of synthesized"),
         (("real",), "name what is to be compared with it"),
         (("fda", "real+fda"), "names one arm twice"),
@@ -49,6 +50,7 @@ def test_what_each_arm_trains(joint_chain):
         options_of(
             joint_chain,
             *("--arms", "fda", "self_training", "pretrain", "joint:care+weights+color_transfer", "copy_paste"),
+            "synthesized:care",
             *("--references", refs, "--others", f"care={joint_chain.root / 'synth'}", "--max-iters", 9),
             *("--real-share", 0.5, 1, "--amounts", 0.4, "--pretrain-share", 0.3),
         )
@@ -61,6 +63,8 @@ def test_what_each_arm_trains(joint_chain):
     assert pretrain.training.synthesized is None and pretrain.pretraining.synthesized
     assert care.loss_weights and care.augment == ("color_transfer",) and care.repeat == 10
     assert arms["copy_paste"].training.references is None
+    alone = arms["synthesized-care"].training
+    assert (alone.real_share, alone.repeat, alone.synthesized) == (0.0, 1, str(joint_chain.root / "synth"))
     teacher = arms["self_training"]
     assert (teacher.teacher.sure, teacher.training.repeat) == (0.9, 1)
     points = ["baseline_share_0.5", "joint_share_0.5", "joint"]  # 0.4 of 3 real images is the one synthesized there is
