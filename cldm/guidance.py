@@ -26,6 +26,7 @@ class ConditionGuidance(ComposedGuidance):
         mask_scale: of the mask.
         reference_scale: of the reference.
         split: one evaluation after the other.
+        rescale: share of ``ldm.models.guidance.rescaled`` in the result.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class ConditionGuidance(ComposedGuidance):
         mask_scale: float = 1.0,
         reference_scale: float = 1.0,
         split: bool = False,
+        rescale: float = 0.0,
     ) -> None:
         with_reference = uncond.without_mask(model.ignored_hint)
         chain: list[tuple[Conditions, float | Tensor]]
         chain = [(with_reference, reference_scale), (uncond, mask_scale), (cond, scale)]
-        super().__init__(model, with_reference.without_reference(), chain, split)
+        super().__init__(model, with_reference.without_reference(), chain, split, rescale)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class SceneOptions(ModelOptions):
     scale: float = option(9.0, convert=number(0, 1000), help="guidance scale; 1 is no guidance")
     mask_scale: float = option(1.0, convert=number(0, 1000), help="guidance scale of the mask, as in a synthesis")
     reference_scale: float = option(1.0, convert=number(0, 1000), help="guidance scale of the reference, alike")
+    guidance_rescale: float = option(0.0, convert=number(0, 1), help="against colors too strong, as in a synthesis")
     reference_fit: str = option(
         "crop",
         choices=REFERENCE_FITS,
@@ -92,6 +93,7 @@ class SceneOptions(ModelOptions):
             scale=self.scale,
             mask_scale=self.mask_scale,
             reference_scale=self.reference_scale,
+            guidance_rescale=self.guidance_rescale,
             reference_latent=self.reference_latent,
             split_guidance=self.split_guidance,
             batch_size=self.batch_size,

@@ -74,7 +74,9 @@ def guidance_of(model: ControlLDM, options: SamplingOptions) -> Callable[..., Gu
     make: Callable[..., Guidance] | None = None
     if options.mask_scale != 1 or options.reference_scale != 1:
         scales: dict[str, Any] = {"mask_scale": options.mask_scale, "reference_scale": options.reference_scale}
-        make = partial(ConditionGuidance, **scales, split=options.split_guidance)
+        make = partial(ConditionGuidance, **scales, split=options.split_guidance, rescale=options.guidance_rescale)
+    elif options.guidance_rescale and options.scale != 1:
+        make = _by_text(options)
     if options.guidance_interval != WHOLE and (make is not None or options.scale != 1):
         low, high = options.guidance_interval
         make = partial(IntervalGuidance, make=make or _by_text(options), low=low, high=high)
@@ -100,7 +102,8 @@ def _acting(options: SamplingOptions) -> tuple[Acting, Acting]:
 def _by_text(options: SamplingOptions) -> Callable[..., Guidance]:
     if options.scale == 1:
         return _unguided
-    return SplitGuidance if options.split_guidance else ClassifierFreeGuidance
+    make = SplitGuidance if options.split_guidance else ClassifierFreeGuidance
+    return partial(make, rescale=options.guidance_rescale) if options.guidance_rescale else make
 
 
 def _unguided(model: Any, cond: Conditions, uncond: Conditions, scale: float) -> Guidance:

@@ -33,6 +33,11 @@ class SamplingOptions(SavingOptions):
     reference_scale: float = option(
         1.0, convert=number(0, 1000), help="the same of the reference, for drop_reference_p; each takes a prediction"
     )
+    guidance_rescale: float = option(
+        0.0,
+        convert=number(0, 1),
+        help="share by which guidance keeps the prediction's spread, against colors too strong",
+    )
     steps: int = option(50, names=("--ddim-steps", "--steps"), convert=integer(1, 500), help="denoising steps")
     sampler: str = option(
         "ddim", choices=SAMPLERS, help="solver; lcm and tcd: for LoRA weights (--lora) that were made for a few steps"

@@ -57,6 +57,7 @@ class Sample(Record):
     scale: float | None = None
     mask_scale: float = 1.0  # records that say none are older than these two
     reference_scale: float = 1.0
+    guidance_rescale: float = 0.0
     eta: float | None = None
     preset: str = "published"  # the name alone: what it sets is said by the other fields
     guidance_interval: list[float] = [0.0, 1.0]  # from here on, records that say none are older

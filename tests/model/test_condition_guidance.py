@@ -4,10 +4,13 @@ import itertools
 
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from cldm.conditions import Conditions
 from cldm.guidance import ConditionGuidance
-from ldm.models.guidance import ClassifierFreeGuidance, NoGuidance
+from cldm.synthesis.guiding import guidance_of
+from cldm.synthesis.options import SamplingOptions
+from ldm.models.guidance import ClassifierFreeGuidance, NoGuidance, SplitGuidance, rescaled
 
 MASK, REFERENCE, TEXT, IGNORED = 2.0, 30.0, 500.0, 0.25
 X, T = torch.zeros(3, 1, 2, 2), torch.zeros(3)
@@ -73,3 +76,35 @@ def test_scales_of_one_are_guidance_by_the_text_bit_for_bit():
         ConditionGuidance(model, cond, uncond, 7.3)(X, T), ClassifierFreeGuidance(model, cond, uncond, 7.3)(X, T)
     )
     assert torch.equal(ConditionGuidance(model, cond, uncond, 1.0)(X, T), NoGuidance(model, cond)(X, T))
+
+
+class Wave:
+    """Predicts the noisy latent to a power of the mask, and the text: another spread for each condition."""
+
+    ignored_hint, fuses, betas = IGNORED, True, torch.zeros(4)
+
+    def apply_model(self, x, t, cond):
+        mask, reference, text = (one.flatten(1).mean(1)[:, None, None, None] for one in vars_of(cond))
+        return x ** (1 + mask / 2) * (1 + reference / 30) + text * x.flip(3)
+
+
+def vars_of(cond):
+    return cond.mask, cond.reference, cond.text
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"split_guidance": True}, {"mask_scale": 2.5}, {"guidance_interval": (0.0, 1.0)}]
+)
+def test_a_rescaled_guidance_is_that_of_diffusers(options):
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    plain, model = SamplingOptions(scale=6.0, **options), Wave()
+    rescaling = SamplingOptions(scale=6.0, guidance_rescale=0.7, **options)
+    default = SplitGuidance if plain.split_guidance else ClassifierFreeGuidance
+    as_it_is = (guidance_of(model, plain) or default)(model, COND, UNCOND, 6.0)(x, T)
+    got = guidance_of(model, rescaling)(model, COND, UNCOND, 6.0)(x, T)
+    conditional = model.apply_model(x, T, COND)
+    assert torch.allclose(got, rescale_noise_cfg(as_it_is, conditional, 0.7), rtol=1e-5)
+    assert not torch.allclose(got, as_it_is, rtol=0.1)
+    assert guidance_of(model, SamplingOptions(scale=1.0, guidance_rescale=0.7)) is None  # nothing guides
+    alone = rescaled(as_it_is[1:2], conditional[1:2], 0.7)  # an image's spread is its own, whatever is beside it
+    assert torch.equal(alone, rescaled(as_it_is, conditional, 0.7)[1:2]) and rescaled(as_it_is, x, 0.0) is as_it_is
