@@ -25,16 +25,17 @@ for task in json.loads(sys.argv[1]):
     pipe.set_progress_bar_config(disable=True)
     given = load_file(task["given"])
     made = {
-        str(scale): pipe(
+        f"{scale} {rescale}": pipe(
             given["mask"].numpy(),
             given["reference"],
             task["prompt"],
             num_inference_steps=task["steps"],
             guidance_scale=scale,
+            guidance_rescale=rescale,
             latents=given["noise"],
             output_type="pt",
         ).images
-        for scale in task["scales"]
+        for scale, rescale in task["scales"]
     }
     save_file(made, task["out"])
 assert not set(HOUSE) & {name.split(".")[0] for name in sys.modules}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,10 +23,11 @@ from cldm.distillation.options import TARGET
 from common.classes import load_class_table
 from ldm.checkpoint import save_state_dict
 from ldm.models.autoencoder import AutoencoderKL
+from ldm.models.guidance import ClassifierFreeGuidance
 from ldm.models.sampling import sample
 from tests.conftest import ROOT, SMALL
 
-STEPS, SCALES = 3, (1.0, 9.0)
+STEPS, SCALES = 3, ((1.0, 0.0), (9.0, 0.0), (9.0, 0.7))  # of guidance, and its rescale
 PROMPT = "a satellite image of Road, water; 12 trees"
 
 
@@ -119,7 +121,9 @@ def test_an_image_is_the_same_in_a_process_without_this_project(folders, tmp_pat
         }
         save_file(given[name], tmp_path / f"{name}.in")
         task = {"folder": str(folder), "given": str(tmp_path / f"{name}.in"), "out": str(tmp_path / f"{name}.out")}
-        how = {"steps": 1, "scales": (1.0,)} if name == "student" else {"steps": STEPS, "scales": SCALES}  # LCM's later
+        how = (
+            {"steps": 1, "scales": ((1.0, 0.0),)} if name == "student" else {"steps": STEPS, "scales": SCALES}
+        )  # LCM's later
         tasks.append({**task, "prompt": PROMPT, **how})  # steps add noise that is drawn otherwise here
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -139,16 +143,16 @@ def test_an_image_is_the_same_in_a_process_without_this_project(folders, tmp_pat
         with torch.no_grad():
             text = model.get_learned_conditioning([PROMPT])
             cond = Conditions(mask=hint, reference=model.image_latent(given[name]["reference"]), text=text)
-            for scale, steps, sampler in (
-                [(1.0, 1, "lcm")] if name == "student" else [(s, STEPS, "ddim") for s in SCALES]
+            for scale, rescale, steps, sampler in (
+                [(1.0, 0.0, 1, "lcm")] if name == "student" else [(*one, STEPS, "ddim") for one in SCALES]
             ):
-                noise = given[name]["noise"]
-                latent = sample(
-                    model, cond, model.without_text(cond), noise, steps, sampler=sampler, guidance_scale=scale
-                )
+                how = {"sampler": sampler, "guidance_scale": scale}
+                if rescale:
+                    how["guidance"] = partial(ClassifierFreeGuidance, rescale=rescale)
+                latent = sample(model, cond, model.without_text(cond), given[name]["noise"], steps, **how)
                 ours = (model.decode_first_stage(latent) / 2 + 0.5).clamp(0, 1)
                 assert ours.std() > 0.01
-                assert (ours - made[str(scale)]).abs().max() < 1e-4, (name, scale)
+                assert (ours - made[f"{scale} {rescale}"]).abs().max() < 1e-4, (name, scale, rescale)
 
 
 def test_what_diffusers_has_is_diffusers_own(folders):

@@ -17,6 +17,7 @@ import torch
 from diffusers import ControlNetModel, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
@@ -210,6 +211,7 @@ class TISynthPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        guidance_rescale: float = 0.0,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Paints.
 
@@ -227,6 +229,7 @@ class TISynthPipeline(DiffusionPipeline):
             output_type: ``pil``, ``np``, ``pt`` (in [0, 1]), or ``latent``; of stated bands also ``numbers``, see
                 there, where ``pil`` shows three of them.
             return_dict: an output object, or a tuple.
+            guidance_rescale: share by which guidance keeps the prediction's spread, against colors too strong.
 
         Raises:
             ValueError: a size that the networks cannot have, ids that are no classes, or no reference.
@@ -265,6 +268,8 @@ class TISynthPipeline(DiffusionPipeline):
             if guided:
                 without, with_text = prediction.chunk(2)
                 prediction = without + guidance_scale * (with_text - without)
+                if guidance_rescale:
+                    prediction = rescale_noise_cfg(prediction, with_text, guidance_rescale)
             x = self.scheduler.step(prediction, t, x, **extra).prev_sample
 
         images: Any = x
