@@ -118,14 +118,19 @@ def test_a_data_set_at_half_scale(tmp_path):
             (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(content).save(tmp_path / "data" / folder / f"{tile}.png")
     (tmp_path / "data/classes.json").write_text(json.dumps({"classes": [*"abcde"]}))
-    words = [str(tmp_path / "data"), str(tmp_path / "half"), "--held-out", "t2"]
+    lines = [json.dumps({"source": f"label_train/{tile}.png"}) for tile in ("t1_a", "t2_a")]
+    (tmp_path / "data/train_set_items.json").write_text("\n".join(lines) + "\n")
+    words = [str(tmp_path / "data"), str(tmp_path / "half"), "--held-out", "t2", "--few", "1"]
     half_scale.main(words)
     found = np.array(Image.open(tmp_path / "half/choose/img_val/t2_a.png"), float)
     assert np.abs(found - images[1].reshape(4, 2, 3, 2, 3).mean((1, 3))).max() <= 0.5
     mask = np.array(Image.open(tmp_path / "half/data/label_train/t1_a.png"))
     assert (mask == images[0, ::2, ::2, 0] % 5).all()
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("half/*/*/*")}
-    assert len(files) == 6 + 4 and len(list((tmp_path / "half/choose/label_train").iterdir())) == 1
+    few = [path.name for path in (tmp_path / "half/few/img_train").iterdir()]
+    assert (tmp_path / "half/few/train_set_items.json").read_text() in [line + "\n" for line in lines]
+    assert few[0].removesuffix(".png") in (tmp_path / "half/few/train_set_items.json").read_text() and len(few) == 1
+    assert len(files) == 6 + 4 + 4 and len(list((tmp_path / "half/choose/label_train").iterdir())) == 1
     half_scale.main(words)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("half/*/*/*")} == files
 
