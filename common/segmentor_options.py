@@ -112,8 +112,8 @@ class TrainOptions(SegmentorOptions):
         None,
         convert=number(0, 1),
         group=_data,
-        help="part of the real images to train on, by their names; a smaller part lies in a larger one; without the "
-        "synthesized images of the masks left out; 0: no real ones, all synthesized ones",
+        help="part of the real images to train on, by their names; a smaller part lies in a larger one; with the "
+        "synthesized images of their masks; 0: no real ones, all synthesized ones",
     )
     synthesized_per_real: float | None = option(
         None, convert=number(0), group=_data, help="synthesized images for each real one, as nested (default: all)"

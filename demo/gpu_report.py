@@ -25,6 +25,7 @@ ROWS: dict[str, Callable[[Any], str]] = {
     "share of the matrix-product rate": lambda one: f"{one['share_of_matmul_rate']:.0%}",
     "images a second (steps)": lambda one: f"{one['images_per_second']:.3f} ({one['steps_per_image']})",
     "by `--preset published`": lambda one: f"{one['preset_images_per_second']['published']:.3f}",
+    "by `--preset whole`": lambda one: f"{one['preset_images_per_second']['whole']:.3f}",
     "by `--preset balanced`": lambda one: f"{one['preset_images_per_second']['balanced']:.3f}",
     "by `--preset fast`": lambda one: f"{one['preset_images_per_second']['fast']:.3f}",
     "training samples a second": lambda one: f"{one['training_samples_per_second']:.3f}",

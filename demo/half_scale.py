@@ -50,6 +50,9 @@ def keep_few(whole: Path, few: Path, count: int) -> None:
     images, masks = (whole / f"{kind}_train" for kind in ("img", "label"))
     drawn = nested([(path, masks / f"{path.stem}.png") for path in sorted(images.iterdir())], count)
     kept = {path.stem for path, _ in drawn}
+    for path in few.glob("*_train/*"):  # of another count before
+        if path.stem not in kept:
+            path.unlink()
     for path in sorted(path for path in whole.glob("*/*") if path.is_file()):
         if not path.parent.name.endswith("_train") or path.stem in kept:
             link(path, few / path.parent.name / path.name)

@@ -9,8 +9,8 @@
 #   DEVICE=cuda MINUTES=25 CONFIG=configs/model/tisynth_v15.yaml SIZE=512 STEPS=50 REPEATS=5
 #   PRECISIONS="bf16 16 32" (the first also compiled, and by presets) BATCHES="1 2 4 8 16" LORA=8
 #   PATIENCE=1 (factor of the time limits) TRAIN= (folder of a run to go on with in the time that is left; empty: none)
-#   PROOF= (data set in the layout of demo/prove.sh, which trains, paints and compares all arms on it in the time that is
-#   left, with its own settings but PROOF_MINUTES=240 and PROOF_SEEDS=5; days of MINUTES, or started again; empty: none)
+#   PROOF= (data set in the layout of demo/prove.sh, which trains PROOF_MINUTES=240, paints and compares PROOF_SEEDS=5 on
+#   it in the time that is left; its other settings are as below, or as given: CROP, ITERS, ARMS, START, ...; empty: none)
 set -euo pipefail
 tiny=
 if [ "${1:-}" = --tiny ]; then
@@ -18,10 +18,11 @@ if [ "${1:-}" = --tiny ]; then
   : "${CONFIG:=configs/model/tisynth_tiny.yaml}" "${SIZE:=64}" "${STEPS:=4}" "${REPEATS:=2}" "${BATCHES:=1 4}" "${LORA:=2}"
   : "${MINUTES:=60}" "${PATIENCE:=4}"  # for a busy machine
 fi
-[ $# -le 1 ] || { sed -n 2,15p "$0" | cut -c3- >&2; exit 2; }
+[ $# -le 1 ] || { sed -n 2,14p "$0" | cut -c3- >&2; exit 2; }
 out=$(realpath -m "${1:-$(dirname "$0")/on_a_gpu}")
 [ -z "${TRAIN:-}" ] || TRAIN=$(realpath "$TRAIN")
 [ -z "${PROOF:-}" ] || PROOF=$(realpath "$PROOF")
+[ -z "${CHOOSE:-}" ] || export CHOOSE=$(realpath "$CHOOSE")
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 : "${DEVICE:=cuda}" "${MINUTES:=25}" "${CONFIG:=configs/model/tisynth_v15.yaml}" "${SIZE:=512}" "${STEPS:=50}"
@@ -74,12 +75,13 @@ for batch in $BATCHES; do
 done
 [ "$DEVICE" = cpu ] && measured=() || measured=(--measure)
 part memory 300 "$python" -m scripts.count_memory --config "$CONFIG" --size "$SIZE" --batch-size 1 4 --lora "$LORA" "${measured[@]}"
-if [ -n "$PROOF" ] && [ "$(left)" -gt 120 ]; then
+if [ -n "$PROOF" ]; then
+  rm -f "$out/proof.done"  # it goes on by itself, and refuses other data or settings
   [ "$DEVICE" = cpu ] && gpus=cpu || gpus=0
-  # the settings of this script are not those of that one, which has some of the same name
-  part proof "$(left)" env MINUTES="$PROOF_MINUTES" SEEDS="$PROOF_SEEDS" GPUS="$gpus" SIZE=256 STEPS=50 SCALE=2 \
-    CROP=128 SEGMENTOR=configs/mmseg/tiny_unet.py REPEAT=2 ITERS="${ITERS:-8000}" PYTHON="$python" \
-    ARMS="${ARMS:-real fda color_transfer copy_paste self_training joint pretrain joint+fda}" \
+  # MINUTES, SIZE and STEPS of this script are others than those of that one
+  part proof "$(left)" env MINUTES="$PROOF_MINUTES" SEEDS="$PROOF_SEEDS" GPUS="$gpus" SIZE=256 STEPS=50 PYTHON="$python" \
+    CROP="${CROP:-128}" SEGMENTOR="${SEGMENTOR:-configs/mmseg/tiny_unet.py}" REPEAT="${REPEAT:-2}" ITERS="${ITERS:-8000}" \
+    ARMS="${ARMS:-real fda color_transfer copy_paste self_training joint pretrain synthesized joint+copy_paste}" \
     bash demo/prove.sh "$PROOF" "$out/proof"
 fi
 if [ -n "$TRAIN" ] && [ "$(left)" -gt 120 ]; then

@@ -39,7 +39,7 @@ def table(comparisons: list[dict[str, Any]]) -> list[str]:
     Args:
         comparisons: contents of ``comparison.json``; an arm of several is told as the last has it.
     """
-    splits = list(comparisons[0]["results"])
+    splits = [split for split in comparisons[0]["results"] if all(split in one["results"] for one in comparisons)]
     rows: dict[str, list[str]] = {}
     seeds: dict[str, int] = {}
     for comparison in comparisons:

@@ -64,12 +64,19 @@ def curve_recipes(options: CompareOptions, base: TrainOptions) -> dict[str, list
         base: the real arm's training, which says how many real images there are.
 
     Raises:
-        InputError: an amount is more than there are synthesized images, or less than one.
+        InputError: an amount is more than there are synthesized images, or less than one; two amounts, or two shares,
+            are of the same images.
     """
     curves: dict[str, list[Recipe]] = {}
+    real = len(data_files(training_config(base).train_dataloader)) // 2 if options.amounts or options.real_share else 0
+    for name, counts in (
+        ("amounts", [round(amount * real) for amount in options.amounts]),
+        ("real_share", [max(1, round(share * real)) for share in options.real_share]),
+    ):
+        if twice := next((count for count in counts if counts.count(count) > 1), None):
+            raise InputError(f"‹{name}›: two of them are {twice} of the same images; there are {real} real ones")
     if options.amounts:
         folder = Path(_folder(options, JOINT))
-        real = len(data_files(training_config(base).train_dataloader)) // 2
         images = len(list_files(folder / "resampled_img", IMAGE_SUFFIXES, "‹synthesized›"))
         for amount in options.amounts:
             if not 1 <= round(amount * real) <= images:
@@ -80,7 +87,7 @@ def curve_recipes(options: CompareOptions, base: TrainOptions) -> dict[str, list
             JOINT if round(amount * real) == images else replace(JOINT, amount=amount) for amount in options.amounts
         ]
     if options.real_share:
-        shares = [None if share == 1 else share for share in options.real_share]
+        shares = [None if round(share * real) == real else share for share in options.real_share]
         curves["share"] = [replace(recipe, share=share) for share in shares for recipe in (REAL, JOINT)]
     return curves
 

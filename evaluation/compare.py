@@ -36,8 +36,8 @@ class CompareOptions(ConfigOptions):
     arms: tuple[str, ...] = option(
         ("real", "joint"),
         group=_arms,
-        help=f"trainings of equal iterations on the same real images: parts of {', '.join(PARTS)} with + between them, "
-        "e.g. joint+fda; joint:NAME takes the images of --others",
+        help="trainings of equal iterations on the same real images (synthesized: on none): parts of "
+        f"{', '.join(PARTS)} with + between them, e.g. joint+fda; joint:NAME takes the images of --others",
     )
     others: tuple[str, ...] = option(
         (), metavar="NAME=DIR", group=_arms, help="further folders of synthesized images, for arms joint:NAME"
@@ -152,8 +152,11 @@ class CompareOptions(ConfigOptions):
         if self.title:
             return self.title
         question = "Real images alone, or joined by synthesized ones?"
-        if len(recipes_of(self.arms)) > 2:
+        recipes = recipes_of(self.arms)
+        if len(recipes) > 2:
             question = "What helps a segmentor beside its real images?"
+        if any(recipe.source == "synthesized" for recipe in recipes):
+            question = "What helps a segmentor beside its real images, or in their place?"
         return question if self.seeds >= SEEDS else f"Example of {self.seeds} seed{'s' * (self.seeds > 1)}: {question}"
 
 
@@ -187,7 +190,7 @@ def compare_trainings(options: CompareOptions, records: Records | None = None) -
         if not comparison.is_done():
             trainings.check_data(options, arms, configs)
         outcomes = comparison.run(options.jobs)
-        made_from = comparison.made_from["joint" if "joint" in arms else "baseline"]
+        made_from = comparison.made_from[_shown(arms)]
         facts = {
             key: str(value)
             for key, value in recorded(options).items()
@@ -208,6 +211,12 @@ def compare_trainings(options: CompareOptions, records: Records | None = None) -
                 reports=reports,
             ),
         )
+
+
+def _shown(arms: Mapping[str, Any]) -> str:
+    """The arm whose files the page names: the joint one, or else the first with synthesized images."""
+    painted = [kind for kind, arm in arms.items() if arm.recipe.source]
+    return "joint" if "joint" in arms else next(iter(painted), "baseline")
 
 
 def _curves_of(

@@ -41,8 +41,8 @@ class MaskDataset(BaseSegDataset):
         synthesized: folder with ``resampled_img`` and ``resampled_label``, as resample.sh writes it.
         repeat: how often a real pair counts.
         follow_links: links below the data root may lead a list's paths to files outside it.
-        real_share: part of the real pairs that is taken, see ``nested``, with the synthesized ones of other masks than
-            those left out, which are labels too; 0 for all synthesized ones alone.
+        real_share: part of the real pairs that is taken, see ``nested``, with the synthesized ones of their masks, for
+            other masks would bring back labels that are left out; 0 for all synthesized ones alone.
         synthesized_per_real: synthesized pairs that are taken for each real one that is; all by default.
         pseudo_images: folder of images that join the real ones, once each.
         pseudo_masks: folder of their masks, found by a segmentor.
@@ -88,7 +88,7 @@ class MaskDataset(BaseSegDataset):
         super().full_init()
         for step in self.pipeline.transforms:
             if isinstance(step, PasteRareClasses):
-                step.take_pairs(self.real_pairs(), self.labels)
+                step.take_pairs(self.real_pairs() or self._synthesized_pairs([]), self.labels)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """One entry a pair, ``img_path`` and ``seg_map_path`` among others; real ones first."""
@@ -133,13 +133,18 @@ class MaskDataset(BaseSegDataset):
             return []
         folder = Path(self.synthesized)
         pairs = _folder_pairs(folder / "resampled_img", folder / "resampled_label", "‹synthesized›")
-        if 0 < self.real_share < 1:  # an image painted from a mask that is left out would bring its label back
-            left_out = {mask.stem for _, mask in self._all_real_pairs()} - {mask.stem for _, mask in real}
-            pairs = [pair for pair in pairs if mask_name(pair[0].stem) not in left_out]
+        if 0 < self.real_share < 1:  # a mask that is left out, or a layout of its pieces, would bring its label back
+            taken = {mask for _, mask in real}
+            every = [mask for _, mask in self._all_real_pairs()]
+            kept = {mask.stem for mask in taken} - {mask.stem for mask in every if mask not in taken}
+            names = {mask.stem for mask in every}
+            pairs = [
+                pair for pair in pairs if (pair[0].stem if pair[0].stem in names else mask_name(pair[0].stem)) in kept
+            ]
             if not pairs:
                 raise InputError(
-                    f"‹synthesized› {folder}: all its images are of masks that "
-                    f"‹real_share› {self.real_share:g} leaves out"
+                    f"‹synthesized› {folder}: none of its images is of a mask that "
+                    f"‹real_share› {self.real_share:g} takes"
                 )
         if self.synthesized_per_real is None:
             return pairs

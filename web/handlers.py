@@ -38,6 +38,7 @@ SETTINGS: tuple[tuple[str, str, float, float, float, float], ...] = (
     ("scale", "Text guidance (1: none)", 1, 15, 0.1, 9.0),
     ("mask_scale", "Mask guidance (1: none)", 1, 6, 0.1, 1.0),
     ("reference_scale", "Reference guidance (1: none)", 1, 6, 0.1, 1.0),
+    ("guidance_rescale", "Against colors too strong (0: none)", 0, 1, 0.05, 0.0),
     ("steps", "Steps (0: the speed's own)", 0, 100, 1, 0.0),
 )
 IMAGE, DROPPED = "Image", "What the filter would drop"

@@ -52,6 +52,9 @@ class DistillOptions(TrainingOptions):
         None, convert=number(0, 1000), help="the same of the mask, see synthesis (default: 1)"
     )
     reference_scale: float | None = option(None, convert=number(0, 1000), help="the same of the reference (default: 1)")
+    guidance_rescale: float | None = option(
+        None, convert=number(0, 1), help="share by which guidance keeps the prediction's spread (default: 0)"
+    )
     skip: int | None = option(
         None,
         convert=integer(1, 100_000),
@@ -99,6 +102,7 @@ class DistillOptions(TrainingOptions):
             "scale": None if (scale := given(self.scale, (SCALE,))) is None else list(scale),
             "mask_scale": given(self.mask_scale, 1.0),
             "reference_scale": given(self.reference_scale, 1.0),
+            "guidance_rescale": given(self.guidance_rescale, 0.0),
             "skip": self.skip,
             "huber_c": given(self.huber_c, HUBER_C),
         }

@@ -20,6 +20,7 @@ class Distillation(Schema):
     scale: Annotated[list[Scale], Field(min_length=1, max_length=2)] = [9.0]
     mask_scale: Scale = 1.0
     reference_scale: Scale = 1.0
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
     skip: Annotated[int, Field(ge=1, le=100_000)] | None = None
     huber_c: Annotated[float, Field(gt=0, le=100)] = 1e-3
 
@@ -33,4 +34,5 @@ class Distillation(Schema):
     def guidance(self) -> str:
         """What of guidance the student has within, in words."""
         text = " to ".join(f"{scale:g}" for scale in self.scale)
-        return f"text {text}, mask {self.mask_scale:g}, reference {self.reference_scale:g}"
+        rescale = f", rescaled by {self.guidance_rescale:g}" if self.guidance_rescale else ""
+        return f"text {text}, mask {self.mask_scale:g}, reference {self.reference_scale:g}{rescale}"

@@ -137,4 +137,5 @@ class ConsistencyStudent(ControlLDM):
             return NoGuidance(self.teacher, cond)
         scales: dict[str, Any] = {"mask_scale": of.mask_scale, "reference_scale": of.reference_scale}
         make: Callable[..., Guidance] = ClassifierFreeGuidance if by_text else partial(ConditionGuidance, **scales)
+        make = partial(make, rescale=of.guidance_rescale)
         return make(self.teacher, cond, self.without_text(cond), scale)

@@ -206,7 +206,7 @@ def record_of(scene: Scene) -> SceneRecord:
         scale=options.scale,
         mask_scale=options.mask_scale,
         reference_scale=options.reference_scale,
-        guidance_rescale=options.guidance_rescale,
+        guidance_rescale=options.guidance_rescale if options.sampling.guided else 0.0,
         eta=0.0,
         precision=options.precision,
         window=list(scene.window),

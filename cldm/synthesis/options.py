@@ -88,6 +88,11 @@ class SamplingOptions(SavingOptions):
             raise InputError(f"‹key_steps› {last}: the last of {self.steps} ‹steps› is {self.steps - 1}")
 
     @property
+    def guided(self) -> bool:
+        """Whether anything guides: text, mask or reference."""
+        return not self.scale == self.mask_scale == self.reference_scale == 1
+
+    @property
     def chooses(self) -> bool:
         """Whether an image may be one of several."""
         return self.candidates > 1 or self.retry > 0

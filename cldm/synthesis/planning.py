@@ -153,7 +153,7 @@ class Recipe:
             "scale": options.scale,
             "mask_scale": options.mask_scale,
             "reference_scale": options.reference_scale,
-            "guidance_rescale": options.guidance_rescale,
+            "guidance_rescale": options.guidance_rescale if options.guided else 0.0,
             "eta": options.eta,
             **_of_savings(options),
             "bands": None if dataset.bands is None else dataset.bands.model_dump(exclude_defaults=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from common.files import atomic_path
 from common.loggers import log_picture
 from common.pictures import contact_sheet, to_uint8
 from common.rng import item_noise, seed_from
+from ldm.models.guidance import ClassifierFreeGuidance
 from ldm.models.sampling import sample
 from ldm.models.schedule import SAMPLERS, make_betas, make_scheduler, set_time_steps, spacing_of
 
@@ -40,6 +42,7 @@ class ImageLogger(pl.Callback):
         steps: denoising steps.
         sampler: see ``ldm.models.schedule.SAMPLERS``.
         guidance_scale: of classifier-free guidance.
+        guidance_rescale: 0..1, see ``ldm.models.guidance.rescaled``.
         **published: fields of published YAML files without effect (``increase_log_steps``, ``clamp``, ...).
 
     Raises:
@@ -65,6 +68,7 @@ class ImageLogger(pl.Callback):
         steps: int = 50,
         sampler: str = "ddim",
         guidance_scale: float = 9.0,
+        guidance_rescale: float = 0.0,
         **published: Any,
     ) -> None:
         if unknown := sorted(set(published) - self.PUBLISHED):
@@ -85,7 +89,11 @@ class ImageLogger(pl.Callback):
         ):
             raise InputError(f"image_logger: guidance_scale: {guidance_scale}: must be a number")
         self.batch_frequency, self.max_images = batch_frequency, max_images
+        if isinstance(guidance_rescale, bool) or not 0 <= guidance_rescale <= 1:
+            raise InputError(f"image_logger: guidance_rescale: {guidance_rescale}: must be a number, 0 to 1")
         self.steps, self.sampler, self.guidance_scale = steps, sampler, guidance_scale
+        rescaling = guidance_rescale and guidance_scale != 1
+        self.guidance = partial(ClassifierFreeGuidance, rescale=guidance_rescale) if rescaling else None
         self._logged = -1
 
     def check(self, model: ControlLDM) -> None:
@@ -135,7 +143,8 @@ class ImageLogger(pl.Callback):
             shape = (model.channels, *(side // model.factor for side in item["hint"].shape[-2:]))
             # the same noise at every step of the training, so that pictures differ by what has been learnt alone
             noise = item_noise([seed_from(0, item["name"])], shape).to(model.device)
-            latent = sample(model, cond, model.without_text(cond), noise, self.steps, self.sampler, self.guidance_scale)
+            without, how = model.without_text(cond), dict[str, Any](guidance=self.guidance)
+            latent = sample(model, cond, without, noise, self.steps, self.sampler, self.guidance_scale, **how)
             made = model.decode_first_stage(latent)
         # The item holds the mask as the branch reads it: back to class ids, and these to the class table's colors, or
         # to far-apart ones where there is no table. Pixels to ignore (255) stay black.

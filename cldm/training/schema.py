@@ -88,6 +88,7 @@ class ImageLoggerParams(Schema):
     steps: Positive = 50
     sampler: Literal[SAMPLERS] = "ddim"  # type: ignore[valid-type]
     guidance_scale: Annotated[float, Field(ge=0, le=1000)] = 9.0
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
     increase_log_steps: Any = None
     clamp: Any = None
     rescale: Any = None

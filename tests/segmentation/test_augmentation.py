@@ -102,15 +102,29 @@ def test_parts_of_a_data_set_are_nested(make_chain):
     assert set(amounts[0]) < set(amounts[1]) < set(amounts[2])
     assert len(names(real_share=0, **joint)) == 6
     assert [len(names(real_share=0.6, synthesized_per_real=1, repeat=2, **joint))] == [2 * 2 + 2]
+    layout = [
+        "resampled_img/layout_000001_seed_1.png",
+        "resampled_label/layout_000001_seed_1.png",
+    ]  # of any mask's pieces
+    for name in layout:
+        (chain.root / name).write_bytes(next((chain.root / name).parent.iterdir()).read_bytes())
+    assert len(names(**joint)) == 10
     few = names(real_share=0.3, **joint)  # one label: images painted from the other masks would bring theirs back
     assert {Path(name).stem.split("_seed_")[0] for name in few} == {Path(few[0]).stem} and len(few) == 3
-    with pytest.raises(InputError, match=r"has 6 images; 3 for each of 3 real ones would be 9"):
+    with pytest.raises(InputError, match=r"has 7 images; 3 for each of 3 real ones would be 9"):
         names(synthesized_per_real=3.0, **joint)
     with pytest.raises(InputError, match="leaves nothing to train on"):
         names(real_share=0)
+    pasting = PasteRareClasses(classes=[0, 1, 2, 3, 4])
+    where = {"classes": str(chain.table), "data_root": str(chain.root)}
+    prefix = {"img_path": "img_train", "seg_map_path": "label_train"}
+    MaskDataset(**where, data_prefix=prefix, pipeline=[pasting], real_share=0, **joint).full_init()
+    assert len(pasting.donors) == 7  # without real images, what is pasted are the synthesized ones
+    for name in layout:
+        (chain.root / name).unlink()
     for path in (chain.root / "resampled_img").glob(f"{Path(few[0]).stem}_seed_*"):
         path.unlink()
-    with pytest.raises(InputError, match=r"all its images are of masks that real_share 0.3 leaves out"):
+    with pytest.raises(InputError, match=r"none of its images is of a mask that real_share 0.3 takes"):
         names(real_share=0.3, **joint)
 
 
