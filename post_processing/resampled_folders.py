@@ -102,9 +102,9 @@ def add_pair(
         with atomic_path(target) as path:
             if pair.image.suffix.lower() in (".tif", ".tiff") and has_rasterio():
                 write_resized(pair.image, path, size)
-                return link_or_copy(pair.mask, out / LABELS / pair.mask.name, copy)
-            small = Image.fromarray(read_image(pair.image)).resize(size[::-1], Image.Resampling.BICUBIC)
-            small.save(path, quality=95)
+            else:
+                small = Image.fromarray(read_image(pair.image)).resize(size[::-1], Image.Resampling.BICUBIC)
+                small.save(path, quality=95)
     if weights is not None:
         name = f"{pair.mask.stem}.png"
         link_or_copy(weights / name, out / WEIGHTS / name, copy)

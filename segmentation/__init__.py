@@ -17,6 +17,7 @@ for message in (
 
 from segmentation import (  # noqa: E402
     augmentation,
+    backbones,
     bands,
     checkpoint,
     dataset,
@@ -31,6 +32,7 @@ from segmentation import (  # noqa: E402
 
 __all__ = [
     "augmentation",
+    "backbones",
     "bands",
     "checkpoint",
     "dataset",

@@ -343,7 +343,7 @@ def segment(
                 data = {key: list(map(list, zip(*values, strict=True))) for key, values in data.items()}
             try:
                 samples = segmentor.test_step(data)
-            except RuntimeError as error:
+            except (RuntimeError, AssertionError) as error:  # an architecture may assert what sides it takes
                 raise InputError(
                     f"{items[group[0][0]][0]}: the segmentor of {config.filename} cannot take it ({one_line(error)})"
                 ) from error

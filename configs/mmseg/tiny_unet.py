@@ -7,7 +7,7 @@ norm_cfg = dict(type="SyncBN", requires_grad=True)
 model = dict(
     backbone=dict(
         _delete_=True,
-        type="UNet",
+        type="AnySizeUNet",
         base_channels=12,
         num_stages=4,
         strides=(1, 1, 1, 1),

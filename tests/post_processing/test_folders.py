@@ -190,3 +190,15 @@ def test_a_tables_own_id_to_ignore(cli, folders, ignore):
     for path in (folders / "mask").iterdir():
         Image.fromarray(np.where(mask == ignore, 255, mask).astype(np.uint8)).save(path)
     assert "class ids 255 are not in" in cli.refused(*resample(folders))
+
+
+def test_a_tiff_that_is_resized_keeps_its_weight_map(cli, folders):
+    pytest.importorskip("rasterio")  # without it, TIFFs are resized as other pictures
+    (folders / "weights").mkdir()
+    for name in ("a", "b", "c"):
+        Image.fromarray(IDS).save(folders / f"weights/{name}.png")
+    (folders / "img/c.png").unlink()
+    Image.fromarray(PIXELS).resize((2 * PIXELS.shape[1], 2 * PIXELS.shape[0])).save(folders / "img/c.tif")
+    cli(*resample(folders, "--min-valid", 0, "--weight-map-path", folders / "weights"))
+    assert Image.open(folders / "out/resampled_img/c.tif").size == PIXELS.shape[1::-1]
+    assert (folders / "out/resampled_weight/c.png").samefile(folders / "weights/c.png")

@@ -9,7 +9,9 @@ import mmseg
 import numpy as np
 import pytest
 import torch
+from mmseg.registry import MODELS
 from PIL import Image
+from torch.nn import functional as F
 
 from segmentation.config import load_config
 from tests.conftest import ROOT
@@ -309,3 +311,21 @@ def test_mutated_options_end_in_one_line(chain, request):
         endings.append(ending.kind)
         assert ending.fine, f"{option[:200]}: {ending}"
     assert "refused" in endings
+
+
+def test_a_unet_of_any_size_is_mmsegs_where_that_takes_the_image():
+    config = load_config(str(ROOT / "configs/mmseg/tiny_unet.py"))
+    own = config.model.backbone | {"norm_cfg": {"type": "BN"}}
+    any_size, theirs = (MODELS.build({**own, "type": kind}) for kind in ("AnySizeUNet", "UNet"))
+    for unet in (any_size, theirs):
+        unet.eval()  # which returns nothing in mmseg's
+    any_size.load_state_dict(theirs.state_dict())
+    x = torch.rand(1, 3, 40, 24)
+    with torch.no_grad():
+        assert all(torch.equal(one, other) for one, other in zip(any_size(x), theirs(x), strict=True))
+        odd = any_size(x[:, :, :37, :19])
+        padded = theirs(F.pad(x[:, :, :37, :19], (0, 5, 0, 3), mode="replicate"))
+        assert odd[-1].shape == (1, own.base_channels, 37, 19) and odd[0].shape[2:] == (5, 3)
+        assert torch.equal(odd[-1], padded[-1][:, :, :37, :19])
+    with pytest.raises(AssertionError, match="divisible"):
+        theirs(x[:, :, :37])
