@@ -82,10 +82,14 @@ def main(words: Sequence[str] | None = None) -> None:
     shutil.copy2(whole / "classes.json", choose / "classes.json")
     for kind in ("img", "label"):
         for path in sorted((whole / f"{kind}_train").iterdir()):
-            split = "val" if path.name.split("_")[0] in options.held_out else "train"
+            split = "val" if path.stem.split("_")[0] in options.held_out else "train"
             link(path, choose / f"{kind}_{split}" / path.name)
     if options.few:
         keep_few(whole, options.out / "few", options.few)
+    if not (choose / "img_val").is_dir():
+        raise SystemExit(
+            f"error: --held-out {' '.join(options.held_out)}: no image's name begins so, up to the first _"
+        )
     counts = [len(list((choose / f"img_{split}").glob("*"))) for split in ("train", "val")]
     print(f"{whole}; {choose}: {counts[0]} images to train on, {counts[1]} to choose on")
 

@@ -16,9 +16,10 @@
 #   BASE=configs/train/tiny.yaml (training's settings) RATE=1e-5 (of learning, times items a step) WORKERS=8
 #   START="--grow demo/mbrsc/model.yaml --source demo/mbrsc/model.safetensors" (of init-checkpoint; empty: from nothing)
 #   PAINTER="--config demo/mbrsc/model.yaml --ckpt demo/mbrsc/model.safetensors": a model that is trained already
-#   PAINTING= (more options of inference.sh) TRAINING= (more options of all segmentors' trainings and tests)
+#   LEARNING= (more settings of the synthesis model's training) PAINTING= (more options of inference.sh) FILTERING= (of
+#   filter.sh) TRAINING= (of all segmentors' trainings and tests) COMPARING= (of compare)
 set -euo pipefail
-[ $# = 2 ] || { sed -n 2,19p "$0" | cut -c3- >&2; exit 2; }
+[ $# = 2 ] || { sed -n 2,21p "$0" | cut -c3- >&2; exit 2; }
 data=$(realpath "$1") out=$(realpath -m "$2")
 [ -z "${CHOOSE:-}" ] || CHOOSE=$(realpath "$CHOOSE")
 cd "$(dirname "$0")/.."
@@ -28,7 +29,7 @@ python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 : "${JOBS:=1}" "${SPLITS:=}" "${WORST:=2}" "${GPUS:=0}" "${CROP:=}" "${CHOOSE:=}" "${REPEAT:=10}"
 : "${RATES:=5e-4 1e-3 2e-3 4e-3}" "${AMOUNTS:=}" "${SHARES:=}" "${TREATMENT:=ignore}"
 : "${PAINTER:=}" "${PAINTING:=}" "${TRAINING:=}" "${BASE:=configs/train/tiny.yaml}" "${RATE:=1e-5}" "${WORKERS:=8}"
-: "${START:=}"
+: "${START:=}" "${LEARNING:=}" "${FILTERING:=}" "${COMPARING:=}"
 painted=joint  # of weight maps, the arm that uses them
 [ "$TREATMENT" != weight ] || painted+=+weights
 : "${ARMS:=real $painted}"
@@ -36,6 +37,9 @@ read -ra start <<< "$START"
 read -ra painter <<< "$PAINTER"
 read -ra painting <<< "$PAINTING"
 read -ra training <<< "$TRAINING"
+read -ra learning <<< "$LEARNING"
+read -ra filtering <<< "$FILTERING"
+read -ra comparing <<< "$COMPARING"
 common=(--classes "$data/classes.json" --pretrained none ${CROP:+--crop-size "$CROP"} ${training[@]+"${training[@]}"})
 tiles=(--data-root "$data" "${common[@]}")
 name=$(basename "$SEGMENTOR")
@@ -44,6 +48,10 @@ die() { echo "error: $*" >&2; exit 2; }
 if [ -z "$SPLITS" ]; then SPLITS=test; [ ! -d "$data/img_target" ] || SPLITS="test target"; fi
 for folder in img_train label_train ref_img $(for split in $SPLITS; do echo "img_$split label_$split"; done); do
   [ -d "$data/$folder" ] || die "$data: no folder $folder; see docs/your_data.md, and SPLITS for the sets to score"
+done
+for amount in $AMOUNTS; do
+  awk "BEGIN { exit !($amount < $SAMPLES) }" ||
+    die "AMOUNTS: $amount for each real image are more than SAMPLES=$SAMPLES leave once some are filtered; raise SAMPLES"
 done
 for file in classes.json train_set_items.json inference_set_items.json; do
   [ -f "$data/$file" ] || die "$data: no $file; python -m scripts.import_data --references FOLDER writes it"
@@ -73,11 +81,16 @@ limit=$(printf "%02d:%02d:%02d:00" $((10#$MINUTES / 1440)) $((10#$MINUTES / 60 %
 
 run="$out/logs/synthesis"
 settings="minutes $MINUTES, size $SIZE, batch $BATCH, $PRECISION, model $(contents "$MODEL"), data $data_sum"
-settings+=", base $(contents "$BASE"), rate $RATE${START:+, start $START}"
+settings+=", base $(contents "$BASE"), rate $RATE${START:+, start $START}${LEARNING:+, $LEARNING}"
+batches=$(($(wc -l < "$data/train_set_items.json") / BATCH))  # of an epoch; what it watches and saves is by steps
+every=$((225 / (batches > 0 ? batches : 1)))
+every=$((every > 0 ? every : 1))
 [ -n "$PAINTER" ] || say "synthesis model: $MINUTES minutes on $MODEL"
 if [ -z "$PAINTER" ] && ! is_done "$run" "$settings"; then
+  run_python -m demo.sizes "$data/label_train" "$SIZE"
   if [ -e "$run/checkpoints/last.ckpt" ]; then  # the time that it has trained is in the checkpoint, too
-    run_python -m scripts.train --resume "$run" --gpus "$GPUS" lightning.trainer.max_time="$limit"
+    run_python -m scripts.train --resume "$run" --gpus "$GPUS" lightning.trainer.max_time="$limit" \
+      ${learning[@]+"${learning[@]}"}
   else
     rm -rf "$run"  # of a start that came to nothing
     if [ -n "$START" ]; then
@@ -91,13 +104,14 @@ if [ -z "$PAINTER" ] && ! is_done "$run" "$settings"; then
       --gpus "$GPUS" --precision "$PRECISION" model.params.classes="$data/classes.json" \
       data.params.batch_size="$BATCH" data.params.num_workers="$WORKERS" base_learning_rate="$RATE" \
       data.params.train.params.size="$SIZE" data.params.validation.params.size="$SIZE" \
-      lightning.trainer.check_val_every_n_epoch=25 lightning.save_every_n_epochs=25 \
-      lightning.trainer.max_steps=-1 lightning.trainer.max_time="$limit"
+      lightning.trainer.check_val_every_n_epoch="$every" lightning.save_every_n_epochs="$every" \
+      lightning.trainer.max_steps=-1 lightning.trainer.max_time="$limit" ${learning[@]+"${learning[@]}"}
   fi
   set_done "$run" "$settings"
 fi
 
 say "synthesized images"
+[ -z "$PAINTER" ] || run_python -m demo.sizes "$data/label_train" "$SIZE"
 [ -n "$PAINTER" ] || painter=(--config "$run/config.yaml" --use-ema --ckpt "$run/checkpoints/last.ckpt")
 run_python -m scripts.inference "${painter[@]}" --gpus "$GPUS" --data-root "$data" --outdir "$out/images" \
   --train-txt-file "$data/inference_set_items.json" --size "$SIZE" --num-samples "$SAMPLES" \
@@ -139,17 +153,18 @@ run_python -m scripts.segmentor test "$SEGMENTOR" "${tiles[@]}" --load-from "$we
   --split train
 
 say "filter ($TREATMENT), re-sample, evaluate"
-suffix=$([ "$TREATMENT" = ignore ] || echo "_$TREATMENT")
+suffix=$([ "$TREATMENT" = ignore ] || echo "_$TREATMENT")$(printf %s "${FILTERING:+_$FILTERING}" | tr -c 'A-Za-z0-9.' _)
 filtered=$out/filtered$suffix resampled=$out/resampled$suffix maps=()
 [ "$TREATMENT" != weight ] || maps=(--weight-map-path "$out/weights")
 pairs=(--syn-img-path "$out/images" --syn-mask-path "$data/label_train")
 run_bash filter.sh "$out/segmentor/$name" "$weights" --real-img-path "$data/img_train" \
   --real-label-path "$data/label_train" \
-  "${pairs[@]}" --filtered-mask-path "$filtered" --treatment "$TREATMENT" "${maps[@]}"
+  "${pairs[@]}" --filtered-mask-path "$filtered" --treatment "$TREATMENT" "${maps[@]}" \
+  ${filtering[@]+"${filtering[@]}"}
 run_bash resample.sh --filtered-mask-path "$filtered" --syn-img-path "$out/images" --out-dir "$resampled" \
   --classes "$data/classes.json" --metrics "$out/segmentor/metrics.json" --worst "$WORST" "${maps[@]}"
-run_python -m scripts.evaluate_samples "$out/segmentor/$name" "$weights" --real-img-path "$data/img_test" \
-  --real-label-path "$data/label_test" "${pairs[@]}" --train-img-path "$data/img_train" "$data/ref_img" \
+run_python -m scripts.evaluate_samples "$out/segmentor/$name" "$weights" --real-img-path "$data/img_${SPLITS%% *}" \
+  --real-label-path "$data/label_${SPLITS%% *}" "${pairs[@]}" --train-img-path "$data/img_train" "$data/ref_img" \
   --out-dir "$out/evaluation"
 
 say "comparison over $SEEDS seeds: $ARMS"
@@ -158,4 +173,4 @@ run_python -m scripts.compare "$SEGMENTOR" "${tiles[@]}" --synthesized "$resampl
   --seeds "$SEEDS" --jobs "$JOBS" --max-iters "$ITERS" --splits $SPLITS --out-dir "$out/comparison$suffix" --arms $ARMS \
   --references "$data/ref_img" ${AMOUNTS:+--amounts $AMOUNTS} ${SHARES:+--real-share $SHARES} \
   --syn-img-path "$out/images" --mask-path "$data/label_train" --filtered-mask-path "$filtered" \
-  --evaluation "$out/evaluation"
+  --evaluation "$out/evaluation" ${comparing[@]+"${comparing[@]}"}

@@ -149,7 +149,10 @@ def _arm(options: CompareOptions, recipe: Recipe, base: TrainOptions) -> Arm:
         if options.references is None:
             raise InputError(f"‹arms› {recipe.name}: name the images that it labels, with ‹references› DIR")
         if recipe.source != "joint":
-            training = replace(training, repeat=options.self_repeat)
+            references = len(list_files(Path(options.references), IMAGE_SUFFIXES, "‹references›"))
+            real = len(data_files(training_config(base).train_dataloader)) // 2
+            repeat = options.self_repeat or max(1, round(references / (real * (recipe.share or 1))))
+            training = replace(training, repeat=repeat)
         teacher = PredictOptions(
             config=base.config,
             cfg_options=base.cfg_options,

@@ -57,11 +57,11 @@ class CompareOptions(ConfigOptions):
     sure: float = option(
         0.9, convert=number(0, 1), group=_arms, help="self_training: probability that a pseudo-label needs"
     )
-    self_repeat: int = option(
-        1,
+    self_repeat: int | None = option(
+        None,
         convert=integer(1, 10**6),
         group=_arms,
-        help="self_training: how often a real pair counts beside pseudo-labels",
+        help="self_training: how often a real pair counts beside pseudo-labels (default: so that they are half)",
     )
     pretrain_share: float = option(
         0.5, convert=number(0, 1), group=_arms, help="pretrain: share of the iterations on synthesized images alone"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from demo import ablations_picture, ablations_table, choose, gpu_report, half_scale, proof_table
+from demo import ablations_picture, ablations_table, choose, gpu_report, half_scale, proof_table, sizes
 from tests.conftest import ROOT
 from tests.test_processes import alive, gone
 
@@ -133,6 +133,17 @@ def test_a_data_set_at_half_scale(tmp_path):
     assert len(files) == 6 + 4 + 4 and len(list((tmp_path / "half/choose/label_train").iterdir())) == 1
     half_scale.main(words)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("half/*/*/*")} == files
+
+
+def test_masks_of_another_size_than_is_painted_are_told(tmp_path, capsys):
+    for name, size in (("a", (24, 16)), ("b", (24, 16)), ("c", (8, 8))):
+        Image.new("L", size).save(tmp_path / f"{name}.png")
+    sizes.main([str(tmp_path), "8"])
+    assert "most masks are 24 x 16 px (width x height), and images are painted at 8 x 8" in capsys.readouterr().err
+    for name in "ab":
+        (tmp_path / f"{name}.png").unlink()
+    sizes.main([str(tmp_path), "8"])
+    assert not capsys.readouterr().err
 
 
 def test_the_best_rate_is_chosen(tmp_path, capsys):
