@@ -35,6 +35,7 @@ from cldm.synthesis.prompts import cut_lines, read_long_prompts, reading
 from cldm.synthesis.records import working_in
 from cldm.synthesis.run import JobDataset, collate, write_images
 from common.bands import read_bands_file
+from common.classes import load_class_table
 from common.command import note
 from common.devices import parse_devices, use_threads
 from common.errors import InputError
@@ -107,6 +108,24 @@ def never_hidden(options: SynthesisOptions) -> list[str]:
                 f"({params[0]}): what such a model makes without it is unknown; a run's config.yaml would say"
             )
     return lines
+
+
+def other_classes(options: SynthesisOptions, model: ControlLDM) -> list[str]:
+    """A line where the data root's ``classes.json`` calls an id by another name than the model's class table does."""
+    beside = Path(options.data_root) / "classes.json"
+    if options.classes is not None or model.classes is None or not beside.is_file():
+        return []
+    try:
+        data, known = (load_class_table(str(table)).names for table in (beside, model.classes))
+    except InputError:  # a file of that name which is no class table, or a table that lies elsewhere
+        return []
+    for i, (there, here) in enumerate(zip(data, known, strict=False)):
+        if there.lower() != here.lower():
+            return [
+                f"{beside}: class {i} is {one_line(there, 60)}, which the model knows as {one_line(here, 60)}, and "
+                "paints; a model of these classes begins from it by init-checkpoint ‹grow›"
+            ]
+    return []
 
 
 def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages, judges: Judges = NO_JUDGES) -> Recipe:
@@ -214,7 +233,8 @@ def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judge
             if line:
                 print(line)
         remedy = "shorten it" if options.long_prompts else "‹long_prompts› reads more, in windows of 75 tokens"
-        for line in [*cut_lines(model, items, remedy), *few_steps(model, options), *never_hidden(options)]:
+        doubts = [*never_hidden(options), *other_classes(options, model)]
+        for line in [*cut_lines(model, items, remedy), *few_steps(model, options), *doubts]:
             note(line, sys.stdout)
     recipe = recipe_of(options, model, items, judges)
     state = FolderState() if options.only else compare_with_folder(items, recipe, options.outdir, options.seeds)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cldm.build import create_model
+from cldm.synthesis.folder import other_classes
 from ldm.checkpoint import save_state_dict
 from tests.conftest import SMALL
 from tests.synthesis.conftest import images, records
@@ -70,3 +72,14 @@ def test_a_scale_changes_the_picture_and_is_recorded(cli, command, strong, tmp_p
 
 def test_scales_that_cannot_be_are_refused(cli, command, tmp_path):
     assert "--mask-scale: -1: write a number" in cli.refused("inference", *command(tmp_path, "--mask-scale", "-1"))
+
+
+def test_classes_of_other_names_are_told(tmp_path):
+    asked, model = SimpleNamespace(classes=None, data_root=tmp_path), SimpleNamespace(classes="MBRSC")
+    assert not other_classes(asked, model)
+    for names, told in ((["Building", "land"], 0), (["building", "canal"], 1), (["no table"] * 2, 0)):
+        (tmp_path / "classes.json").write_text(json.dumps({"classes": names}))
+        assert len(other_classes(asked, model)) == told, names
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": ["building", "canal"]}))
+    assert "class 1 is canal, which the model knows as land" in other_classes(asked, model)[0]
+    assert not other_classes(SimpleNamespace(classes="MBRSC", data_root=tmp_path), model)  # the user says which
