@@ -1,12 +1,13 @@
-"""A comparison's scores as a table in Markdown: docs/proof.md and docs/benchmarks.md hold such.
+"""A comparison's scores as a table in Markdown and a figure: docs/proof.md and docs/benchmarks.md hold such.
 
-python -m demo.proof_table OUT/comparison/comparison.json [more of the same real arm's]
+python -m demo.proof_table OUT/comparison/comparison.json [more of the same real arm] [--split test --figure FILE.svg]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,21 @@ def table(comparisons: list[dict[str, Any]]) -> list[str]:
     return lines + [f"| `{name}` | {seeds[name]} | " + " | ".join(row) + " |" for name, row in rows.items()]
 
 
-def main(words: list[str]) -> None:
-    """Prints the table of the files."""
-    if not words:
-        sys.exit(__doc__)
-    print("\n".join(table([json.loads(Path(word).read_text()) for word in words])))
+def main(words: Sequence[str] | None = None) -> None:
+    """Prints the table of the files, and draws the arms of one split."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparisons", nargs="+", type=Path, metavar="comparison.json")
+    parser.add_argument("--split", default="target", help="test set of the figure")
+    parser.add_argument("--figure", type=Path, help="file to draw (SVG)")
+    options = parser.parse_args(words)
+    comparisons = [json.loads(path.read_text()) for path in options.comparisons]
+    print("\n".join(table(comparisons)))
+    if options.figure:
+        from evaluation.figures import arms_figure  # matplotlib takes a second to load
+
+        arms = {name: arm for one in comparisons for name, arm in one["results"][options.split]["arms"].items()}
+        options.figure.write_text(arms_figure(arms))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
