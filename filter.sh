@@ -5,7 +5,7 @@ python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/pyth
 if [ $# = 0 ]; then
   cat >&2 <<'END'
 filter.sh needs a segmentor trained on real images (config, weights), real and synthesized images. After demo/run.sh:
-  bash filter.sh demo/output/segmentor/tiny_unet.py "$(cat demo/output/segmentor/last_checkpoint)" \
+  bash filter.sh demo/mbrsc/segmentor.py demo/mbrsc/segmentor.pth \
     --real-img-path demo/output/data/img_train --real-label-path demo/output/data/label_train \
     --syn-img-path demo/output/images --syn-mask-path demo/output/data/label_train --skip-invalid \
     --filtered-mask-path outputs/filtered

@@ -59,7 +59,7 @@ def keep_few(whole: Path, few: Path, count: int) -> None:
     for path in sorted(whole.glob("*.json")):
         lines = path.read_text().splitlines(keepends=True)
         if path.name in ("train_set_items.json", "inference_set_items.json"):
-            lines = [line for line in lines if Path(json.loads(line)["source"]).stem in kept]
+            lines = [line for line in lines if line.strip() and Path(json.loads(line)["source"]).stem in kept]
         (few / path.name).write_text("".join(lines))
 
 

@@ -18,11 +18,12 @@ if [ "${1:-}" = --tiny ]; then
   : "${CONFIG:=configs/model/tisynth_tiny.yaml}" "${SIZE:=64}" "${STEPS:=4}" "${REPEATS:=2}" "${BATCHES:=1 4}" "${LORA:=2}"
   : "${MINUTES:=60}" "${PATIENCE:=4}"  # for a busy machine
 fi
-[ $# -le 1 ] || { sed -n 2,14p "$0" | cut -c3- >&2; exit 2; }
+[ $# -le 1 ] || { sed -n 2,13p "$0" | cut -c3- >&2; exit 2; }
 out=$(realpath -m "${1:-$(dirname "$0")/on_a_gpu}")
 [ -z "${TRAIN:-}" ] || TRAIN=$(realpath "$TRAIN")
 [ -z "${PROOF:-}" ] || PROOF=$(realpath "$PROOF")
-[ -z "${CHOOSE:-}" ] || export CHOOSE=$(realpath "$CHOOSE")
+[ -z "${CHOOSE:-}" ] || CHOOSE=$(realpath "$CHOOSE")
+export CHOOSE=${CHOOSE:-}
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 : "${DEVICE:=cuda}" "${MINUTES:=25}" "${CONFIG:=configs/model/tisynth_v15.yaml}" "${SIZE:=512}" "${STEPS:=50}"

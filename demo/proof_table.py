@@ -61,15 +61,16 @@ def main(words: Sequence[str] | None = None) -> None:
     """Prints the table of the files, and draws the arms of one split."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparisons", nargs="+", type=Path, metavar="comparison.json")
-    parser.add_argument("--split", default="target", help="test set of the figure")
+    parser.add_argument("--split", help="test set of the figure (default: the first)")
     parser.add_argument("--figure", type=Path, help="file to draw (SVG)")
     options = parser.parse_args(words)
     comparisons = [json.loads(path.read_text()) for path in options.comparisons]
     print("\n".join(table(comparisons)))
+    split = options.split or next(iter(comparisons[0]["results"]))
     if options.figure:
         from evaluation.figures import arms_figure  # matplotlib takes a second to load
 
-        arms = {name: arm for one in comparisons for name, arm in one["results"][options.split]["arms"].items()}
+        arms = {name: arm for one in comparisons for name, arm in one["results"][split]["arms"].items()}
         options.figure.write_text(arms_figure(arms))
 
 

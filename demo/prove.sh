@@ -19,7 +19,7 @@
 #   LEARNING= (more settings of the synthesis model's training) PAINTING= (more options of inference.sh) FILTERING= (of
 #   filter.sh) TRAINING= (of all segmentors' trainings and tests) COMPARING= (of compare)
 set -euo pipefail
-[ $# = 2 ] || { sed -n 2,21p "$0" | cut -c3- >&2; exit 2; }
+[ $# = 2 ] || { sed -n 2,20p "$0" | cut -c3- >&2; exit 2; }
 data=$(realpath "$1") out=$(realpath -m "$2")
 [ -z "${CHOOSE:-}" ] || CHOOSE=$(realpath "$CHOOSE")
 cd "$(dirname "$0")/.."
@@ -49,7 +49,10 @@ if [ -z "$SPLITS" ]; then SPLITS=test; [ ! -d "$data/img_target" ] || SPLITS="te
 for folder in img_train label_train ref_img $(for split in $SPLITS; do echo "img_$split label_$split"; done); do
   [ -d "$data/$folder" ] || die "$data: no folder $folder; see docs/your_data.md, and SPLITS for the sets to score"
 done
-for amount in $AMOUNTS; do
+[ -z "$CHOOSE" ] || for folder in img_train label_train img_val label_val; do
+  [ -d "$CHOOSE/$folder" ] || die "CHOOSE=$CHOOSE: no folder $folder; import --split 0.6 0.2 0.2 makes a part to choose on"
+done
+grep -qs '"seeds"' "$data/inference_set_items.json" || for amount in $AMOUNTS; do  # a list with seeds says how many
   awk "BEGIN { exit !($amount < $SAMPLES) }" ||
     die "AMOUNTS: $amount for each real image are more than SAMPLES=$SAMPLES leave once some are filtered; raise SAMPLES"
 done
@@ -113,6 +116,11 @@ fi
 say "synthesized images"
 [ -z "$PAINTER" ] || run_python -m demo.sizes "$data/label_train" "$SIZE"
 [ -n "$PAINTER" ] || painter=(--config "$run/config.yaml" --use-ema --ckpt "$run/checkpoints/last.ckpt")
+list=$(contents "$data/inference_set_items.json")
+[ "$(cat "$out/images/.list" 2>/dev/null || echo "$list")" = "$list" ] ||
+  die "$out/images: painted by another inference_set_items.json, whose images would join; remove it, or name another OUT"
+mkdir -p "$out/images"
+echo "$list" > "$out/images/.list"
 run_python -m scripts.inference "${painter[@]}" --gpus "$GPUS" --data-root "$data" --outdir "$out/images" \
   --train-txt-file "$data/inference_set_items.json" --size "$SIZE" --num-samples "$SAMPLES" \
   --steps "$STEPS" --scale "$SCALE" ${painting[@]+"${painting[@]}"}
@@ -123,7 +131,7 @@ if [ -n "$CHOOSE" ]; then
   for value in $RATES; do
     run="$out/choose/rate_$value"
     settings="$ITERS iterations, crop ${CROP:-as configured}, segmentor $(contents "$SEGMENTOR")${TRAINING:+, $TRAINING}"
-    settings+=", data $(cd "$CHOOSE" && contents .)"
+    settings+=", data $(cd "$CHOOSE" && contents img_train label_train img_val label_val)"
     if ! is_done "$run" "$settings"; then
       held=("$SEGMENTOR" --data-root "$CHOOSE" "${common[@]}" --work-dir "$run"
         --cfg-options optim_wrapper.optimizer.lr="$value")

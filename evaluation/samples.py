@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,9 @@ from common.files import atomic_path, check_writable, inside, only_writer, room_
 from common.options import option, recorded
 from common.pairing import Pair, sound_pairs
 from evaluation.agreement import agreement, class_coverage
+from evaluation.compare import Records
 from evaluation.copies import nearest, read_thumbnails, thumbnail
+from evaluation.following import following, painted_after
 from evaluation.samples_report import nearest_sheet, samples_figure
 
 SHOWN = 8  # nearest pairs in the picture
@@ -65,8 +67,12 @@ class SamplesOptions(ConfigOptions):
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
 
 
-def evaluate_samples(options: SamplesOptions) -> dict[str, Any]:
+def evaluate_samples(options: SamplesOptions, records: Records | None = None) -> dict[str, Any]:
     """Checks all that can be known, judges, and writes evaluation.json, evaluation.svg and nearest.jpg.
+
+    Args:
+        options: of the evaluation.
+        records: reads what synthesis recorded of a folder's images, by name: their references among it.
 
     Returns:
         What evaluation.json holds.
@@ -81,10 +87,10 @@ def evaluate_samples(options: SamplesOptions) -> dict[str, Any]:
     with room_for("‹out_dir›", out):
         check_writable(out, "‹out_dir›")
         with only_writer(out, "‹out_dir›"):
-            return _evaluate(options)
+            return _evaluate(options, {} if records is None else records(options.syn_img_path))
 
 
-def _evaluate(options: SamplesOptions) -> dict[str, Any]:
+def _evaluate(options: SamplesOptions, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     from segmentation.inference import open_segmentor  # mmseg takes seconds to load
 
     judge = open_segmentor(options.config, options.checkpoint, options, options.classes, options.device)
@@ -114,6 +120,8 @@ def _evaluate(options: SamplesOptions) -> dict[str, Any]:
         "synthesized": after.report,
         "coverage": class_coverage(judge.class_names, before.mask_pixels, after.mask_pixels, after.found_pixels),
     }
+    if (followed := following(painted_after(records, synthesized.pairs), bands)) is not None:
+        report["reference"] = followed
     report |= _write_copies(options, report, synthesized.pairs, training, pool, bands)
     if distances:
         report |= distances(training, [pair.image for pair in synthesized.pairs])

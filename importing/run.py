@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common.classes import ClassTable
+from common.command import spoken_as
 from common.errors import InputError
 from common.files import atomic_path, inside, name_fault, only_writer_of, room_for, write_json
 from common.images import pixels_of_ids
@@ -288,7 +289,8 @@ def _summary(report: dict[str, Any], source: Source, labeled: Sequence[Scene], o
         lines.append(f"  {bare:.0%} of the training pixels have no label; --background NAME makes a class of them")
     if not report["images"]["reference"]:
         lines.append("  no list to paint from: give a folder of unlabeled images with --references")
-    return "\n".join([*lines, f"{options.out}: {images}", f"look it over: tisynth check {options.out}"])
+    look = "python -m scripts.check_data"
+    return "\n".join([*lines, f"{options.out}: {images}", f"look it over: {spoken_as.get(look, look)} {options.out}"])
 
 
 __all__ = ["Imported", "Picture", "import_data"]

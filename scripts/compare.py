@@ -19,18 +19,12 @@ With rivals, curves, and how long it takes:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from cldm.synthesis.records import read_records
+from cldm.synthesis.records import records
 from common.command import read_options, run
 from evaluation.compare import CompareOptions, compare_trainings
 from evaluation.comparison import SCORES
-
-
-def records(folder: Path) -> dict[str, dict[str, Any]]:
-    """What synthesis recorded of a folder's images, by name."""
-    return {name: record.model_dump() for name, record in read_records(folder).items()}
 
 
 def line(split: str, name: str, score: Mapping[str, Any], arm: str = "joint") -> str:

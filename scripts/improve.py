@@ -16,11 +16,9 @@ Several GPUs: --gpus 0,1,2,3 paints on all, --processes 4 trains on all; on SLUR
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 from cldm.synthesis.command_line import PublishedSynthesisOptions
-from cldm.synthesis.records import read_records
+from cldm.synthesis.records import records
 from cldm.synthesis.saving_options import PRESETS
 from common.command import read_options, run
 from common.options import Options
@@ -32,11 +30,6 @@ from post_processing.filter_options import FilterOptions
 from post_processing.layout_folder import LayoutsOptions
 from post_processing.resample import ResampleOptions
 from scripts import segmentor
-
-
-def records(folder: Path) -> dict[str, dict[str, Any]]:
-    """What synthesis recorded of a folder's images, by name."""
-    return {name: record.model_dump() for name, record in read_records(folder).items()}
 
 
 def reader(options: type[Options]) -> Callable[[Sequence[str]], Options]:

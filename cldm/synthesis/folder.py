@@ -35,7 +35,7 @@ from cldm.synthesis.prompts import cut_lines, read_long_prompts, reading
 from cldm.synthesis.records import working_in
 from cldm.synthesis.run import JobDataset, collate, write_images
 from common.bands import read_bands_file
-from common.classes import load_class_table
+from common.classes import load_class_table, plain_name
 from common.command import note
 from common.devices import parse_devices, use_threads
 from common.errors import InputError
@@ -120,10 +120,10 @@ def other_classes(options: SynthesisOptions, model: ControlLDM) -> list[str]:
     except InputError:  # a file of that name which is no class table, or a table that lies elsewhere
         return []
     for i, (there, here) in enumerate(zip(data, known, strict=False)):
-        if there.lower() != here.lower():
+        if plain_name(there) != plain_name(here):
             return [
                 f"{beside}: class {i} is {one_line(there, 60)}, which the model knows as {one_line(here, 60)}, and "
-                "paints; a model of these classes begins from it by init-checkpoint ‹grow›"
+                "paints; a model of these classes begins from it by init-checkpoint --grow"
             ]
     return []
 

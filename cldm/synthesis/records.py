@@ -149,6 +149,11 @@ def read_records(outdir: Path) -> dict[str, Sample]:
     return _journal(outdir).read()
 
 
+def records(outdir: Path) -> dict[str, dict[str, Any]]:
+    """``read_records`` as plain values, for packages that know nothing of synthesis."""
+    return {name: record.model_dump() for name, record in read_records(outdir).items()}
+
+
 def merge_records(outdir: Path) -> None:
     """Joins the processes' records in ``samples.jsonl``: one an image, in order of names, none without its image."""
     with publishing(outdir):
