@@ -219,6 +219,7 @@ def test_each_part_on_a_gpu_is_done_once_and_failures_stop_no_other(tmp_path):
     text = (ROOT / "demo/on_a_gpu.sh").read_text()
     script.write_text(text.replace('_$batch" 60 ', '_$batch" 6 ').replace('cd "$(dirname "$0")/.."', f'cd "{ROOT}"'))
     settings = {"PYTHON": tmp_path / "python", "DEVICE": "cpu", "PRECISIONS": "bf16", "BATCHES": "1", "PATIENCE": "1"}
+    settings["PROOF"] = tmp_path  # no data set: demo/prove.sh says so
     env = {**os.environ, **{name: str(value) for name, value in settings.items()}}
 
     def start():
@@ -227,7 +228,8 @@ def test_each_part_on_a_gpu_is_done_once_and_failures_stop_no_other(tmp_path):
     first = start()
     assert first.returncode == 1 and not first.stderr
     slow = "* batch_1 failed: took longer than 6 s"
-    for line in ("* parity failed: exit code 3: broken", slow, "| attention not fused | 1.50 |"):
+    unproven = f"* proof failed: exit code 2: error: {tmp_path}: no folder img_train"
+    for line in ("* parity failed: exit code 3: broken", unproven, slow, "| attention not fused | 1.50 |"):
         assert line in first.stdout, first.stdout
     works = (tmp_path / "works").read_text()
     assert works.count("--presets --compile") == 1 and works.count("count_memory") == 1
