@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from demo import ablations_picture, ablations_table, choose, gpu_report, half_scale, proof_table, sizes
+from demo import ablations_picture, ablations_table, choose, gpu_report, half_scale, proof_table, sizes, use_figure
 from tests.conftest import ROOT
 from tests.test_processes import alive, gone
 
@@ -144,6 +144,16 @@ def test_masks_of_another_size_than_is_painted_are_told(tmp_path, capsys):
         (tmp_path / f"{name}.png").unlink()
     sizes.main([str(tmp_path), "8"])
     assert not capsys.readouterr().err
+
+
+def test_use_is_drawn_against_cost(tmp_path):
+    for name, score in (("a", 0.4), ("b", 0.5)):
+        (tmp_path / name).mkdir()
+        scores = {"synthesized": {"mIoU": score}, "real": {"mIoU": 0.6}}
+        (tmp_path / name / "evaluation.json").write_text(json.dumps(scores))
+    use_figure.main(["--out", str(tmp_path / "use.svg"), f"a=1:{tmp_path / 'a'}", f"half, b=0.5:{tmp_path / 'b'}"])
+    drawn = (tmp_path / "use.svg").read_text()
+    assert drawn.startswith("<svg") and "<!-- half, b -->" in drawn and "<!-- in real images -->" in drawn
 
 
 def test_the_best_rate_is_chosen(tmp_path, capsys):
