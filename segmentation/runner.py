@@ -119,7 +119,8 @@ class SegmentorRunner(Runner):
         optional = ("data_preprocessor.", *(["auxiliary_head."] if self.testing else []))
         if unfit := differences(expected, state, optional):
             if self.testing or self._resume:
-                raise InputError(f"{filename}: weights of another model than the config's: {first_few(unfit)}")
+                hint = "; to take what fits of them, use ‹load_from› without ‹resume›" if self._resume else ""
+                raise InputError(f"{filename}: weights of another model than the config's: {first_few(unfit)}{hint}")
             state = {
                 key: value
                 for key, value in state.items()
