@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that waits for a GPU, in under 25 minutes: tests on CUDA, parity of lower precisions, the benchmark at full
 # size with each saving off in turn, by precision, compiled and by batch, memory of trainings, and for the rest of the
-# time, if they are named, the proof of docs/proof.md and a training. Prints one table, and writes the section "On a GPU" of docs/benchmarks.md.
+# time, if they are named, the proof of docs/proof.md and a training. Prints one table, and writes the section "On a
+# GPU" of docs/benchmarks.md.
 #   bash demo/on_a_gpu.sh [OUT]                    OUT: demo/on_a_gpu
 #   DEVICE=cpu bash demo/on_a_gpu.sh --tiny [OUT]  tries the script itself, by the tiny model; docs stay as they are
 # Each part has a time limit and a file of its own in OUT. Parts that failed do not stop the others; started again, the
@@ -18,7 +19,7 @@ if [ "${1:-}" = --tiny ]; then
   : "${CONFIG:=configs/model/tisynth_tiny.yaml}" "${SIZE:=64}" "${STEPS:=4}" "${REPEATS:=2}" "${BATCHES:=1 4}" "${LORA:=2}"
   : "${MINUTES:=60}" "${PATIENCE:=4}"  # for a busy machine
 fi
-[ $# -le 1 ] || { sed -n 2,13p "$0" | cut -c3- >&2; exit 2; }
+[ $# -le 1 ] || { sed -n 2,14p "$0" | cut -c3- >&2; exit 2; }
 out=$(realpath -m "${1:-$(dirname "$0")/on_a_gpu}")
 [ -z "${TRAIN:-}" ] || TRAIN=$(realpath "$TRAIN")
 [ -z "${PROOF:-}" ] || PROOF=$(realpath "$PROOF")

@@ -68,7 +68,7 @@ def curve_recipes(options: CompareOptions, base: TrainOptions) -> dict[str, list
             are of the same images.
     """
     curves: dict[str, list[Recipe]] = {}
-    real = len(data_files(training_config(base).train_dataloader)) // 2 if options.amounts or options.real_share else 0
+    real = _real_images(base) if options.amounts or options.real_share else 0
     for name, counts in (
         ("amounts", [round(amount * real) for amount in options.amounts]),
         ("real_share", [max(1, round(share * real)) for share in options.real_share]),
@@ -90,6 +90,11 @@ def curve_recipes(options: CompareOptions, base: TrainOptions) -> dict[str, list
         shares = [None if round(share * real) == real else share for share in options.real_share]
         curves["share"] = [replace(recipe, share=share) for share in shares for recipe in (REAL, JOINT)]
     return curves
+
+
+def _real_images(base: TrainOptions) -> int:
+    """How many real images there are."""
+    return len(data_files(training_config(base).train_dataloader)) // 2
 
 
 def _folder(options: CompareOptions, recipe: Recipe) -> str:
@@ -150,8 +155,7 @@ def _arm(options: CompareOptions, recipe: Recipe, base: TrainOptions) -> Arm:
             raise InputError(f"‹arms› {recipe.name}: name the images that it labels, with ‹references› DIR")
         if recipe.source != "joint":
             references = len(list_files(Path(options.references), IMAGE_SUFFIXES, "‹references›"))
-            real = len(data_files(training_config(base).train_dataloader)) // 2
-            repeat = options.self_repeat or max(1, round(references / (real * (recipe.share or 1))))
+            repeat = options.self_repeat or max(1, round(references / _real_images(base)))
             training = replace(training, repeat=repeat)
         teacher = PredictOptions(
             config=base.config,

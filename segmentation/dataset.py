@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,10 @@ class MaskDataset(BaseSegDataset):
         Raises:
             InputError: see the class.
         """
-        pairs = self._all_real_pairs()
+        pairs = self._all_real_pairs
         return nested(pairs, max(1, round(self.real_share * len(pairs)))) if self.real_share else []
 
+    @cached_property
     def _all_real_pairs(self) -> list[FilePair]:
         if self.ann_file:
             pairs = _listed_pairs(Path(self.ann_file), Path(self.data_root or "."), self.follow_links)
@@ -135,7 +137,7 @@ class MaskDataset(BaseSegDataset):
         pairs = _folder_pairs(folder / "resampled_img", folder / "resampled_label", "‹synthesized›")
         if 0 < self.real_share < 1:  # a mask that is left out, or a layout of its pieces, would bring its label back
             taken = {mask for _, mask in real}
-            every = [mask for _, mask in self._all_real_pairs()]
+            every = [mask for _, mask in self._all_real_pairs]
             kept = {mask.stem for mask in taken} - {mask.stem for mask in every if mask not in taken}
             names = {mask.stem for mask in every}
             pairs = [
