@@ -71,6 +71,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--held-out", nargs="+", required=True, help="tiles of the training set to choose on")
     parser.add_argument("--few", type=int, help="training images of OUT/few")
     options = parser.parse_args(words)
+    if not {path.stem.split("_")[0] for path in (options.data / "img_train").iterdir()} & {*options.held_out}:
+        parser.error(f"--held-out {' '.join(options.held_out)}: no training image's name begins so, up to the first _")
     whole, choose = options.out / "data", options.out / "choose"
     for folder in sorted(path for path in options.data.iterdir() if path.is_dir()):
         suffixes = MASK_SUFFIXES if folder.name.startswith("label_") else IMAGE_SUFFIXES
@@ -86,10 +88,6 @@ def main(words: Sequence[str] | None = None) -> None:
             link(path, choose / f"{kind}_{split}" / path.name)
     if options.few:
         keep_few(whole, options.out / "few", options.few)
-    if not (choose / "img_val").is_dir():
-        raise SystemExit(
-            f"error: --held-out {' '.join(options.held_out)}: no image's name begins so, up to the first _"
-        )
     counts = [len(list((choose / f"img_{split}").glob("*"))) for split in ("train", "val")]
     print(f"{whole}; {choose}: {counts[0]} images to train on, {counts[1]} to choose on")
 

@@ -121,6 +121,9 @@ def test_a_data_set_at_half_scale(tmp_path):
     lines = [json.dumps({"source": f"label_train/{tile}.png"}) for tile in ("t1_a", "t2_a")]
     (tmp_path / "data/train_set_items.json").write_text("\n".join(lines) + "\n")
     words = [str(tmp_path / "data"), str(tmp_path / "half"), "--held-out", "t2", "--few", "1"]
+    with pytest.raises(SystemExit):  # before anything is halved
+        half_scale.main([*words[:2], "--held-out", "t9"])
+    assert not (tmp_path / "half").exists()
     half_scale.main(words)
     found = np.array(Image.open(tmp_path / "half/choose/img_val/t2_a.png"), float)
     assert np.abs(found - images[1].reshape(4, 2, 3, 2, 3).mean((1, 3))).max() <= 0.5

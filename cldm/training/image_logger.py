@@ -143,8 +143,16 @@ class ImageLogger(pl.Callback):
             shape = (model.channels, *(side // model.factor for side in item["hint"].shape[-2:]))
             # the same noise at every step of the training, so that pictures differ by what has been learnt alone
             noise = item_noise([seed_from(0, item["name"])], shape).to(model.device)
-            without, how = model.without_text(cond), dict[str, Any](guidance=self.guidance)
-            latent = sample(model, cond, without, noise, self.steps, self.sampler, self.guidance_scale, **how)
+            latent = sample(
+                model,
+                cond,
+                model.without_text(cond),
+                noise,
+                self.steps,
+                sampler=self.sampler,
+                guidance_scale=self.guidance_scale,
+                guidance=self.guidance,
+            )
             made = model.decode_first_stage(latent)
         # The item holds the mask as the branch reads it: back to class ids, and these to the class table's colors, or
         # to far-apart ones where there is no table. Pixels to ignore (255) stay black.

@@ -102,10 +102,8 @@ def test_parts_of_a_data_set_are_nested(make_chain):
     assert set(amounts[0]) < set(amounts[1]) < set(amounts[2])
     assert len(names(real_share=0, **joint)) == 6
     assert [len(names(real_share=0.6, synthesized_per_real=1, repeat=2, **joint))] == [2 * 2 + 2]
-    layout = [
-        "resampled_img/layout_000001_seed_1.png",
-        "resampled_label/layout_000001_seed_1.png",
-    ]  # of any mask's pieces
+    # made of any mask's pieces
+    layout = [f"resampled_{kind}/layout_000001_seed_1.png" for kind in ("img", "label")]
     for name in layout:
         (chain.root / name).write_bytes(next((chain.root / name).parent.iterdir()).read_bytes())
     assert len(names(**joint)) == 10

@@ -147,7 +147,7 @@ def test_a_student_learns_by_all_weights_that_train(start, batch):
 
 
 def test_each_image_has_its_own_guidance_scale(start, batch):
-    student = student_of(start, scale=[1.5, 3.0], mask_scale=2.0)
+    student = student_of(start, scale=[1.5, 3.0], mask_scale=2.0, guidance_rescale=0.7)
     drawn = student.further_draws([1, 2, 3, 4])["scale"]
     assert drawn.shape == (4, 1, 1, 1) and 1.5 <= drawn.min() < drawn.max() <= 3
     assert torch.equal(student.further_draws([3])["scale"], drawn[2:3])
@@ -156,7 +156,8 @@ def test_each_image_has_its_own_guidance_scale(start, batch):
         together = student._guidance(cond, drawn)(x, t)
         for i in range(4):
             scale = drawn[i].item()
-            alone = ConditionGuidance(student.teacher, cond, student.without_text(cond), scale, mask_scale=2.0)
+            without, how = student.without_text(cond), {"mask_scale": 2.0, "rescale": 0.7}
+            alone = ConditionGuidance(student.teacher, cond, without, scale, **how)
             torch.testing.assert_close(together[i], alone(x, t)[i], rtol=1e-4, atol=1e-4)
 
 

@@ -85,7 +85,8 @@ def test_one_step_moves_exactly_what_trains(golden, golden_model, recipe):
 
 def test_a_run_writes_what_it_says(cli, scenes, tmp_path):
     images = "lightning.callbacks.image_logger.params.batch_frequency=4"
-    out = cli("train", *options(scenes, tmp_path, "run", images, "lightning.trainer.max_steps=4"))
+    rescaled = "lightning.callbacks.image_logger.params.guidance_rescale=0.7"
+    out = cli("train", *options(scenes, tmp_path, "run", images, rescaled, "lightning.trainer.max_steps=4"))
     run = tmp_path / "run"
     assert "trained 4 steps" in out and "that train" in out and "control_model" in out
     assert OmegaConf.load(run / "config.yaml").model.params.learning_rate == pytest.approx(2e-3)  # rate x batch
@@ -327,6 +328,7 @@ def test_dry_run_trains_nothing(cli, scenes, tmp_path):
         (["base_learning_rate=high"], "base_learning_rate=high (command line), field base_learning_rate: 'high' input"),
         (["lightning.callbacks.image_logger.params.sampler=ddpm"], "image_logger.params.sampler: 'ddpm'"),
         (["lightning.callbacks.image_logger.params.batch_freqency=9"], "batch_freqency"),
+        (["lightning.callbacks.image_logger.params.guidance_rescale=2"], "image_logger.params.guidance_rescale"),
         (["lightning.modelcheckpoint.params.every_n_epoch=1"], "modelcheckpoint.params"),
         (["lightning.trainer.strategy=fsdp", "model.params.use_ema=true"], "running averages"),
         (["--pretrain-path", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
