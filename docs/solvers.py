@@ -1,86 +1,141 @@
-"""Measures how far a model's images by each solver and number of steps are from those of many steps, and draws it.
+"""Measures what a model's images are by each solver and number of steps, and draws it.
 
-  python docs/solvers.py run/config.yaml run/checkpoints/last.ckpt DATA items.json out [images] [px] [scale]
+  python -m docs.solvers run/config.yaml run/checkpoints/last.ckpt DATA items.json out --scale 2 --mask-scale 2 \
+      --judge work_dirs/tiny/tiny.py work_dirs/tiny/iter_1000.pth
 
-The reference is DDIM in 200 steps, from the same noise. Writes out.json, as far as it is, and goes on from there; then
-out.svg. Items name ref_image, as those of a synthesis.
+From the same noise: how far they are from those of DDIM in 200 steps, in gray levels; with a segmentor, how well it
+finds the masks in them (mIoU over all images). Writes out.json, as far as it is, and goes on from there; then out.svg.
+Items name ref_image, as those of a synthesis.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cldm.build import create_model
 from cldm.data.pairs import PairedImages
+from cldm.synthesis.judging import Judge
 from cldm.synthesis.options import SamplingOptions
 from cldm.synthesis.run import collate, paint
 from common.files import atomic_path
+from common.images import IGNORE
 from common.plots import plt
+from common.scores import confusion, scores
 from ldm.models.choices import SOLVERS
+from segmentation.judge import open_judge
 
 STEPS = (5, 10, 15, 20, 50)
 REFERENCE = 200
 
 
-def batch_of(model: Any, root: str, items: str, images: int, size: int) -> dict[str, Any]:
+def batch_of(model: Any, given: argparse.Namespace) -> dict[str, Any]:
     """The first items as a batch, with seed 0."""
     data = PairedImages(
-        root, items, size, 0, model.hint_encoding, model.classes, use_reference=True, multiple_of=model.multiple
+        given.data_root,
+        given.items,
+        given.size,
+        0,
+        model.hint_encoding,
+        model.classes,
+        use_reference=True,
+        multiple_of=model.multiple,
     )
-    return {**collate([data[i] for i in range(images)]), "job_seed": [0] * images}
+    return {**collate([data[i] for i in range(given.images)]), "job_seed": [0] * given.images}
 
 
-def measure(config: str, ckpt: str, root: str, items: str, out: str, images: int, size: int, scale: float) -> Any:
-    """Root mean squared differences from the reference, in gray levels, by solver and steps."""
-    model = create_model(config, ckpt, use_ema=True).requires_grad_(False)
+def found_masks(judge: Judge, images: Tensor, masks: list[str]) -> float:
+    """The mIoU of the masks that a segmentor finds in images (B, bands, H, W) of [-1, 1], pooled over all of them."""
+    total: Any = 0
+    for image, mask in zip(images, masks, strict=True):
+        with torch.no_grad():
+            logits, found = judge.look((image[None].float() + 1) * 127.5)
+        height, width = found.shape[1:]
+        total = total + confusion(found[0].numpy(), judge.labels(mask, (height, width)), logits.shape[1], IGNORE)
+    return float(scores(total, [str(c) for c in range(len(total) - 1)])["mIoU"])
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """By "solver steps": differences from the reference (gray levels), seconds an image, and mIoU with a segmentor."""
+    model = create_model(given.config, given.ckpt, use_ema=given.use_ema).requires_grad_(False)
     model.accelerate()
-    batch = batch_of(model, root, items, images, size)
+    judge = open_judge(*given.judge) if given.judge else None
+    batch = batch_of(model, given)
 
-    def made(sampler: str, steps: int) -> torch.Tensor:
+    def made(sampler: str, steps: int) -> tuple[Tensor, float]:
         start = time.perf_counter()
-        options = SamplingOptions(sampler=sampler, steps=steps, spacing="trailing", scale=scale)
+        scales = {"scale": given.scale, "mask_scale": given.mask_scale, "guidance_rescale": given.guidance_rescale}
+        options = SamplingOptions(sampler=sampler, steps=steps, spacing="trailing", **scales)
         with torch.inference_mode():
             result = paint(model, batch, options).clamp(-1, 1)
-        print(f"{sampler}, {steps} steps: {time.perf_counter() - start:.1f} s", flush=True)
-        return result
+        return result, (time.perf_counter() - start) / given.images
 
-    kept = Path(out).with_suffix(".pt")
+    kept, file = Path(f"{given.out}.pt"), Path(f"{given.out}.json")
     if not kept.exists():
         with atomic_path(kept) as path:
-            torch.save(made("ddim", REFERENCE), path)
-    reference, file = torch.load(kept), Path(out).with_suffix(".json")
+            torch.save(made("ddim", REFERENCE)[0], path)
+    reference, masks = torch.load(kept, weights_only=True), batch["mask_path"]
     found = json.loads(file.read_text()) if file.exists() else {}
+    if judge is not None and "reference" not in found:
+        found["reference"] = {"miou": found_masks(judge, reference, masks)}
     for steps in STEPS:
         for sampler in SOLVERS:
-            key = f"{sampler} {steps}"
-            if key not in found:
-                error = (made(sampler, steps) - reference).square().mean((1, 2, 3)).sqrt() * 127.5
-                found[key] = error.tolist()
-                file.write_text(json.dumps(found, indent=1) + "\n")
+            if (key := f"{sampler} {steps}") not in found:
+                images, seconds = made(sampler, steps)
+                error = (images - reference).square().mean((1, 2, 3)).sqrt() * 127.5
+                found[key] = {"gray_levels": error.mean().item(), "seconds": seconds}
+                if judge is not None:
+                    found[key]["miou"] = found_masks(judge, images, masks)
+                print(key, found[key], flush=True)
+                with atomic_path(file) as path:
+                    path.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
-def draw(found: dict[str, list[float]], out: str) -> None:
-    """The figure, and the table's lines on stdout."""
-    figure, axes = plt.subplots(figsize=(6, 3.5))
-    print("| solver | " + " | ".join(f"{steps} steps" for steps in STEPS) + " |")
-    for sampler in SOLVERS:
-        means = [sum(found[f"{sampler} {steps}"]) / len(found[f"{sampler} {steps}"]) for steps in STEPS]
-        print(f"| `{sampler}` | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
-        axes.plot(STEPS, means, marker="o", label=sampler)
-    axes.set(xscale="log", yscale="log", xlabel="steps", ylabel=f"gray levels from DDIM in {REFERENCE} steps")
-    axes.set_xticks(STEPS, map(str, STEPS))
-    axes.legend()
-    figure.savefig(Path(out).with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None})
+def draw(found: dict[str, Any], out: str) -> None:
+    """The figure, and the tables' lines on stdout."""
+    kinds = {"gray_levels": f"gray levels from DDIM in {REFERENCE} steps"}
+    if "reference" in found:
+        kinds["miou"] = "mIoU of the masks"
+    figure, several = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 3.5), squeeze=False)
+    for axes, (kind, label) in zip(several[0], kinds.items(), strict=True):
+        print(f"| {label} | " + " | ".join(f"{steps} steps" for steps in STEPS) + " |")
+        for sampler in SOLVERS:
+            values = [found[f"{sampler} {steps}"][kind] for steps in STEPS]
+            print(f"| `{sampler}` | " + " | ".join(f"{v:.1f}" if v > 1 else f"{v:.3f}" for v in values) + " |")
+            axes.plot(STEPS, values, marker="o", label=sampler)
+        axes.set(xscale="log", xlabel="steps", ylabel=label, yscale="log" if kind == "gray_levels" else "linear")
+        axes.set_xticks(STEPS, map(str, STEPS))
+        axes.minorticks_off()
+    several[0][0].legend()
+    if "reference" in found:
+        several[0][1].axhline(found["reference"]["miou"], color="gray", linestyle=":")
+        print(f"DDIM in {REFERENCE} steps: {found['reference']['miou']:.3f}")
+    figure.tight_layout()
+    figure.savefig(f"{out}.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("config", "ckpt", "data_root", "items", "out"):
+        parser.add_argument(name)
+    parser.add_argument("--images", type=int, default=8, help="the first of the list")
+    parser.add_argument("--size", type=int, default=128, help="side in px")
+    parser.add_argument("--scale", type=float, default=2.0, help="of the guidance by text")
+    parser.add_argument("--mask-scale", type=float, default=1.0, help="of that by the mask")
+    parser.add_argument("--guidance-rescale", type=float, default=0.0)
+    parser.add_argument("--use-ema", action="store_true", help="the checkpoint's running averages")
+    parser.add_argument("--judge", nargs=2, metavar=("CONFIG", "WEIGHTS"), help="an mmseg segmentor")
+    given = parser.parse_args()
+    draw(measure(given), given.out)
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    images, size, scale = (*words[5:], "8", "128", "2")[:3] if len(words) < 8 else words[5:8]
-    draw(measure(*words[:5], int(images), int(size), float(scale)), words[4])
+    main()
