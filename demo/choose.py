@@ -33,7 +33,7 @@ def curve(run: Path) -> list[tuple[int, float]]:
 def main(folder: Path, values: Sequence[str]) -> None:
     """Compares the trainings with these values, draws, prints the best one."""
     runs = {value: folder / f"rate_{value}" for value in values}
-    scores = {value: read_metrics(run / "metrics.json").mIoU or 0.0 for value, run in runs.items()}
+    scores = {value: read_metrics(run / "metrics.json").of_shown().mIoU or 0.0 for value, run in runs.items()}
     curves = {value: curve(run) for value, run in runs.items()}
     best = max(scores, key=lambda value: scores[value])
     write_json({"best": best, "mIoU": scores, "curves": curves}, folder / "choose.json")

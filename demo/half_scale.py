@@ -82,6 +82,9 @@ def main(words: Sequence[str] | None = None) -> None:
         shutil.copy2(path, whole / path.name)
     choose.mkdir(parents=True, exist_ok=True)
     shutil.copy2(whole / "classes.json", choose / "classes.json")
+    for path in choose.glob("*_*/*"):  # of other tiles before
+        if path.parent.name.endswith("_val") != (path.stem.split("_")[0] in options.held_out):
+            path.unlink()
     for kind in ("img", "label"):
         for path in sorted((whole / f"{kind}_train").iterdir()):
             split = "val" if path.stem.split("_")[0] in options.held_out else "train"

@@ -69,12 +69,18 @@ exec 9>>"$out/.lock"  # held until the last of this script's commands has ended
 flock -n 9 || die "$out: $(cat "$out/.lock") is writing there; wait for its end, or name another folder"
 echo "process $$ on $(uname -n)" > "$out/.lock"
 
-# A file "done" says what was done: with other settings or files it is not this training any more.
+# A file "done" says what was done: with other settings or files it is not this training any more. What was begun is
+# said beside its folder: a stopped training ($3: the file by which it goes on) would go on with what it was begun by.
 contents() { find -L "$@" -type f ! -name '.*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16; }
 is_done() {
-  [ -e "$1/done" ] || return 1
-  [ "$(cat "$1/done")" = "$2" ] ||
-    die "$1/done: of another training ($(cat "$1/done"); now $2); remove $1, or name another OUT"
+  local said=$1/done
+  [ -e "$said" ] || [ ! -e "$1/$3" ] || said=$1.settings
+  [ ! -e "$said" ] || [ "$(cat "$said")" = "$2" ] ||
+    die "$said: of another training ($(cat "$said"); now $2); remove $1, or name another OUT"
+  [ ! -e "$1/done" ] || return 0
+  mkdir -p "$(dirname "$1")"
+  echo "$2" > "$1.settings"
+  return 1
 }
 set_done() { echo "$2" > "$1/.done"; mv "$1/.done" "$1/done"; }
 tiles_sum=$(cd "$data" && contents img_train label_train classes.json)
@@ -89,7 +95,7 @@ batches=$(($(wc -l < "$data/train_set_items.json") / BATCH))  # of an epoch; wha
 every=$((225 / (batches > 0 ? batches : 1)))
 every=$((every > 0 ? every : 1))
 [ -n "$PAINTER" ] || say "synthesis model: $MINUTES minutes on $MODEL"
-if [ -z "$PAINTER" ] && ! is_done "$run" "$settings"; then
+if [ -z "$PAINTER" ] && ! is_done "$run" "$settings" checkpoints/last.ckpt; then
   run_python -m demo.sizes "$data/label_train" "$SIZE"
   if [ -e "$run/checkpoints/last.ckpt" ]; then  # the time that it has trained is in the checkpoint, too
     run_python -m scripts.train --resume "$run" --gpus "$GPUS" lightning.trainer.max_time="$limit" \
@@ -132,7 +138,7 @@ if [ -n "$CHOOSE" ]; then
     run="$out/choose/rate_$value"
     settings="$ITERS iterations, crop ${CROP:-as configured}, segmentor $(contents "$SEGMENTOR")${TRAINING:+, $TRAINING}"
     settings+=", data $(cd "$CHOOSE" && contents img_train label_train img_val label_val)"
-    if ! is_done "$run" "$settings"; then
+    if ! is_done "$run" "$settings" last_checkpoint; then
       held=("$SEGMENTOR" --data-root "$CHOOSE" "${common[@]}" --work-dir "$run"
         --cfg-options optim_wrapper.optimizer.lr="$value")
       run_python -m scripts.segmentor train "${held[@]}" --max-iters "$ITERS" --resume --val-split val \
@@ -150,7 +156,7 @@ fi
 say "segmentor trained on real images"
 settings="$ITERS iterations, segmentor $(contents "$SEGMENTOR"), data $tiles_sum"
 settings+="${CROP:+, crop $CROP}${rate:+, rate $rate}${TRAINING:+, $TRAINING}"
-if ! is_done "$out/segmentor" "$settings"; then
+if ! is_done "$out/segmentor" "$settings" last_checkpoint; then
   run_python -m scripts.segmentor train "$SEGMENTOR" "${tiles[@]}" --max-iters "$ITERS" --work-dir "$out/segmentor" \
     --resume
   set_done "$out/segmentor" "$settings"
@@ -164,16 +170,19 @@ say "filter ($TREATMENT), re-sample, evaluate"
 suffix=$([ "$TREATMENT" = ignore ] || echo "_$TREATMENT")$(printf %s "${FILTERING:+_$FILTERING}" | tr -c 'A-Za-z0-9.' _)
 filtered=$out/filtered$suffix resampled=$out/resampled$suffix maps=()
 [ "$TREATMENT" != weight ] || maps=(--weight-map-path "$out/weights")
-pairs=(--syn-img-path "$out/images" --syn-mask-path "$data/label_train")
+pairs=(--syn-img-path "$out/images" --syn-mask-path "$data/label_train" --skip-invalid)  # not all masks need be listed
+several=()  # as the user says of the same files
+case " $TRAINING $FILTERING " in *" --several-maps "*) several=(--several-maps) ;; esac
 run_bash filter.sh "$out/segmentor/$name" "$weights" --real-img-path "$data/img_train" \
   --real-label-path "$data/label_train" \
   "${pairs[@]}" --filtered-mask-path "$filtered" --treatment "$TREATMENT" "${maps[@]}" \
   ${filtering[@]+"${filtering[@]}"}
 run_bash resample.sh --filtered-mask-path "$filtered" --syn-img-path "$out/images" --out-dir "$resampled" \
-  --classes "$data/classes.json" --metrics "$out/segmentor/metrics.json" --worst "$WORST" "${maps[@]}"
+  --classes "$data/classes.json" --metrics "$out/segmentor/metrics.json" --worst "$WORST" "${maps[@]}" \
+  ${several[@]+"${several[@]}"}
 run_python -m scripts.evaluate_samples "$out/segmentor/$name" "$weights" --real-img-path "$data/img_${SPLITS%% *}" \
   --real-label-path "$data/label_${SPLITS%% *}" "${pairs[@]}" --train-img-path "$data/img_train" "$data/ref_img" \
-  --out-dir "$out/evaluation"
+  --out-dir "$out/evaluation" ${several[@]+"${several[@]}"}
 
 say "comparison over $SEEDS seeds: $ARMS"
 # shellcheck disable=SC2086

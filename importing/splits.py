@@ -8,20 +8,17 @@ from collections.abc import Mapping, Sequence
 from common.errors import InputError
 from common.rng import Stream, seed_from
 from common.schema import one_line
+from common.tile_names import SCENE
 from importing.options import ImportOptions
 from importing.source import Scene
 
 _USUAL = (0.8, 0.2)
-# what cutters append to a scene's name: row and column, or y and x, in either order
-_TILE = re.compile(
-    r"(?P<scene>.+?)[_-](?:y|r|row)_?\d+[_-](?:x|c|col)_?\d+|(?P<other>.+?)[_-](?:x|c|col)_?\d+[_-](?:y|r|row)_?\d+"
-)
 
 
 def scene_of(name: str) -> str:
     """A name without what marks a tile: ``a_y0000_x0512`` -> ``a``."""
-    match = _TILE.fullmatch(name)
-    return (match["scene"] or match["other"]) if match else name
+    match = re.fullmatch(SCENE, name)
+    return match[1] if match else name
 
 
 def splits_of(scenes: Sequence[Scene], options: ImportOptions) -> tuple[dict[str, str], list[str]]:

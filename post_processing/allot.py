@@ -289,6 +289,8 @@ def _choose(options: AllotOptions, masks: Masks, references: References, counts:
     chosen: list[dict[int, int]] = [{} for _ in masks.files]
     for i in sorted(range(len(masks.files)), key=lambda i: (-masks.ranks[i], masks.files[i].name)):
         cost = sum(_distances(options, masks, references, i).values(), np.zeros(several))
+        if (own := masks.styles[i]) is not None:  # a mask's own image says nothing new: its own is the last reference
+            cost = np.where((references.styles == own).all(axis=1), np.inf, cost)
         # equal costs in an order that belongs to the mask alone
         draws = np.random.default_rng(seed_from(options.seed, Stream.ALLOTMENT, masks.files[i].name)).random(several)
         order = np.lexsort((draws, np.round(cost, 12))).tolist()

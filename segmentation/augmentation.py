@@ -142,8 +142,9 @@ class FourierStyle(FromReference):
     def changed(self, image: NDArray[Any], reference: Pixels, known: NDArray[np.bool_] | None) -> NDArray[Any]:
         """See ``swap_amplitude``."""
         size = image.shape[1], image.shape[0]
-        wanted = cv2.resize(reference.values, size, interpolation=cv2.INTER_AREA)
-        return swap_amplitude(image, wanted.reshape(image.shape), self.beta)
+        # band by band: OpenCV averages areas of four bands at most
+        bands = [cv2.resize(band, size, interpolation=cv2.INTER_AREA) for band in cv2.split(reference.values)]
+        return swap_amplitude(image, np.dstack(bands), self.beta)
 
 
 @TRANSFORMS.register_module()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,9 @@ def test_a_data_set_at_half_scale(tmp_path):
     assert len(files) == 6 + 4 + 4 and len(list((tmp_path / "half/choose/label_train").iterdir())) == 1
     half_scale.main(words)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("half/*/*/*")} == files
+    half_scale.main([*words[:2], "--held-out", "t1"])  # another tile takes its place
+    held = {split: [path.stem for path in tmp_path.glob(f"half/choose/*_{split}/*")] for split in ("train", "val")}
+    assert held == {"train": ["t2_a"] * 2, "val": ["t1_a"] * 2}
 
 
 def test_masks_of_another_size_than_is_painted_are_told(tmp_path, capsys):
@@ -160,10 +164,14 @@ def test_use_is_drawn_against_cost(tmp_path):
 
 
 def test_the_best_rate_is_chosen(tmp_path, capsys):
+    def measured(score):  # one pixel of a class that no mask shows, found by the best, is a 0 in its mIoU alone
+        absent = {"b": {"IoU": 0.0, "Acc": None}} if score == 0.4 else {}
+        return {"mIoU": score / (1 + len(absent)), "classes": {"a": {"IoU": score, "Acc": score}, **absent}}
+
     for rate, score in (("1e-3", 0.3), ("2e-3", 0.4), ("4e-3", 0.9)):  # the last of an earlier call's rates
         run = tmp_path / f"rate_{rate}"
         (run / "log/vis_data").mkdir(parents=True)
-        (run / "metrics.json").write_text(json.dumps({"mIoU": score, "classes": {"a": {"IoU": score}}}))
+        (run / "metrics.json").write_text(json.dumps(measured(score)))
         lines = [{"loss": 1.0, "step": 1}, {"mIoU": score / 2, "step": 5}, {"mIoU": score, "step": 10}]
         (run / "log/vis_data/scalars.json").write_text("\n".join(map(json.dumps, lines)))
     choose.main(tmp_path, ["1e-3", "2e-3"])
@@ -200,6 +208,14 @@ def test_done_is_of_certain_settings_and_data(place):
         with start(place, **settings) as script:
             assert "done: of another training" in script.stderr.read()
         assert script.returncode == 2 and not (place / "started").exists()
+    shutil.rmtree(run)  # begun, and stopped after its first checkpoint
+    with start(place) as script:
+        wait_for(place / "started")
+        script.kill()
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/last.ckpt").write_text("")
+    with start(place, RATE="1e-4") as script:
+        assert "synthesis.settings: of another training" in script.stderr.read()
 
 
 MEASURED = {

@@ -12,13 +12,12 @@ from PIL import Image
 from cldm.synthesis.options import SynthesisOptions
 from common.command import read_options
 from common.errors import InputError
+from common.tile_names import SCENE
 from evaluation.improve.data import held_out, scenes_of
 from evaluation.improve.options import ImproveOptions
 from evaluation.improve.run import improve
 from post_processing.allot import AllotOptions
 from scripts import segmentor
-
-PATTERN = r"(.+?)(_y\d+_x\d+)?"
 
 
 @pytest.fixture
@@ -143,6 +142,49 @@ def test_nothing_is_done_twice_and_another_command_is_refused(data, tmp_path):
     assert again.lines == []
     with pytest.raises(InputError, match="round_0/train was done by another command"):
         improve(options(data, out, patience=1, training="--max-iters 7"), lambda folder: {}, again)
+    improve(options(data, out, patience=1, gpus="cpu", jobs=2), lambda folder: {}, again)  # nothing comes out otherwise
+    assert again.lines == []
+    improve(options(data, out, patience=1, seeds=9), lambda folder: {}, again)
+    assert again.stages() == ["compare"]  # which adds seeds itself
+
+
+def test_a_stopped_training_goes_on_by_its_own_command_alone(data, tmp_path):
+    class Stops(Exception):
+        pass
+
+    def stops(module, words, log):
+        if "8" in words:
+            (log.parent / "segmentor").mkdir()
+            (log.parent / "segmentor/last_checkpoint").write_text("iter_1.pth")
+        raise Stops
+
+    def loop(run, **more):
+        improve(options(data, tmp_path / "out", patience=1, **more), lambda folder: {}, run)
+
+    for iterations in (9, 8):  # of the first nothing is left
+        with pytest.raises(Stops):
+            loop(stops, training=f"--max-iters {iterations}")
+    run = Commands([0.5, 0.4])
+    with pytest.raises(InputError, match=r"round_0/train was begun by another command; .* remove round_0"):
+        loop(run, training="--max-iters 7")
+    loop(run, training="--max-iters 8")
+    assert run.stages()[:2] == ["train", "test"]
+
+
+def test_maps_in_several_systems_are_told_to_every_stage_that_asks(data, tmp_path):
+    run = Commands([0.5, 0.4])
+    improve(options(data, tmp_path / "out", patience=1, filtering="--several-maps"), lambda folder: {}, run)
+    told = {stage for stage, (_, words) in zip(run.stages(), run.lines, strict=True) if "--several-maps" in words}
+    assert told == {"filter", "resample"}
+
+
+@pytest.mark.parametrize(("times", "says"), [(2, "line 2: names the mask t0_y0_x0 again"), (0, "names no mask")])
+def test_a_list_that_cannot_be_painted_is_refused_first(data, tmp_path, times, says):
+    line = json.dumps({"source": "label_train/t0_y0_x0.png", "prompt": "a"}) + "\n"
+    (data / "train_set_items.json").write_text(line * times)
+    with pytest.raises(InputError, match=says):
+        improve(options(data, tmp_path / "out", validation=0.2), lambda folder: {}, Commands([]))
+    assert not (tmp_path / "out").exists()
 
 
 def test_bands_go_to_every_stage_that_reads_them(data, tmp_path):
@@ -174,12 +216,19 @@ def test_a_loop_that_brings_nothing_says_so(data, tmp_path):
 
 
 def test_scenes():
-    scenes = scenes_of(["a_y0_x0", "a_y0_x8", "b", "c_d_y1_x2"], PATTERN)
+    scenes = scenes_of(["a_y0_x0", "a_y0_x8", "b", "c_d_y1_x2", "e_x0_y8", "f-row1-col2", "b_r3"], SCENE)
+    assert scenes.pop("e") == ["e_x0_y8"] and scenes.pop("f") == ["f-row1-col2"] and scenes.pop("b_r3")
     assert scenes == {"a": ["a_y0_x0", "a_y0_x8"], "b": ["b"], "c_d": ["c_d_y1_x2"]}
     names = {f"s{n}": [f"s{n}_{k}" for k in range(4)] for n in range(50)}
     assert len(held_out(names, 0.2)) == 40
     assert held_out(names, 0.2) & {name for n in range(49) for name in names[f"s{n}"]} == (
         held_out({**names}, 0.2) - set(names["s49"])
+    )
+    uneven = {"large": [f"large_{k}" for k in range(25)], "small": [f"small_{k}" for k in range(5)]}
+    assert (
+        held_out(uneven, 0.2)
+        == held_out({name: uneven[name] for name in ("small", "large")}, 0.2)
+        == {*uneven["small"]}
     )
     with pytest.raises(InputError, match="all files are of one scene"):
         held_out({"a": ["a"]}, 0.5)

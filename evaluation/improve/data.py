@@ -41,6 +41,8 @@ def scenes_of(names: Iterable[str], pattern: str) -> dict[str, list[str]]:
 def held_out(scenes: dict[str, list[str]], share: float) -> set[str]:
     """Names that validate: those of whole scenes, chosen by a hash of the scene's name, of about that share of files.
 
+    A scene that would make it more than half as much again is left to train on, unless all would.
+
     Raises:
         InputError: a single scene.
     """
@@ -53,10 +55,11 @@ def held_out(scenes: dict[str, list[str]], share: float) -> set[str]:
     chosen: set[str] = set()
     order = sorted(scenes, key=lambda scene: seed_from(Stream.HELD_OUT, scene))
     for scene in order[:-1]:  # one is left to train on
-        if chosen and len(chosen) >= wanted:
+        if len(chosen) >= wanted:
             break
-        chosen |= set(scenes[scene])
-    return chosen
+        if len(chosen) + len(scenes[scene]) <= 1.5 * wanted:
+            chosen |= set(scenes[scene])
+    return chosen or set(min((scenes[scene] for scene in order), key=len))
 
 
 def link(source: Path, target: Path) -> None:
@@ -131,7 +134,12 @@ def cut_in_two(data: Path, pattern: str, share: float, splits: Sequence[str]) ->
         if name not in masks:
             raise InputError(f"{data / LIST} line {number}: {one_line(item['source'], 200)} is not in label_train")
         if name not in validates:
-            items.append({**item, "source": f"label_train/{masks[name].name}"})
+            source = f"label_train/{masks[name].name}"
+            if any(other["source"] == source for other in items):
+                raise InputError(f"{data / LIST} line {number}: names the mask {one_line(name, 100)} again; remove it")
+            items.append({**item, "source": source})
+    if not items:
+        raise InputError(f"{data / LIST}: names no mask of a scene that trains; list all of label_train")
     to[data / LIST] = LIST
     files = {}
     for path, target in to.items():

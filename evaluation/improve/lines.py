@@ -11,6 +11,7 @@ from typing import Any
 from common import house
 from common.command import check_words
 from common.errors import InputError
+from common.files import digest
 from evaluation.improve.data import VALIDATION
 from evaluation.improve.options import ImproveOptions
 from evaluation.improve.training_words import shared_out
@@ -30,6 +31,9 @@ class Stage:
         more: those that the user adds.
         option: the loop's option that these are of.
         shown: words that are folders which its page shows.
+        unstamped: options that change nothing of what comes out, and may change while the loop goes on.
+        adds: another command of it adds to what is there, or refuses it itself.
+        resumes: file by which a stopped one goes on, of whatever command it was begun by.
     """
 
     folder: Path
@@ -39,11 +43,23 @@ class Stage:
     more: list[str] = field(default_factory=list)
     option: str = ""
     shown: tuple[str, ...] = ()
+    unstamped: tuple[str, ...] = ()
+    adds: bool = False
+    resumes: Path | None = None
 
     @property
     def line(self) -> list[str]:
         """All words."""
         return [*self.words, *self.more]
+
+    @property
+    def stamp(self) -> str:
+        """A digest of what the stage was told, but for what changes nothing."""
+        words, left_out = [], False
+        for word in self.line:
+            left_out = word in self.unstamped or (left_out and not word.startswith("--"))
+            words += [] if left_out else [word]
+        return digest(self.module, words)
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,8 @@ class Stages:
         options, folder = self.options, self.folder(number)
         joint = flags(synthesized=folder / "resampled", repeat=options.repeat, loss_weights=options.weighted)
         words = ["train", options.segmentor, "--resume", *self._of_segmentor(folder), *flags(seed=options.seed)]
-        return Stage(folder, "train", "segmentor", [*words, *(joint if number else [])], *self._training("train"))
+        given = ([*words, *(joint if number else [])], *self._training("train"))
+        return Stage(folder, "train", "segmentor", *given, resumes=folder / "segmentor" / "last_checkpoint")
 
     def validate(self, number: int, weights: str) -> Stage:
         """On the scenes that are held out."""
@@ -141,6 +158,9 @@ class Stages:
             bands=options.bands,
             rectify=by if options.rectify else (),
         )
+        several = flags(
+            several_maps="--several-maps" in options.more("filtering")
+        )  # as the user says of the same files
         images = flags(syn_img_path=folder / "images", filtered_mask_path=folder / "filtered")
         of_real = flags(real_img_path=self.data / "img_train", real_label_path=self.data / "label_train")
         maps = flags(weight_map_path=folder / "weights" if options.weighted else None)
@@ -149,9 +169,9 @@ class Stages:
         filtered = [*map(str, by), *of_real, *images, *made_of, *maps]
         return [
             Stage(folder, "allot", "allot", allotted, options.more("allotting"), "allotting"),
-            Stage(folder, "paint", "inference", painted, options.more("painting"), "painting"),
+            Stage(folder, "paint", "inference", painted, options.more("painting"), "painting", unstamped=("--gpus",)),
             Stage(folder, "filter", "filter", filtered, options.more("filtering"), "filtering"),
-            Stage(folder, "resample", "resample", [*images, *kept, *maps]),
+            Stage(folder, "resample", "resample", [*images, *kept, *maps, *several]),
         ]
 
     def compare(self, number: int) -> Stage:
@@ -175,7 +195,8 @@ class Stages:
             out_dir=options.out / "comparison",
         )
         words = [options.segmentor, *words, *gallery]
-        return Stage(options.out, "comparison", "compare", words, *self._training("compare"), tuple(gallery[1::2]))
+        given = (words, *self._training("compare"), tuple(gallery[1::2]))
+        return Stage(options.out, "comparison", "compare", *given, unstamped=("--jobs",), adds=True)
 
     def planned(self, masks: int, classes: int) -> list[Stage]:
         """All of round 0, of round 1 and the comparison, as they are known before any has run.

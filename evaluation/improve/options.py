@@ -12,6 +12,7 @@ from common.converters import integer, number
 from common.errors import InputError
 from common.options import Options, option
 from common.schema import one_line
+from common.tile_names import SCENE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class ImproveOptions(Options):
         help="what is stated of the images' bands (`tisynth stats`), for every stage that reads them",
     )
     scene: str = option(
-        r"(.+?)(_y\d+_x\d+)?",
+        SCENE,
         metavar="REGEX",
         help="a file's scene, group 1 of a whole name: files of one scene are trained on or validated on together",
     )
@@ -59,7 +60,10 @@ class ImproveOptions(Options):
     jobs: int = option(1, convert=integer(1, 256), help="trainings at once in the comparison at the end")
     gpus: str = option("auto", help="of painting: auto, cpu, or indices: 0 or 0,1,2,3")
     processes: int = option(
-        1, convert=integer(1, 1024), help="of a segmentor's training in the rounds, by torchrun: one a GPU"
+        1,
+        convert=integer(1, 1024),
+        help="of a segmentor's training in the rounds, by torchrun: one a GPU, each with the config's batch; the "
+        "comparison trains in one",
     )
     painting: str = option(
         "", metavar="OPTIONS", help="more for inference.sh, in one word: '--ddim-steps 20 --scale 2'"

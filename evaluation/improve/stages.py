@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import house
 from common.errors import InputError
-from common.files import digest, write_json
+from common.files import write_json
 from common.metrics_file import Metrics, read_metrics
 from common.processes import Children
 from common.schema import Schema, one_line, read_json
@@ -24,7 +24,7 @@ Run = Callable[[str, Sequence[str], Path], None]  # a module of scripts, its wor
 
 
 class _Done(Schema):
-    """``<stage>.done.json``: that a stage has ended, of which command, and how long it took."""
+    """``<stage>.done.json``: that a stage has ended, of which command, and how long it took; ``.begun.json`` alike."""
 
     command: str
     seconds: float
@@ -105,19 +105,24 @@ class Loop:
         """Runs a stage unless it has ended; a stage of another command is refused. Returns the seconds that it took.
 
         Raises:
-            InputError: it failed, or was done by another command.
+            InputError: it failed, or was begun or done by another command.
         """
-        folder = stage.folder
-        path, command = folder / f"{stage.name}.done.json", digest(stage.module, stage.line)
-        if path.exists():
-            done = read_json(path, _Done, f"remove {path}, the stage will go on")
-            if done.command != command:
+        folder, command = stage.folder, stage.stamp
+        path, begun = (folder / f"{stage.name}.{state}.json" for state in ("done", "begun"))
+        for there, counts in ((path, True), (begun, stage.resumes is not None and stage.resumes.exists())):
+            if not (counts and there.exists()):
+                continue
+            before = read_json(there, _Done, f"remove {there}, the stage will go on")
+            if before.command != command and not stage.adds:
                 raise InputError(
-                    f"‹out› {self.options.out}: {folder.name}/{stage.name} was done by another command; name another "
-                    f"folder, or remove {folder.name} and those after it"
+                    f"‹out› {self.options.out}: {folder.name}/{stage.name} was {there.name.split('.')[-2]} by another "
+                    f"command; name another folder, or remove {folder.name} and those after it"
                 )
-            return done.seconds
+            if before.command == command and there == path:
+                return before.seconds
         folder.mkdir(parents=True, exist_ok=True)
+        if stage.resumes:
+            write_json({"command": command, "seconds": 0.0}, begun)
         start = time.monotonic()
         self.run(stage.module, stage.line, folder / f"{stage.name}.log")
         seconds = round(time.monotonic() - start, 1)

@@ -116,6 +116,12 @@ def test_without_knowledge_the_seed_decides(folder, words):
     assert chosen[0] != chosen[1]
 
 
+def test_a_masks_own_image_is_its_last_reference(folder, words):
+    main(words("--references", folder / "img"))
+    pairs = {(line["source"][-6:], line["ref_image"][-6:]) for line in lines_of(folder / "out.json")}
+    assert len(pairs) == 8 and not any(mask == image for mask, image in pairs)
+
+
 def test_a_reference_with_a_test_images_pixels_is_refused(folder, words):
     guard = ("--not-among", folder / "test")
     with pytest.raises(InputError, match=r"r3\.png: has the pixels of .*t\.jpg, which is a test image"):

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from common.errors import InputError
 from common.images import Labels
-from segmentation.augmentation import PasteRareClasses, rare_classes, swap_amplitude, transfer_color
+from common.pixels import Pixels
+from segmentation.augmentation import FourierStyle, PasteRareClasses, rare_classes, swap_amplitude, transfer_color
 from segmentation.dataset import MaskDataset
 from segmentation.options import TrainOptions
 from segmentation.pixel_weights import PackWeightedInputs, ReadWeights
@@ -42,6 +43,18 @@ def test_fourier_style(pair):
     np.testing.assert_allclose(found[~low], given[~low], atol=40)
     turn = np.angle(found[low] / given[low])[np.abs(wanted[low]) > 1000]
     assert np.abs(turn).max() < 0.05
+
+
+def test_fourier_style_of_many_bands_after_a_larger_reference(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / "a.png")
+    values = rng.integers(0, 256, (37, 29, 5), np.uint8)
+    reference = Pixels(values, np.ones((37, 29), bool))
+    image = rng.integers(0, 256, (32, 24, 5), np.uint8)
+    made = FourierStyle(str(tmp_path), 0.1).changed(image, reference, None)
+    one = np.ascontiguousarray(values[..., 4])
+    wanted = swap_amplitude(image[..., 4:], cv2.resize(one, (24, 32), interpolation=cv2.INTER_AREA)[..., None], 0.1)
+    assert (made[..., 4:] == wanted).all()
 
 
 def test_color_transfer_reaches_mean_and_spread(pair):
