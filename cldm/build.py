@@ -49,13 +49,23 @@ def load_config(config: str | Path | DictConfig, classes: str | Path | None = No
     return DictConfig(loaded.values)
 
 
-def load_training_config(files: Sequence[str | Path | DictConfig], settings: Sequence[str] = ()) -> DictConfig:
+def load_training_config(
+    files: Sequence[str | Path | DictConfig], settings: Sequence[str] = (), table: Path | None = None
+) -> DictConfig:
     """Merges a training's YAML files, later ones over earlier ones, then ``key=value`` settings, and checks the whole.
+
+    Args:
+        files: YAML files, or what they say.
+        settings: ``key=value``.
+        table: class table of a model for which none is named.
 
     Raises:
         InputError: what cannot be read, is not known or cannot be; names file or setting, and key.
     """
     merged = read_configuration(files, settings)
+    params = (merged.values.get("model") or {}).get("params")
+    if table is not None and isinstance(params, dict) and params.get("classes") is None:
+        params["classes"] = str(table)
     count_hint_channels(merged.values, merged.source)
     check_training(merged.values, merged.source)
     lightning = merged.values["lightning"] = merged.values.get("lightning") or {}

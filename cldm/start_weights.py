@@ -60,6 +60,8 @@ def source_weights(
 
 def fill(state: dict[str, Tensor], origin: dict[str, str], own: Mapping[str, Tensor]) -> None:
     """Adds, in place, what the sources lack of TISynth's own parts; see ``start_weights``."""
+    if not any(key.startswith(f"{UNET}.") for key in state):
+        return  # zeros are there not to disturb a trained U-Net; without one, all starts as the model has drawn it
 
     def add(key: str, value: Tensor, what: str) -> None:
         state[key], origin[key] = value, what

@@ -292,7 +292,9 @@ class Trainer:
         palette = self.maskige.palette[:-1].to(decoded) / 255
         distances = torch.stack([((decoded - c.view(1, 3, 1, 1)) ** 2).sum(1) for c in palette], dim=1)  # (B, N, H, W)
         logits = distances * (-0.5 * (255 / self.options.color_std) ** 2)
-        nearest = F.cross_entropy(logits, labels.where(labels < len(palette), IGNORE), ignore_index=IGNORE)
+        known = labels < len(palette)  # a crop may have none
+        nearest = F.cross_entropy(logits, labels.where(known, IGNORE), ignore_index=IGNORE, reduction="sum")
+        nearest = nearest / known.sum().clamp(min=1)
         return nearest + F.mse_loss(decoded, colors / 255)
 
     def step(self, step: int, crops: Crops) -> float:

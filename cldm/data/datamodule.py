@@ -266,7 +266,7 @@ class DataModuleFromConfig(LightningDataModule):
         if "target" in config and not seeded and "seed" in inspect.signature(get_class(config["target"])).parameters:
             overrides["seed"] = self.seed
         dataset = instantiate_from_config(config, **overrides)
-        if isinstance(dataset, PairedImages) and dataset.size is None and self.batch_size > 1:
+        if isinstance(dataset, PairedImages) and dataset.size is dataset.crop is None and self.batch_size > 1:
             sizes = sorted({item.size for item in dataset.items if item.size})
             if len(sizes) > 1:
                 found = ", ".join(f"{height} x {width}" for height, width in sizes[:3])

@@ -101,8 +101,10 @@ class CachedLatents(Dataset[dict[str, Any]]):
             with safe_open(path, "pt") as file:
                 latents = {f"{key}_posterior": file.get_slice(key)[variant].float() for key in ("jpg", "ssl")}
                 mask = file.get_slice("mask")[variant].numpy()
-                if self.images.has_gaps:
-                    latents["valid"] = file.get_slice("valid")[variant][None]
+                if self.images.has_gaps:  # a file of before the list's first TIFF says nothing: pictures are whole
+                    whole = torch.ones(mask.shape, dtype=torch.bool)
+                    valid = file.get_slice("valid")[variant] if "valid" in file.keys() else whole  # noqa: SIM118
+                    latents["valid"] = valid[None]
         except (OSError, SafetensorError) as error:
             raise unreadable(path, error) from error
         return {**self.images.described(epoch, position, mask), **latents}

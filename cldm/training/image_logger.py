@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
+from torch.utils.data import default_convert
 
 from cldm.control_ldm import ControlLDM
 from cldm.data.hints import HintEncoder
@@ -73,6 +74,8 @@ class ImageLogger(pl.Callback):
     ) -> None:
         if unknown := sorted(set(published) - self.PUBLISHED):
             raise InputError(f"image_logger: unknown fields {', '.join(unknown)}")
+        if published.get("disabled"):
+            max_images = 0
         if sampler not in SAMPLERS:
             raise InputError(f"image_logger: sampler: {sampler}: choose one of {', '.join(SAMPLERS)}")
         for name, value, low in (
@@ -137,7 +140,7 @@ class ImageLogger(pl.Callback):
 
     def _row(self, model: ControlLDM, item: dict[str, Any], dataset: Any) -> list[NDArray[Any]]:
         """An item's mask in colors, its reference, its image, and the image that the model makes of the first two."""
-        one = {k: v[None].to(model.device) if isinstance(v, Tensor) else [v] for k, v in item.items()}
+        one = {k: v[None].to(model.device) if isinstance(v, Tensor) else [v] for k, v in default_convert(item).items()}
         with torch.no_grad(), model.ema_scope():  # by the running averages, if there are any, as synthesis may
             cond = model.conditions(one)
             shape = (model.channels, *(side // model.factor for side in item["hint"].shape[-2:]))

@@ -63,7 +63,7 @@ def merged_config(options: TrainingOptions) -> DictConfig:
         files.append(DictConfig(stated))
     if wrong := [text for text in options.settings if "=" not in text]:
         raise InputError(f"{wrong[0]}: not understood; settings are written key=value, options with --")
-    return load_training_config(files, options.settings)
+    return load_training_config(files, options.settings, _table_beside_data(options))
 
 
 def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
@@ -79,7 +79,9 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         if section not in config:
             raise InputError(f"configuration: no {section}; it comes from ‹base› and ‹config_model›, or by key=value")
     model = config.model.params
-    _take_table_beside_data(model, options)
+    table = _table_beside_data(options)
+    if table is not None and model.get("classes") == str(table) and first_process():
+        note(f"classes by {table}, which lies in ‹data_root›; model.params.classes=TABLE takes another", sys.stdout)
     shared = {
         "data_root": options.data_root,
         "hint_encoding": model.get("hint_encoding"),
@@ -94,6 +96,10 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
             params = config.data.params[part].setdefault("params", {})
             for key, value in {**shared, "txt_file": items}.items():
                 if value is not None:
+                    if options.resume is None and first_process() and _overruled(params.get(key, value), value):
+                        note(
+                            f"data.params.{part}.params.{key}: not used; the model's, or the command's, is", sys.stdout
+                        )
                     params[key] = str(value) if isinstance(value, Path) else value
             list_field = "train_list" if part == "train" else "val_list"
             for key, field in (("data_root", "data_root"), ("txt_file", list_field)):
@@ -121,10 +127,10 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         if model.get("lora") is None:
             raise InputError("‹lora_targets› without ‹lora›: give its rank, too")
         model.lora_targets = list(options.lora_targets)
-    frozen = model.get("trainable", "fusion") != "all"
+    frozen = model.get("trainable", "fusion") != "all" or _encodes(model)
     if frozen and options.pretrain_path is None and options.resume is None and "all" not in options.allow_mismatch:
         raise InputError(
-            "‹pretrain_path› is needed: what does not train (model.params.trainable) would stay "
+            "‹pretrain_path› is needed: what does not train (model.params.trainable, the first stage) would stay "
             "random; give start weights, or ‹allow_mismatch› all"
         )
     rate = config.base_learning_rate
@@ -153,18 +159,18 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
     return config
 
 
-def _take_table_beside_data(model: DictConfig, options: TrainingOptions) -> None:
+def _table_beside_data(options: TrainingOptions) -> Path | None:
     """Classes of a new model of which nothing is said are those of ``classes.json`` in the data root."""
-    said = model.get("classes") is not None or any(
-        text.startswith("model.params.classes=") for text in options.settings
-    )
+    said = any(text.startswith("model.params.classes=") for text in options.settings)
     if said or options.resume is not None or options.data_root is None:
-        return
+        return None
     table = Path(options.data_root) / "classes.json"
-    if table.is_file():
-        model.classes = str(table)
-        if first_process():
-            note(f"classes by {table}, which lies in ‹data_root›; model.params.classes=TABLE takes another", sys.stdout)
+    return table if table.is_file() else None
+
+
+def _encodes(model: DictConfig) -> bool:
+    """Whether the first stage, which never trains here, has weights: all but one that only rearranges pixels."""
+    return str(model.first_stage_config.get("target", "")).endswith("AutoencoderKL")
 
 
 def _overruled(wanted: Any, used: Any) -> bool:

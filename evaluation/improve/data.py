@@ -59,7 +59,7 @@ def held_out(scenes: dict[str, list[str]], share: float) -> set[str]:
             break
         if len(chosen) + len(scenes[scene]) <= 1.5 * wanted:
             chosen |= set(scenes[scene])
-    return chosen or set(min((scenes[scene] for scene in order), key=len))
+    return chosen or set(scenes[min(order, key=lambda scene: len(scenes[scene]))])
 
 
 def link(source: Path, target: Path) -> None:

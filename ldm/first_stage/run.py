@@ -32,6 +32,7 @@ from ldm.first_stage.schema import FirstStageConfig, check_config
 from ldm.first_stage.spectrum import channel_gains, factors_of, rescale_channels
 from ldm.first_stage.training import FirstStageTraining
 from ldm.models.autoencoder import AutoencoderKL
+from ldm.models.diffusion import known_latents
 from ldm.training.checkpoints import FOLDER, LAST, LastCheckpoint, RunPosition, TrainingDiverged, WholeCheckpoints
 from ldm.training.resume import check_fits, held_step, read_training_state, resume_checkpoint
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
@@ -175,9 +176,12 @@ def train(options: TrainVaeOptions) -> int:
         allowed = [] if model.discriminator is None else ["discriminator"]
         log.info(load_weights(model, state, allowed, name=str(options.pretrain_path)).summary())
     elif model.first_stage_model.linear_path:
-        crops = torch.stack([data.crops[number]["image"] for number in range(config.training.measured)])
-        held = start_from_components(model.first_stage_model, crops)
+        items = [data.crops[number] for number in range(config.training.measured)]
+        crops, valid = (torch.stack([item[key] for item in items]) for key in ("image", "valid"))
+        held = start_from_components(model.first_stage_model, crops, valid)
         print(f"linear path: principal components that hold {held:.2%} of the variance of {len(crops)} crops")
+    elif config.training.trainable == "decoder":
+        raise InputError("‹pretrain_path› is needed: training.trainable=decoder leaves the encoder as it is: random")
     size = sum(weight.numel() for weight in model.first_stage_model.parameters())
     print(f"first stage: {size:,} parameters, factor {model.first_stage_model.factor}; run folder {folder}")
     if options.measure or options.dry_run:
@@ -219,8 +223,9 @@ def measure_latents(first_stage: AutoencoderKL, data: FirstStageData, count: int
         item = data.crops[number]
         posterior = first_stage.encode(item["image"][None].to(device))
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(item["seed"]))
-        latents.append(posterior.sample(noise.to(device)).float().cpu())
-    values = torch.cat(latents).transpose(0, 1).flatten(1)  # (C, N)
+        known = known_latents(item["valid"][None], first_stage.factor)[0, 0].bool()  # (h, w): all of whose pixels count
+        latents.append(posterior.sample(noise.to(device)).float().cpu()[0][:, known])
+    values = torch.cat(latents, dim=1)  # (C, N)
     return values.mean(1), values.std(1), values.std().item()
 
 

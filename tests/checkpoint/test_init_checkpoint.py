@@ -11,6 +11,7 @@ from diffusers import ControlNetModel
 from omegaconf import OmegaConf
 
 from cldm.build import create_model
+from cldm.start_weights import fill
 from common.command import run
 from common.files import file_hash
 from ldm.checkpoint import read_state_dict
@@ -315,3 +316,14 @@ def test_hash_of_a_checkpoint_follows_its_content(start, tmp_path):
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(start[0].read_bytes())
     assert file_hash(copy) == file_hash(start[0])
+
+
+def test_without_a_trained_u_net_nothing_is_silenced():
+    """Zeros protect what a trained U-Net predicts; of a first stage alone, the branches keep their own start."""
+    own = {"control_model.zero_convs.0.0.weight": torch.ones(1), "first_stage_model.a": torch.ones(1)}
+    state = {"first_stage_model.a": torch.zeros(1)}
+    fill(state, {}, own)
+    assert state.keys() == {"first_stage_model.a"}
+    state["model.diffusion_model.out.weight"] = torch.ones(1)
+    fill(state, {}, own)
+    assert not state["control_model.zero_convs.0.0.weight"].any()

@@ -246,6 +246,10 @@ def test_images_of_different_sizes_cannot_share_a_batch(tmp_path: Path, make_dat
     with pytest.raises(InputError, match=r"different sizes \(64 x 64, 128 x 128\) cannot share a batch; set size"):
         module(tmp_path / "all").setup()
     module(tmp_path / "all", batch_size=1).setup()
+    items = {"data_root": str(tmp_path / "all"), "txt_file": "train.json", "crop": 64}
+    crops = DataModuleFromConfig(2, train={"target": "cldm.data.pairs.PairedImages", "params": items}, num_workers=0)
+    crops.setup()
+    assert crops.datasets["train"][1]["jpg"].shape == (3, 64, 64)
 
 
 def test_the_shuffled_order_is_uniform() -> None:

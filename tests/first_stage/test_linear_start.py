@@ -38,6 +38,21 @@ def test_it_loses_what_the_other_components_hold(bands):
     assert lost.var(dim=1).sum().item() == pytest.approx(spectrum[:-6].sum().item(), rel=1e-3)
 
 
+def test_pixels_without_data_have_no_say():
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 8, 8) * 2 - 1
+    valid = torch.ones(5, 1, 8, 8, dtype=torch.bool)
+    valid[4] = False
+    starts = [network(3, 2), network(3, 2)]
+    held = [
+        start_from_components(starts[0], images),
+        start_from_components(starts[1], torch.cat([images, -torch.ones(1, 3, 8, 8)]), valid),
+    ]
+    assert held[0] == pytest.approx(held[1])
+    torch.testing.assert_close(starts[0].analysis.weight, starts[1].analysis.weight)
+    torch.testing.assert_close(starts[0].analysis.bias, starts[1].analysis.bias)
+
+
 def test_bands_are_weighted_to_the_root_of_their_deviations():
     torch.manual_seed(0)
     mixed = torch.linalg.qr(torch.randn(3, 3)).Q

@@ -14,6 +14,7 @@ SETTINGS = {
     "loss.hinge=1": "loss.hinge",
     "first_stage_config.target=ldm.models.autoencoder.SpaceToDepth": "first_stage_config.target",
     "loss.perceptual_weights=nowhere.pth": "nowhere.pth",
+    "training.trainable=decoder": "--pretrain-path is needed",
 }
 
 

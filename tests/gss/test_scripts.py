@@ -279,3 +279,13 @@ def test_bad_input_of_training(tmp_path, masks, command, change, words):
     code, _, errors = command(train_dvae, *base, *change)
     assert code == 2 and words in errors.splitlines()[-1] and "Traceback" not in errors
     assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_a_crop_of_ignored_pixels_alone_costs_nothing(tmp_path):
+    palette = load_palette("mbrsc")
+    options = DvaeTrainingOptions(masks=(tmp_path,), palette="mbrsc", out=tmp_path / "a.pth", n_hid=8, vocab_size=8)
+    trainer = Trainer(options, Maskige(palette), "cpu")
+    decoded, labels = torch.rand(1, 3, 4, 4), torch.full((1, 4, 4), 255)
+    assert trainer.reconstruction_loss(decoded, 255 * decoded, labels) < 1e-12
+    labels[0, 0, 0] = 1
+    assert trainer.reconstruction_loss(decoded, 255 * decoded, labels) > 0

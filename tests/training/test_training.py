@@ -86,7 +86,8 @@ def test_one_step_moves_exactly_what_trains(golden, golden_model, recipe):
 def test_a_run_writes_what_it_says(cli, scenes, tmp_path):
     images = "lightning.callbacks.image_logger.params.batch_frequency=4"
     rescaled = "lightning.callbacks.image_logger.params.guidance_rescale=0.7"
-    out = cli("train", *options(scenes, tmp_path, "run", images, rescaled, "lightning.trainer.max_steps=4"))
+    hidden = "data.params.validation.params.drop_reference_p=0.5"  # of an item that is drawn
+    out = cli("train", *options(scenes, tmp_path, "run", images, rescaled, hidden, "lightning.trainer.max_steps=4"))
     run = tmp_path / "run"
     assert "trained 4 steps" in out and "that train" in out and "control_model" in out
     assert OmegaConf.load(run / "config.yaml").model.params.learning_rate == pytest.approx(2e-3)  # rate x batch
