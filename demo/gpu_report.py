@@ -71,7 +71,7 @@ def table(folder: Path) -> list[str]:
     if not columns:
         return ["No benchmark was measured."]
     heads = [precision if batch == 1 else f"{precision}, batch {batch}" for precision, batch in columns]
-    whole = [{**of_precision.get(p, {}), **one} if b == 1 else one for (p, b), one in columns.items()]
+    whole = [{**one, **of_precision.get(p, {})} if b == 1 else one for (p, b), one in columns.items()]
     lines = ["| | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
     for name, say in ROWS.items():
         cells = [cell(say, one) for one in whole]
@@ -79,7 +79,7 @@ def table(folder: Path) -> list[str]:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     parity = read(folder, "parity").get("", {"precisions": {}})["precisions"]
     if parity:
-        of_32 = {precision: f"{found['prediction']:.2%}" for precision, found in parity.items()}
+        of_32 = {precision.removesuffix(", TF32"): f"{found['prediction']:.2%}" for precision, found in parity.items()}
         cells = [of_32.get(precision, "") if batch == 1 else "" for precision, batch in columns]
         lines.append("| a prediction's difference from 32 bit | " + " | ".join(cells) + " |")
     return lines

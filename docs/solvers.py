@@ -24,6 +24,7 @@ from cldm.data.pairs import PairedImages
 from cldm.synthesis.judging import Judge
 from cldm.synthesis.options import SamplingOptions
 from cldm.synthesis.run import collate, paint
+from common.devices import pick_device
 from common.files import atomic_path
 from common.images import IGNORE
 from common.plots import plt
@@ -64,24 +65,30 @@ def found_masks(judge: Judge, images: Tensor, masks: list[str]) -> float:
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """By "solver steps": differences from the reference (gray levels), seconds an image, and mIoU with a segmentor."""
     model = create_model(given.config, given.ckpt, use_ema=given.use_ema).requires_grad_(False)
-    model.accelerate()
+    device = torch.device(pick_device("auto"))
+    model.to(device).accelerate()
     judge = open_judge(*given.judge) if given.judge else None
-    batch = batch_of(model, given)
+    batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch_of(model, given).items()}
+    kept, file = Path(f"{given.out}.pt"), Path(f"{given.out}.json")
+    settings = {name: value for name, value in vars(given).items() if name != "out"}
+    found = json.loads(file.read_text()) if file.exists() else {"settings": settings}
+    if found["settings"] != settings:
+        raise SystemExit(f"{file}: of other settings ({found['settings']}); name another out")
+    with atomic_path(file) as path:
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
     def made(sampler: str, steps: int) -> tuple[Tensor, float]:
         start = time.perf_counter()
         scales = {"scale": given.scale, "mask_scale": given.mask_scale, "guidance_rescale": given.guidance_rescale}
         options = SamplingOptions(sampler=sampler, steps=steps, spacing="trailing", **scales)
         with torch.inference_mode():
-            result = paint(model, batch, options).clamp(-1, 1)
+            result = paint(model, batch, options).clamp(-1, 1).cpu()
         return result, (time.perf_counter() - start) / given.images
 
-    kept, file = Path(f"{given.out}.pt"), Path(f"{given.out}.json")
     if not kept.exists():
         with atomic_path(kept) as path:
             torch.save(made("ddim", REFERENCE)[0], path)
     reference, masks = torch.load(kept, weights_only=True), batch["mask_path"]
-    found = json.loads(file.read_text()) if file.exists() else {}
     if judge is not None and "reference" not in found:
         found["reference"] = {"miou": found_masks(judge, reference, masks)}
     for steps in STEPS:

@@ -16,7 +16,8 @@ def main() -> None:
     options = read_options(CountMemoryOptions, __doc__ or "")
     from cldm.benchmark.memory_table import memory_table  # torch takes seconds to import: after the options
 
-    print("\n".join(memory_table(options)))
+    for line in memory_table(options):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 
 import torch
+from torch.nn import functional as F
 
 from cldm.benchmark import bench, cost
 from cldm.benchmark.bench import Bench
@@ -39,6 +40,11 @@ def test_savings_leave_out_work_and_change_nothing():
     other = bench.step(reuse=False)
     assert count_flops(every) < count_flops(other)
     assert torch.allclose(every(), other(), atol=1e-4)
+
+
+def test_fused_attention_counts_on_a_cpu():
+    query = torch.rand(1, 2, 8, 4)
+    assert count_flops(lambda: F.scaled_dot_product_attention(query, query, query)) == 2 * (2 * 2 * 8 * 8 * 4)
 
 
 def test_wrong_sizes_and_devices_are_refused(cli, monkeypatch):

@@ -246,7 +246,7 @@ def test_each_part_on_a_gpu_is_done_once_and_failures_stop_no_other(tmp_path):
     (tmp_path / "python").chmod(0o755)
     script = tmp_path / "on_a_gpu.sh"  # whose parts may take a second, and which works where the repository is
     text = (ROOT / "demo/on_a_gpu.sh").read_text()
-    script.write_text(text.replace('_$batch" 60 ', '_$batch" 6 ').replace('cd "$(dirname "$0")/.."', f'cd "{ROOT}"'))
+    script.write_text(text.replace('_$batch" 40 ', '_$batch" 6 ').replace('cd "$(dirname "$0")/.."', f'cd "{ROOT}"'))
     settings = {"PYTHON": tmp_path / "python", "DEVICE": "cpu", "PRECISIONS": "bf16", "BATCHES": "1", "PATIENCE": "1"}
     settings["PROOF"] = tmp_path  # no data set: demo/prove.sh says so
     env = {**os.environ, **{name: str(value) for name, value in settings.items()}}
@@ -282,6 +282,17 @@ def test_a_table_of_arms_in_points():
         "| `fda` | 3 | 40.0 | -10.0 ± 2.0 |",
         "| `joint:other` | 1 | 60.0 | +10.0 ± ? |",
     ]
+
+
+def test_a_benchmarks_own_numbers_stand_beside_those_of_a_batch(tmp_path):
+    whole = {**MEASURED, "peaks_gib": {"synthesis": 1.0, "training": 3.0}}
+    (tmp_path / "bench_32.json").write_text(json.dumps({**whole, "precision": "32"}))
+    (tmp_path / "batch_1.json").write_text(json.dumps({**MEASURED, "precision": "32", "peaks_gib": {"synthesis": 2.0}}))
+    (tmp_path / "parity.json").write_text(json.dumps({"precisions": {"32, TF32": {"prediction": 0.01}}}))
+    for name in ("bench_32", "batch_1", "parity"):
+        (tmp_path / f"{name}.done").touch()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in gpu_report.table(tmp_path)]
+    assert any("3.0" in row[1] for row in rows) and rows[-1][1:] == ["1.00%"]
 
 
 def test_the_section_on_a_gpu_takes_the_place_of_the_one_before():

@@ -78,6 +78,22 @@ def test_a_synthesis(cli, command, tmp_path, precision):  # noqa: F811
     assert len(images(tmp_path / "out")) == 1
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_weights_in_8_bit(cli, command, tmp_path, kind):  # noqa: F811
+    pytest.importorskip("torchao")
+    if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("fp8 needs Ada, Hopper or later")
+    how = ("--gpus", "0", "--precision", "bf16", "--quantize", kind, "--only", "train_0000_seed_5")
+    cli("inference", *command(tmp_path / "out", *how))
+    assert len(images(tmp_path / "out")) == 1
+
+
+def test_an_optimizer_in_8_bit(cli, scenes, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    how = ("--gpus", "0", "--optimizer", "adamw_8bit", "lightning.trainer.max_steps=2")
+    cli("train", "--base", SMALL, *options(scenes, tmp_path, "run", *how))
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_a_training_goes_on(cli, scenes, tmp_path, precision):
     how = ("--gpus", "0", "--precision", precision)

@@ -25,8 +25,9 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     """
     trust(options.trust)
     device = torch.device(pick_device(options.device))
+    before = torch.get_float32_matmul_precision()
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")  # as a synthesis has it
     bench = Bench(options, device)
     result: dict[str, Any] = {
         "config": str(options.config),
@@ -53,14 +54,18 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
         result["preset_images_per_second"] = bench.presets()
     if not options.no_training:
         reset_peak_memory(device)
+        during = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(before)  # which a training leaves as it is
         trained = bench.training()
         result["training_samples_per_second"] = options.batch_size / trained["whole"]
         result["p_losses_seconds"] = trained["p_losses"]
         peaks["training"] = peak_memory(device)
+        torch.set_float32_matmul_precision(during)
     if options.compile is not None:
         bench.to(True)
         kinds = options.compile or COMPILED[1 : None if device.type == "cuda" else -1]
         result["compiled"] = {kind: bench.compiled(kind) for kind in kinds}
+    torch.set_float32_matmul_precision(before)
     result["peak_memory_gib"] = max(peaks.values())
     result["peaks_gib"] = peaks  # on a CPU, of the process so far, peer included
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ from common.errors import InputError
 from common.trust import trust
 
 
-def memory_table(options: CountMemoryOptions) -> list[str]:
-    """Lines of a Markdown table: training with and without LoRA, checkpointing and 16 bit, and synthesis.
+def memory_table(options: CountMemoryOptions) -> Iterator[str]:
+    """Lines of a Markdown table as they come: training with and without LoRA, checkpointing and 16 bit, and synthesis.
 
     Raises:
         InputError: a configuration or size that cannot be.
@@ -33,15 +33,16 @@ def memory_table(options: CountMemoryOptions) -> list[str]:
         raise InputError("‹measure›: no GPU here")
     heads = "work precision batch checkpointing weights optimizer gradients activations"
     columns = [*heads.split(), "at the peak", *(["measured"] if options.measure else [])]
-    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    yield "| " + " | ".join(columns) + " |"
+    yield "| --- " * len(columns) + "|"
 
-    def add(*cells: Any, memory: Memory, measured: Callable[[], float | None]) -> None:
+    def line(*cells: Any, memory: Memory, measured: Callable[[], float | None]) -> str:
         parts = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.together)
         row = [*map(str, cells), *(f"{part / GIB:.2f}" for part in parts)]
         if options.measure:
             taken = measured()
             row.append("does not fit" if taken is None else f"{taken:.2f}")
-        lines.append("| " + " | ".join(row) + " |")
+        return "| " + " | ".join(row) + " |"
 
     for lora in (None, options.lora):
         what = "training" if lora is None else f"training, LoRA {lora}"
@@ -50,11 +51,10 @@ def memory_table(options: CountMemoryOptions) -> list[str]:
                 for checkpointing in (False, True):
                     how = (config, (height, width), batch, half, checkpointing, lora)
                     cells = (what, "bf16-mixed" if half else "32-true", batch, "yes" if checkpointing else "no")
-                    add(*cells, memory=count_training(*how), measured=partial(measure_training, *how, device))
+                    yield line(*cells, memory=count_training(*how), measured=partial(measure_training, *how, device))
     for half in (False, True):
         for batch in options.batch_size:
             work = (config, (height, width), batch, half)
             counted = count_synthesis(*work)
             measured = partial(measure_synthesis, *work, device)
-            add("synthesis", "16" if half else "32", batch, "", memory=counted, measured=measured)
-    return lines
+            yield line("synthesis", "16" if half else "32", batch, "", memory=counted, measured=measured)

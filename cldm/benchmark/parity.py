@@ -43,8 +43,9 @@ def parity(options: BenchmarkOptions) -> dict[str, Any]:
         for weight in part.parameters():
             if not weight.any():  # zero convolutions, which would hide what the branches say
                 weight.normal_(std=0.1, generator=generator)
-    before = torch.get_float32_matmul_precision()
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # which is on by default, and no matter of the precision above
     exact = _predictions(bench, model)
     found: dict[str, Any] = {}
     for name in ("bf16", "16"):
@@ -52,8 +53,10 @@ def parity(options: BenchmarkOptions) -> dict[str, Any]:
         reset_peak_memory(device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # as a synthesis in 32 bit has it
+        torch.backends.cudnn.allow_tf32 = True
         found["32, TF32"] = _difference(exact, _predictions(bench, model), "32, TF32")
     torch.set_float32_matmul_precision(before)
+    torch.backends.cudnn.allow_tf32 = convolutions
     return {"config": str(options.config), "size": list(options.size), "device": str(device), "precisions": found}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ class ControlNetPeer:
             clip_sample=False,
         )
 
+    @cached_property
     def _pipeline(self) -> Any:
         vae = diffusers.AutoencoderKL(
             down_block_types=["DownEncoderBlock2D"] * 4,
@@ -159,7 +161,7 @@ class ControlNetPeer:
         """A batch of images from text to files, by the pipeline itself."""
         self._use(True)
         text, empty = self._texts()
-        made = self._pipeline()(
+        made = self._pipeline(
             prompt_embeds=text,
             negative_prompt_embeds=empty,
             image=[self.hint, self.hint],

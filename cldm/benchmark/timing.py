@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def synchronize(device: torch.device) -> None:
@@ -47,9 +47,18 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / seconds(lambda: a @ b, device, 10, warmup=3)
 
 
+# what fused attention is on a CPU; torch has a formula for those of GPUs alone
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """By the shapes of its inputs."""
+    return int(sdpa_flop_count(query, key, value))
+
+
 def count_flops(work: Callable[[], Any]) -> int:
     """Floating-point operations of ``work``'s matrix products, convolutions and attention."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops}) as counter:
         work()
     return counter.get_total_flops()
 

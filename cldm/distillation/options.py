@@ -118,6 +118,7 @@ class DistillOptions(TrainingOptions):
             model["target"] = TARGET
             trainable = "fusion" if self.lora is not None else "all"  # LoRA says itself what trains
             params |= {"use_ema": True, "trainable": trainable, "loss_weighting": "none", "warmup_steps": 0}
+            params["timestep_sampling"] = "uniform"  # lcm begins at the noise's end, which logit_normal hardly draws
             pictures = {"steps": 4, "sampler": "lcm", "guidance_scale": 1.0}
             lightning["callbacks"] = {"image_logger": {"params": pictures}}
         params["distillation"] = distillation

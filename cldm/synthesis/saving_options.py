@@ -94,6 +94,14 @@ class SavingOptions(Options):
                 f"‹key_steps› {' '.join(self.key_steps)}: write early, every-N (N from 1), or rising numbers of steps"
             )
 
+        given = self.key_steps not in (("early",), PRESETS.get(self.preset, {}).get("key_steps"))
+        if self.reuse_encoder == "none" and given:
+            raise InputError(
+                f"‹key_steps› {' '.join(self.key_steps)}: of what? Set ‹reuse_encoder› branches or all, too"
+            )
+        if self.reuse_encoder != "all" and self.steps_at_once > 1:
+            raise InputError(f"‹steps_at_once› {self.steps_at_once}: goes with ‹reuse_encoder› all")
+
     @classmethod
     def of_preset(cls: type[S], name: str, **given: Any) -> S:
         """The options of a preset, and what is given beside it.

@@ -59,7 +59,7 @@ def test_older_records_mean_that_nothing_is_left_out(cli, command, made, tmp_pat
     older = [{key: value for key, value in record.items() if key not in FIELDS} for record in records(out)]
     (out / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in older))
     whole = ("--preset", "published", "--guidance-interval", 0, 1, "--mask-strength", 1, "--mask-span", 0, 1)
-    assert "8 images are in" in cli("inference", *command(out, *whole, "--key-steps", "every-2", "--dry-run"))
+    assert "8 images are in" in cli("inference", *command(out, *whole, "--dry-run"))
     line = cli.refused("inference", *command(out, "--reuse-encoder", "branches", "--dry-run"))
     assert "was made with reuse_encoder none, not branches" in line
 
@@ -80,6 +80,8 @@ def test_what_cannot_be_is_refused(cli, command, tmp_path):
         ("--key-steps", "every-0"): "--key-steps every-0: write early, every-N",
         ("--key-steps", "3", "2"): "--key-steps 3 2: write early",
         ("--reuse-encoder", "all", "--key-steps", "1", "3"): "--key-steps 3: the last of 3 --ddim-steps is 2",
+        ("--key-steps", "every-2"): "--key-steps every-2: of what? Set --reuse-encoder branches or all, too",
+        ("--reuse-encoder", "branches", "--steps-at-once", "4"): "--steps-at-once 4: goes with --reuse-encoder all",
         ("--preset", "best"): "--preset: invalid choice",
     }.items():
         assert says in cli.refused("inference", *command(tmp_path / "none", *more))
