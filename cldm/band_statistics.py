@@ -17,11 +17,12 @@ from common.converters import integer, number
 from common.decoding import ImageError, decode
 from common.errors import InputError
 from common.files import atomic_path, check_writable
+from common.gaps import has_data
 from common.georeference import Georeference, refuse_several_maps
 from common.image_files import find_images
 from common.lists import locate, parse_line, read_lines
 from common.options import Options, option
-from common.rasters import MOST_BANDS, has_data, read_raster
+from common.rasters import MOST_BANDS, read_raster
 from common.schema import one_line
 from common.tiff_tags import read_tags
 
@@ -56,7 +57,7 @@ class StatsOptions(Options):
     )
     per_image: bool = option(False, help="each image by its own percentiles, not the training set's")
     nodata: float | None = option(
-        None, convert=number(-3.4e38, 3.4e38), help="the number for no data, where files do not say"
+        None, convert=number(-3.5e38, 3.5e38), help="the number for no data, where files do not say"
     )
     factor: int | None = option(
         None,

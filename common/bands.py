@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,8 +17,9 @@ from pydantic import Field, model_validator
 
 from common.decoding import ImageError, decode
 from common.errors import InputError
+from common.gaps import has_data
 from common.pixels import Pixels, nodata_of, part_of_rgb, rgb_pixels
-from common.rasters import DTYPES, MOST_BANDS, Part, has_data, has_rasterio, read_raster
+from common.rasters import DTYPES, MOST_BANDS, Part, has_rasterio, read_raster
 from common.schema import Schema, parse
 from common.tiff_tags import read_tags
 from common.yaml_files import read_yaml
@@ -51,7 +51,7 @@ class Bands(Schema):
     ranges: Annotated[list[Range], Field(min_length=1, max_length=MOST_BANDS)]
     take: Annotated[list[Number], Field(min_length=1, max_length=MOST_BANDS)] | None = None
     dtype: Literal[DTYPES] = "uint8"  # type: ignore[valid-type]
-    nodata: Value | None = None
+    nodata: float | None = None  # often the least of all floats
     scales: Annotated[list[Value], Field(max_length=MOST_BANDS)] = []
     offsets: Annotated[list[Value], Field(max_length=MOST_BANDS)] = []
     names: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=MOST_BANDS)] = []
@@ -143,57 +143,6 @@ def _beside(numbers: NDArray[Any], nodata: float | None) -> NDArray[Any]:
         nearest = values + 1 if nodata < np.iinfo(dtype).max else values - 1
     numbers[gaps] = np.where(values == nodata, nearest, values)
     return numbers
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """How values that one model makes, in 0..255 of its ranges, become those that another one reads.
-
-    Attributes:
-        index: of each band that is read, which one of those that are made, from 0.
-        factor: of each.
-        shift: added then.
-    """
-
-    index: tuple[int, ...]
-    factor: tuple[float, ...]
-    shift: tuple[float, ...]
-
-    @property
-    def same(self) -> bool:
-        """Whether nothing changes."""
-        return (
-            self.index == tuple(range(len(self.index))) and set(self.factor) == {1.0} and not any(map(abs, self.shift))
-        )
-
-
-def conversion(made: Bands | None, read: Bands | None, who: str) -> Conversion:
-    """See ``Conversion``; None stands for three bands of 8 bits.
-
-    Args:
-        made: what is stated of the bands of the model that makes images.
-        read: of the one that reads them.
-        who: the latter, for messages.
-
-    Raises:
-        InputError: it reads bands that are not made, numbers of other bits, or each image by its own range.
-    """
-    if read is not None and read.per_image is not None:
-        raise InputError(f"{who}: scales each image by itself (bands.per_image), which only files can be")
-    if read is None and made is not None and made.dtype != "uint8":
-        raise InputError(f"{who}: reads three bands of 8 bits, the model makes {made.dtype}; train it with ‹bands›")
-    ours, theirs = (bands or Bands(ranges=[list(_BYTES)] * 3) for bands in (made, read))
-    if (made is None or read is None or read.take is None) and ours.count != theirs.count:
-        raise InputError(f"{who}: reads {theirs.count} bands, the model makes {ours.count}")
-    chosen = range(theirs.count) if read is None or read.take is None else theirs.numbers
-    numbers = list(range(theirs.count)) if read is None or read.take is None else ours.numbers
-    if missing := [number for number in chosen if number not in numbers]:
-        raise InputError(f"{who}: reads band {missing[0]}, which the model does not make; it makes {ours.told}")
-    index = tuple(numbers.index(number) for number in chosen)
-    low, high = np.array([ours.ranges[i] for i in index]).T
-    own_low, own_high = np.array(theirs.ranges).T
-    factor, shift = (high - low) / (own_high - own_low), 255 * (low - own_low) / (own_high - own_low)
-    return Conversion(index, tuple(factor.tolist()), tuple(shift.tolist()))
 
 
 def of_file(bands: Bands | None) -> dict[str, Any]:
@@ -368,8 +317,31 @@ def _stated(path: str | os.PathLike[str], bands: Bands, part: Part | None = None
     if bands.nodata is not None and declared is None:
         valid = valid & has_data(values, bands.nodata)
     scale, offset = np.array(scales)[chosen], np.array(offsets)[chosen]
+    if tags is not None and (scale == 1).all() and (offset == 0).all():
+        _refuse_other_numbers(path, values, valid, bands)
     scaled = _in_bytes(values, scale, offset, _limits(values, valid, scale, offset, bands))
     return Pixels(scaled, valid, orientation)
+
+
+def _refuse_other_numbers(
+    path: str | os.PathLike[str], values: NDArray[Any], valid: NDArray[np.bool_], bands: Bands
+) -> None:
+    """Refuses unscaled numbers (H, W, bands) that stated ranges would make all black, or all white.
+
+    Raises:
+        ImageError: bytes where more bits are stated, or the reverse.
+    """
+    if bands.per_image is not None:  # by which numbers of any size are between black and white
+        return
+    if values.dtype == np.uint8 and bands.dtype != "uint8":
+        raise ImageError.of(path, f"has 8 bits, the model reads {bands.dtype} (bands.dtype): take files of these")
+    of_bytes = bands.dtype == "uint8" and all(high <= 255 for _, high in bands.ranges)
+    longer = values.dtype.kind in "iu" and values.dtype.itemsize > 1
+    if of_bytes and longer and (largest := values[valid].max(initial=0)) > 255:
+        raise ImageError.of(
+            path,
+            f"has numbers up to {largest}, the stated ranges are of bytes (bands.ranges): take files of these",
+        )
 
 
 def _limits(

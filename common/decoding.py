@@ -119,11 +119,15 @@ def decode(path: str | os.PathLike[str]) -> Picture:
         raise ImageError.of(path, f"cannot be read ({reason}); make the file again as PNG, JPEG or TIFF") from error
 
 
-def check_file(path: str | os.PathLike[str]) -> None:
+def check_file(path: str | os.PathLike[str], most: int | None = MAX_BYTES) -> None:
     """Refuses what no decoder is to open: pipes and devices, so that nothing waits for them, and what is too large.
 
+    Args:
+        path: the file.
+        most: bytes that it may have; None for any number.
+
     Raises:
-        ImageError: no regular file, empty, or larger than any picture that is read.
+        ImageError: no regular file, empty, or too large.
     """
     try:
         status = Path(path).stat()
@@ -135,8 +139,8 @@ def check_file(path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
         raise ImageError.of(path, f"is {kind}, no picture; remove it")
-    if status.st_size > MAX_BYTES:
-        raise ImageError.of(path, f"has {status.st_size} bytes, more than {MAX_BYTES}; cut it into tiles")
+    if most is not None and status.st_size > most:
+        raise ImageError.of(path, f"has {status.st_size} bytes, more than {most}; cut it into tiles")
     if not status.st_size:
         raise ImageError.of(path, "cannot be read (it is empty); make the file again")
 

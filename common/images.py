@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.decoding import ImageError, decode
+from common.gaps import has_data
 from common.pixels import image_and_orientation, nodata_of, or_by_rasterio, read_image
-from common.rasters import Part, has_data, has_rasterio, read_raster
+from common.rasters import Part, has_rasterio, read_raster
 from common.tiff_tags import TiffTags, read_tags
 
 __all__ = ["IGNORE", "ImageError", "Labels", "image_and_orientation", "read_image", "read_mask"]

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.decoding import ImageError, decode
-from common.rasters import INSTALL, Part, has_data, has_rasterio, read_raster
+from common.gaps import has_data
+from common.rasters import INSTALL, Part, has_rasterio, read_raster
 from common.schema import one_line
 from common.tiff_tags import TiffTags, read_tags
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from common.decoding import MAX_PIXELS, ImageError, check_file
 from common.errors import InputError
 from common.extras import install
+from common.gaps import has_data, says_where
 from common.georeference import ControlPoint, Georeference
 from common.schema import one_line
 from common.tiff_tags import NUMBERS, TiffTags, read_tags
@@ -120,7 +121,7 @@ def read_raster(path: str | os.PathLike[str], tags: TiffTags | None = None, part
     Raises:
         ImageError: damaged, of numbers or bands that are not read, too large; or rasterio is not installed.
     """
-    check_file(path)
+    check_file(path, most=None)  # its header says how many pixels there are, of which a part may be read
     try:
         rasterio = _rasterio()
     except ImportError as error:
@@ -164,22 +165,18 @@ def _read(path: str | os.PathLike[str], file: Any, rasterio: Any, part: Part | N
     window = None if part is None else rasterio.windows.Window(left, top, width, height)
     data = file.read(window=window)  # (bands, H, W)
 
-    def band_for_all(i: int) -> NDArray[Any]:
-        """A band to judge the file by: of a part, the whole file's, in small."""
-        shape = min(file.height, _JUDGED), min(file.width, _JUDGED)
-        small: NDArray[Any] = data[i] if part is None else file.read(i + 1, out_shape=shape)
-        return small
-
-    marked = (i for i, meaning in enumerate(file.colorinterp) if meaning == rasterio.enums.ColorInterp.alpha)
-    opaque = {i: float(band.max()) for i in marked if says_where(band := band_for_all(i))}
-    alpha = list(opaque)
-    chosen = [i for i in range(file.count) if i not in alpha]
+    if part is None:
+        opaque = _opaque(file, data.__getitem__)
+    else:
+        status = Path(path).stat()
+        opaque = _opaque_of_file(Path(path).absolute(), (status.st_size, status.st_mtime_ns))
+    chosen = [i for i in range(file.count) if i not in opaque]
     if not chosen or len(chosen) > MOST_BANDS:
         raise ImageError.of(path, f"has {len(chosen)} bands beside alpha; 1 to {MOST_BANDS} are read")
     values = np.ascontiguousarray(data[chosen].transpose(1, 2, 0))
     valid = np.ones(values.shape[:2], dtype=bool)
-    for i in alpha:
-        valid &= 2 * data[i].astype(np.float64) >= max(1.0, opaque[i])
+    for i, most in opaque.items():
+        valid &= 2 * data[i].astype(np.float64) >= max(1.0, most)
     flags = rasterio.enums.MaskFlags
     if any(flags.per_dataset in of_band and flags.alpha not in of_band for of_band in file.mask_flag_enums):
         valid &= file.read_masks(1, window=window) > 0
@@ -202,33 +199,23 @@ def _read(path: str | os.PathLike[str], file: Any, rasterio: Any, part: Part | N
     )
 
 
-def has_data(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
-    """Which pixels (H, W) of (H, W, bands) have data, see ``read_raster``."""
-    valid: NDArray[np.bool_] = np.ones(values.shape[:2], dtype=bool)
-    if values.dtype.kind == "f":
-        valid &= np.isfinite(values).all(axis=-1)
-    if nodata is None or np.isnan(nodata):
-        return valid
-    none = values == values.dtype.type(nodata) if _holds(values.dtype, nodata) else np.zeros(values.shape, dtype=bool)
-    everywhere = nodata == 0 or values.dtype.kind == "u"
-    return valid & ~(none.all(axis=-1) if everywhere else none.any(axis=-1))
+def _opaque(file: Any, band_of: Callable[[int], NDArray[Any]]) -> dict[int, float]:
+    """The value of each alpha band, by its number from 0, that is opaque."""
+    marked = [i for i, meaning in enumerate(file.colorinterp) if meaning.name == "alpha"]
+    return {i: float(band.max()) for i in marked if says_where(band := band_of(i))}
 
 
-def _holds(dtype: np.dtype[Any], value: float) -> bool:
-    """Whether a type has that value."""
-    if dtype.kind == "f":
-        return True
-    return float(value).is_integer() and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+@lru_cache(maxsize=256)
+def _opaque_of_file(path: Path, state: tuple[int, int]) -> dict[int, float]:
+    """The same of a file that is read in parts, by whole bands in small: once, as this may decode all of a large file.
 
-
-def says_where(alpha: NDArray[Any]) -> bool:
-    """Whether a band that is marked as alpha is one: it says yes or no nearly everywhere.
-
-    A fourth band of eight bits is marked so by writers that were told nothing of it, be it infrared.
+    Args:
+        path: the file.
+        state: its size and time of change, by which another one of this path is judged anew.
     """
-    largest = alpha.max()
-    full = 1.0 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
-    return largest in (0, 1, 255, full) and bool(np.isin(alpha, (0, largest)).mean() > 0.9)
+    with _rasterio().open(path, driver="GTiff") as file:
+        shape = min(file.height, _JUDGED), min(file.width, _JUDGED)
+        return _opaque(file, lambda i: file.read(i + 1, out_shape=shape))
 
 
 def _place(file: Any) -> Georeference:

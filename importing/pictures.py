@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from common.gaps import has_data
 from common.georeference import Georeference
 from common.images import IGNORE, image_and_orientation
 from common.pairing import IMAGE_SUFFIXES
-from common.rasters import Raster, has_data, has_rasterio, read_raster, write_geotiff
+from common.rasters import Raster, has_rasterio, read_raster, write_geotiff
 from common.tiff_tags import read_tags
 from importing.source import Size
 from importing.tiles import Tile
@@ -93,8 +94,11 @@ class Picture:
         return path
 
     def write_mask(self, folder: Path, name: str, ids: NDArray[Any], tile: Tile) -> Path:
-        """Writes the class ids (H, W) uint8 of a tile: a GeoTIFF where the image lies on a map, so that both do."""
-        if self.raster is None or not self.raster.place.placed:
+        """Writes the class ids (H, W) uint8 of a tile: a GeoTIFF where the image lies on a map, so that both do.
+
+        The image must name its map (CRS): of a GeoTIFF mask that does not, no GeoTIFF can be painted.
+        """
+        if self.raster is None or not (self.raster.place.placed and self.raster.place.crs):
             path = folder / f"{name}.png"
             Image.fromarray(ids).save(path)
             return path

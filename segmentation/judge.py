@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.bands import Bands, Conversion, conversion, of_file
+from common.band_conversion import Conversion, conversion
+from common.bands import Bands, of_file
 from common.config_options import ConfigOptions
 from common.errors import InputError
 from common.files import file_hash

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from common import rasters
 from common.bands import Bands, read_bands_file, read_pixels
+from common.decoding import MAX_BYTES
 from common.errors import InputError
 from common.georeference import ControlPoint, Georeference, map_faults
 from common.images import IGNORE, Labels, read_image, read_mask
@@ -162,6 +165,8 @@ def test_what_is_refused_in_one_line(tmp_path):
         (np.ones((4, 4, 20), np.uint8), Bands(ranges=[[0, 1]], take=[1]), "at most 16"),
         (np.ones((4, 4, 1), np.complex64), Bands(ranges=[[0, 1]]), "complex"),
         (np.zeros((4, 4, 1), np.uint16), Bands(ranges=[[0, 1]], nodata=0), "no pixel with data"),
+        (np.full((4, 4, 4), 9, np.uint8), Bands(**STATED), "has 8 bits, the model reads uint16"),
+        (NUMBERS, Bands(ranges=[[0, 255]] * 4), "has numbers up to 3000, the stated ranges are of bytes"),
     ):
         with pytest.raises(InputError, match=says) as error:
             read_pixels(written(tmp_path / "a.tif", array), bands)
@@ -169,6 +174,37 @@ def test_what_is_refused_in_one_line(tmp_path):
     nowhere = dataclasses.replace(place(), crs="", code="")
     found = map_faults({1: place(), 2: None, 3: nowhere, 4: place("EPSG:32618"), 5: place()})
     assert list(found) == [3, 4] and "has no CRS" in found[3] and "EPSG:32618" in found[4]
+
+
+def test_numbers_of_other_bits_that_are_in_range(tmp_path):
+    small, own = NUMBERS // 100, {"ranges": [[0, 255]] * 4}  # what is meant are bytes
+    assert (read_pixels(written(tmp_path / "a.tif", small), Bands(**own)).values == small).all()
+    scaled = written(tmp_path / "b.tif", NUMBERS, scales=(0.01,) * 4, offsets=(0,) * 4)
+    assert np.allclose(read_pixels(scaled, Bands(**own)).values, NUMBERS / 100)
+    each = Bands(**{**STATED, "per_image": [0, 100]})
+    assert read_pixels(written(tmp_path / "c.tif", small.astype(np.uint8)), each).values.max() == 255
+
+
+def test_large_files_are_judged_by_their_headers(tmp_path):
+    path = written(tmp_path / "a.tif", NUMBERS)
+    os.truncate(path, MAX_BYTES + 1)  # of which the disk keeps the start alone
+    assert (read_raster(path, part=(1, 0, 1, 1)).values == NUMBERS[1:2]).all()
+    assert (read_raster(path).values == NUMBERS).all()
+
+
+def test_alpha_is_judged_once_where_a_file_is_read_in_parts(tmp_path, monkeypatch):
+    judged = []
+    monkeypatch.setattr(rasters, "says_where", lambda band: judged.append(band.max()) or True)
+    rgb, path = np.full((8, 8, 3), 9, np.uint8), tmp_path / "a.tif"
+    for opaque in (255, 1):  # the second file is another one
+        alpha = np.full((8, 8), opaque, np.uint8)
+        alpha[0] = 0
+        written(path, np.dstack([rgb, alpha]), photometric="RGB", alpha="YES")
+        os.utime(path, ns=(opaque, opaque))
+        for top in (0, 4):
+            valid = read_raster(path, part=(top, 0, 4, 8)).valid
+            assert (valid[1:]).all() and valid[0].all() == (top > 0)
+    assert judged == [255, 1]
 
 
 def test_without_rasterio(tmp_path, monkeypatch):
@@ -200,6 +236,13 @@ def test_stats(tmp_path, cli):
     params = yaml.safe_load(out.read_text())["model"]["params"]
     basis = np.array(params["first_stage_config"]["params"]["basis"])
     assert np.allclose(basis @ basis.T, np.eye(3), atol=1e-6) and params["channels"] == 12
+    least = np.float32(-3.4028235e38)
+    (tmp_path / "floats").mkdir()
+    written(tmp_path / "floats" / "a.tif", np.where(array == 0, least, array.astype(np.float32)))
+    cli("stats", "--images", tmp_path / "floats", "--percentiles", 0, 100, "--nodata=-3.4028235e38", "--out", out)
+    assert read_bands_file(out).ranges == [[2, 100], [20, 1000], [7, 8]]
+    assert read_bands_file(out).nodata == pytest.approx(least)
+    shutil.rmtree(tmp_path / "floats")
     written(tmp_path / "c.tif", array[..., :2], nodata=0)
     assert "its bands 2, but" in cli.refused("stats", "--images", tmp_path, "--out", tmp_path / "no.yaml")
     assert not (tmp_path / "no.yaml").exists()

@@ -53,6 +53,7 @@ def colors(file):
 HALF = {"dtype": "uint8", "low": 1, "high": 250}
 FLOATS = gaps(numbers(3, "float32"), np.nan)
 FLOATS[10, 10] = np.inf
+LEAST = float(np.finfo(np.float32).min)
 # kind: what is written, how, what is done to the file, and which bands are read
 KINDS = {
     "alpha": (np.dstack([numbers(3, **HALF), HOLED]), {"photometric": "RGB", "alpha": "YES"}, None, 3),
@@ -87,9 +88,10 @@ KINDS = {
     "no place": (numbers(4), {"crs": None, "transform": None}, None, 4),
     "signed bytes": (numbers(2, "int8", -100, 100), {}, None, 2),
     "float64": (numbers(2, "float64"), {}, None, 2),
+    "nodata is the least": (gaps(numbers(2, "float32"), LEAST), {"nodata": LEAST}, None, 2),
     "32 bits": (numbers(2, "uint32") * np.uint32(1000), {}, None, 2),
 }
-HOLES = {"alpha", "alpha of 16 bits", "nodata below 0", "nodata NaN", "nodata 255"}
+HOLES = {"alpha", "alpha of 16 bits", "nodata below 0", "nodata NaN", "nodata 255", "nodata is the least"}
 HOLES |= {name for name in KINDS if name.startswith("mask")}
 REFUSED = {
     "17 bands": (numbers(17), {}, None, "17 bands"),

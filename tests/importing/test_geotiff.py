@@ -20,7 +20,7 @@ def write(path, values, **more):
     bands, height, width = values.shape
     size = {"count": bands, "height": height, "width": width, "dtype": values.dtype}
     place = {"crs": "EPSG:32614", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 4e6)}
-    with rasterio.open(path, "w", driver="GTiff", **size, **place, **more) as file:
+    with rasterio.open(path, "w", driver="GTiff", **{**size, **place, **more}) as file:
         file.write(values)
 
 
@@ -46,6 +46,14 @@ def test_many_bands_in_tiles(data):
         assert file.transform @ (0, 0) == (5e5 + 320, 4e6 - 160) and file.crs.to_epsg() == 32614
     found = check_data(read_options(CheckOptions, "", [str(out), "--html", str(data.root / "page.html")]), len)
     assert found.clean and "bands" not in json.dumps(found.report["findings"])
+
+
+def test_a_mask_is_a_geotiff_where_its_image_names_its_map(data):
+    for name, crs in (("a", "EPSG:32614"), ("b", None)):
+        write(data.root / "images" / f"{name}.tif", np.full((3, 32, 32), 9, np.uint8), crs=crs, photometric="RGB")
+        data.save(f"masks/{name}.png", np.ones((32, 32), np.uint8))
+    out = data.imported("--class-names", *NAMES[:2])
+    assert sorted(path.name for path in out.glob("label_*/*")) == ["a.tif", "b.png"]
 
 
 def test_real_geotiffs(data):

@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from cldm.build import create_model
-from common.bands import Bands, conversion
+from common.band_conversion import conversion
+from common.bands import Bands
 from common.errors import InputError
 from ldm.checkpoint import save_state_dict
 from segmentation.inference import segment
