@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from common.files import inside
 from common.lists import read_lines
 from common.pairing import listed
 from common.schema import one_line
-from importing.formats.layouts import LAYOUTS, Layout, compiled
+from importing.formats.layouts import LAYOUTS, SPLIT, Layout, compiled
 from importing.learning import learned_table
 from importing.mask_files import MaskFile, is_jpeg, pixels_of
 from importing.options import ImportOptions
@@ -53,6 +54,9 @@ def files_of(layout: Layout, root: Path, pictures: Sequence[Path], elsewhere: Pa
         root: the folder.
         pictures: below it.
         elsewhere: folder of the images, where they are not in ``root``; they have the masks' names.
+
+    Raises:
+        InputError: images elsewhere of which several have a mask's name, or one that of several masks.
     """
     if layout.evidence and not any(root.glob(layout.evidence)):
         return None
@@ -63,15 +67,39 @@ def files_of(layout: Layout, root: Path, pictures: Sequence[Path], elsewhere: Pa
         return None
     masks = tried[number]
     if elsewhere is not None:
-        by_name = {path.stem: path for path in pictures_below(elsewhere)}
-        stems = {key: dict(key)["stem"].rpartition("/")[2] for key in masks}
-        return Files(layout, {key: by_name[stem] for key, stem in stems.items() if stem in by_name}, masks, number)
+        return Files(layout, _by_name(masks, elsewhere), masks, number)
     taken = set(masks.values())
     images: dict[Key, Path] = {}
     for pattern in compiled((layout.images[number],) if layout.paired else layout.images):
         rest = [(path, name) for path, name in relative if path not in taken]
         images = {**_by_key(pattern, rest), **images}
     return Files(layout, images, masks, number) if any(key in images for key in masks) else None
+
+
+def _by_name(masks: Mapping[Key, Path], folder: Path) -> dict[Key, Path]:
+    """Images of the masks' names; of several those that lie, as the mask does, in a folder of its split, area ..."""
+    named: dict[str, list[Path]] = {}
+    for path in sorted({*pictures_below(folder)} - {*masks.values()}):
+        named.setdefault(path.stem, []).append(path)
+    found: dict[Key, Path] = {}
+    for key, mask in masks.items():
+        *words, stem = [*(value for group, value in key if group != "stem"), *dict(key)["stem"].split("/")]
+        fit = named.get(stem, [])
+        for word in filter(None, words):
+            same = [path for path in fit if _plain(word) in map(_plain, path.relative_to(folder).parts[:-1])]
+            fit = same or fit
+        if len(fit) > 1:
+            raise InputError(f"‹images› {folder}: {fit[0]} and {fit[1]} have the name of {mask}; remove one")
+        if fit:
+            found[key] = fit[0]
+    if twice := [path for path, masks_of in Counter(found.values()).items() if masks_of > 1]:
+        raise InputError(f"‹images› {folder}: {twice[0]} has the name of several masks, and no other file; add it")
+    return found
+
+
+def _plain(folder: str) -> str:
+    """A folder's name, to be compared: ``Valid`` -> ``val``."""
+    return split_of(folder) or folder.lower()
 
 
 def _by_key(pattern: re.Pattern[str], relative: Sequence[tuple[Path, str]]) -> dict[Key, Path]:
@@ -83,19 +111,29 @@ def _by_key(pattern: re.Pattern[str], relative: Sequence[tuple[Path, str]]) -> d
 
 
 def two_folders(images: Path, masks: Path) -> Files:
-    """The files of two folders, by name; endings such as ``_mask`` do not count.
+    """The files of two folders, by name and split; endings such as ``_mask`` do not count.
 
     Raises:
-        InputError: no such folder, or no image has a mask.
+        InputError: no such folder, two files of one name, or no image has a mask.
     """
     layout = next(layout for layout in LAYOUTS if layout.name == "folders")
-    found = []
+    if masks.is_dir() and images.resolve() == masks.resolve():  # its files are told apart as those of a source are
+        if (one := files_of(layout, masks, pictures_below(masks))) is None:
+            raise InputError(f"‹masks› {masks}: is the folder of the images, and no name in it is that of a mask")
+        return one
+    ending = re.compile(rf"{SPLIT}(?P<stem>.+?)(?:_sat|_image|_img|_mask|_label|_gt|_seg)?\.\w+", re.IGNORECASE)
+    found: list[dict[Key, Path]] = []
     for option, folder in (("images", images), ("masks", masks)):
         if not folder.is_dir():
             raise InputError(f"‹{option}› {folder}: no such folder")
-        ending = re.compile(r"(?P<stem>.+?)(?:_sat|_image|_img|_mask|_label|_gt|_seg)?\.\w+")
         files = [path for path in pictures_below(folder) if folder == masks or not inside(path, masks)]
-        found.append(_by_key(ending, [(path, path.relative_to(folder).as_posix()) for path in files]))
+        named = [(path, path.relative_to(folder).as_posix()) for path in files]
+        found.append(_by_key(ending, named))
+        kept = set(found[-1].values())
+        for entry in named:
+            if entry[0] not in kept:
+                (other,) = (found[-1][key] for key in _by_key(ending, [entry]))
+                raise InputError(f"‹{option}› {folder}: {entry[0]} and {other} have one name; remove one")
     if not any(key in found[0] for key in found[1]):
         raise InputError(f"‹images› {images}, ‹masks› {masks}: no image has a mask of its name")
     return Files(layout, found[0], found[1], 0)
@@ -127,9 +165,10 @@ def read_folders(files: Files, root: Path, options: ImportOptions) -> Source:
     if options.unlabeled == "refuse":
         labeled = {dict(key).get("split") for key in keys}
         alone = [key for key in alone if not layout.extra_images and dict(key).get("split") in labeled]
-    names = unique_names([files.images[key] for key in [*keys, *alone]], root, [_stem(key) for key in [*keys, *alone]])
+    every = [*keys, *alone]
+    names = unique_names([files.images[key] for key in every], options.images or root, list(map(_stem, every)))
     scenes = []
-    for key, name in zip([*keys, *alone], names, strict=True):
+    for key, name in zip(every, names, strict=True):
         groups = dict(key)
         published = splits.get(groups["stem"]) or split_of(groups.get("split"))
         group = "_".join(groups[part] for part in layout.scene)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 _PICTURE = r"\.(?:png|jpe?g|tiff?|bmp|webp)"
 _MASK = r"\.(?:png|tiff?|bmp|gif)"
 _NAMED = "(?P<split>train|training|val|valid|validation|test|testing)"
-_SPLIT = rf"(?:{_NAMED}/)?"
+SPLIT = rf"(?:{_NAMED}/)?"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def _below(pattern: str) -> str:
 
 
 # a folder of each kind, with splits in it; splits with both folders in each; folders named after both (train_images,
-# and this project's img_train); all in one folder, told apart by endings
+# and this project's img_train); all in one folder, or in one
+# of each split, told apart by endings
 _IMAGE_FOLDERS = {
     "folder": "(?:images?|imgs?|rgb|tiles|inputs?|pictures)",
     "ending": "(?:_sat|_image|_img)?",
@@ -69,18 +70,18 @@ _MASK_FOLDERS = {
     "alone": "(?:_mask|_label|_gt|_seg)",
 }
 _PLACES = (
-    rf"%(folder)s/{_SPLIT}(?P<stem>.+?)%(ending)s{_PICTURE}",
-    rf"{_SPLIT}%(folder)s/(?P<stem>.+?)%(ending)s{_PICTURE}",
+    rf"%(folder)s/{SPLIT}(?P<stem>.+?)%(ending)s{_PICTURE}",
+    rf"{SPLIT}%(folder)s/(?P<stem>.+?)%(ending)s{_PICTURE}",
     rf"{_NAMED}[_-]%(folder)s/(?P<stem>.+?)%(ending)s{_PICTURE}",
     rf"%(folder)s[_-]{_NAMED}/(?P<stem>.+?)%(ending)s{_PICTURE}",
-    rf"(?P<stem>[^/]+?)%(alone)s{_PICTURE}",
+    rf"{SPLIT}(?P<stem>[^/]+?)%(alone)s{_PICTURE}",
 )
 
 LAYOUTS = (
     Layout(
         "roboflow-masks",
-        images=(rf"{_SPLIT}(?P<stem>(?!.*_mask\.)[^/]+){_PICTURE}",),
-        masks=(rf"{_SPLIT}(?P<stem>[^/]+)_mask\.png",),
+        images=(rf"{SPLIT}(?P<stem>(?!.*_mask\.)[^/]+){_PICTURE}",),
+        masks=(rf"{SPLIT}(?P<stem>[^/]+)_mask\.png",),
         evidence="**/*_classes.csv",
     ),
     Layout(
@@ -105,8 +106,8 @@ LAYOUTS = (
     ),
     Layout(
         "mmseg",
-        images=(rf"img_dir/{_SPLIT}(?P<stem>.+?)(?:_leftImg8bit)?{_PICTURE}",),
-        masks=(rf"ann_dir/{_SPLIT}(?P<stem>.+?)(?:_gtFine_labelTrainIds|_mask|_label)?{_MASK}",),
+        images=(rf"img_dir/{SPLIT}(?P<stem>.+?)(?:_leftImg8bit)?{_PICTURE}",),
+        masks=(rf"ann_dir/{SPLIT}(?P<stem>.+?)(?:_gtFine_labelTrainIds|_mask|_label)?{_MASK}",),
     ),
     Layout(
         "loveda",
@@ -116,8 +117,8 @@ LAYOUTS = (
     ),
     Layout(
         "deepglobe",
-        images=(_below(rf"{_SPLIT}(?P<stem>\d+)_sat\.jpg"),),
-        masks=(_below(rf"{_SPLIT}(?P<stem>\d+)_mask\.png"),),
+        images=(_below(rf"{SPLIT}(?P<stem>\d+)_sat\.jpg"),),
+        masks=(_below(rf"{SPLIT}(?P<stem>\d+)_mask\.png"),),
         table="DeepGlobe",
         by_color=True,
         tolerance=221.0,  # to the nearest corner of the color cube, as each channel is cut at 128
@@ -175,10 +176,10 @@ LAYOUTS = (
     ),
     Layout(
         "fusu",
-        images=(_below(rf"{_SPLIT}im(?P<time>[12])/(?P<stem>[^/]+){_PICTURE}"),),
+        images=(_below(rf"{SPLIT}im(?P<time>[12])/(?P<stem>[^/]+){_PICTURE}"),),
         masks=(
-            _below(rf"{_SPLIT}im(?P<time>[12])_label/(?P<stem>[^/]+){_MASK}"),
-            _below(rf"{_SPLIT}label(?P<time>[12])/(?P<stem>[^/]+){_MASK}"),
+            _below(rf"{SPLIT}im(?P<time>[12])_label/(?P<stem>[^/]+){_MASK}"),
+            _below(rf"{SPLIT}label(?P<time>[12])/(?P<stem>[^/]+){_MASK}"),
         ),
         table="FUSU:from1",
         scene=("stem",),

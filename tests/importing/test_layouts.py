@@ -80,6 +80,55 @@ def test_images_that_lie_elsewhere(data):
     assert all((data.masks()[str(number)] == known_mask(number)).all() for number in range(2))
 
 
+def test_images_elsewhere_of_one_name_go_by_their_splits(data):
+    photos = data.root.parent / "photos"
+    for split, number in (("Training", 0), ("val", 1)):
+        data.image(f"../photos/{split}/0001.jpg", number)
+        data.save(f"labels/{'train' if number == 0 else split}/0001.png", known_mask(number))
+    out = data.imported("--images", photos, "--class-names", *NAMES)
+    for split, given, number in (("train", "Training", 0), ("test", "val", 1)):
+        (image,), (mask,) = out.glob(f"img_{split}/*"), out.glob(f"label_{split}/*")
+        assert image.read_bytes() == (photos / given / "0001.jpg").read_bytes()
+        assert (np.asarray(Image.open(mask)) == known_mask(number)).all()
+    data.out = data.out.with_name("second")
+    data.image("../photos/val/0001.tif", 1)
+    with pytest.raises(InputError, match=r"val/0001.jpg and .*val/0001.tif have the name of .*labels/val/0001.png"):
+        data.imported("--images", photos, "--class-names", *NAMES)
+    for name in ("0001.tif", "0001.jpg"):
+        (photos / "val" / name).unlink()
+    with pytest.raises(InputError, match=r"Training/0001.jpg has the name of several masks"):
+        data.imported("--images", photos, "--class-names", *NAMES)
+
+
+def test_two_folders_keep_their_splits(data):
+    for number, (split, name) in enumerate((("train", "a"), ("train", "b"), ("val", "a"))):
+        data.image(f"photos/{split}/{name}.jpg", number)
+        data.save(f"drawn/{split}/{name}_mask.png", known_mask(number))
+    words = ["--images", data.root / "photos", "--masks", data.root / "drawn", "--class-names", *NAMES]
+    out = data.imported(*words)
+    assert [path.stem for path in sorted(out.glob("label_*/*"))] == ["val_a", "train_a", "train_b"]
+    assert (data.masks()["val_a"] == known_mask(2)).all()
+    data.out = data.out.with_name("second")
+    data.image("photos/val/a.png", 2)
+    with pytest.raises(InputError, match=r"images .*photos: .*val/a.jpg and .*val/a.png have one name; remove one"):
+        data.imported(*words)
+
+
+@pytest.mark.parametrize(("folder", "named"), [("", False), ("", True), ("train/", False)])
+def test_one_folder_with_an_image_that_nobody_has_labeled(data, folder, named):
+    for name, number in (("a_image", 0), ("b", 1), ("c", 2)):
+        data.image(f"{folder}{name}.png", number)
+    for name, number in (("a", 0), ("b", 1)):
+        data.save(f"{folder}{name}_mask.png", known_mask(number))
+    words = ["--class-names", *NAMES, *(["--images", data.root, "--masks", data.root] if named else [])]
+    with pytest.raises(InputError, match=r"c.png: has no mask; add them"):
+        data.imported(*words)
+    data.imported(*words, "--unlabeled", "skip")
+    assert set(data.masks()) == {"a", "b"} and (data.masks()["a"] == known_mask(0)).all()
+    images = {path.stem: np.asarray(Image.open(path)) for path in data.out.glob("img_*/*")}
+    assert (images["a"] == np.asarray(Image.open(data.root / f"{folder}a_image.png"))).all()
+
+
 @pytest.mark.parametrize(
     ("images", "masks"),
     [
