@@ -30,7 +30,7 @@ def pixels_of(path: Path) -> NDArray[Any]:
     """A mask file as it looks: (H, W) gray, or (H, W, 3) where it has colors, of a palette, too; uint8.
 
     Raises:
-        ImageError: unreadable, or of more than 8 bits.
+        ImageError: unreadable, of more than 8 bits, or with pixels that are not opaque.
     """
     picture = decode(path)
     image = picture.image
@@ -38,6 +38,8 @@ def pixels_of(path: Path) -> NDArray[Any]:
         raise ImageError.of(path, "has more than 8 bits a channel; a mask in colors has 8")
     if image.mode in ("L", "1"):
         return np.asarray(image.convert("L"))
+    if "A" in image.getbands() and image.getchannel("A").getextrema() != (255, 255):  # else black
+        raise ImageError.of(path, "has transparent pixels; write them in a color that is to be ignored")
     colors = np.asarray(image.convert("RGB"))
     return colors[..., 0] if image.mode != "P" and (colors == colors[..., :1]).all() else colors
 

@@ -202,12 +202,15 @@ class Drawing:
                 f"{size[1]} x {size[0]}; export again, or put the image there that was labeled"
             )
         ids = np.full(size, self.background, np.uint8)
-        drawn = [(shape.patches(size, notes), shape.label) for shape in self.shapes]
+        shapes = list(self.shapes)
         if self.on_top == "first":
-            drawn.reverse()
+            shapes.reverse()
         elif self.on_top == "smallest":
-            drawn.sort(key=lambda entry: -sum(int(patch.pixels.sum()) for patch in entry[0]))
-        for patches, label in drawn:
-            for patch in patches:
-                patch.paint(ids, label)
+            # drawn twice: a run of pixels is as large as the image, so that those of all shapes may take gigabytes
+            areas = [sum(int(patch.pixels.sum()) for patch in shape.patches(size, notes)) for shape in shapes]
+            shapes = [shapes[i] for i in sorted(range(len(shapes)), key=lambda i: -areas[i])]
+            notes = []  # said above
+        for shape in shapes:
+            for patch in shape.patches(size, notes):
+                patch.paint(ids, shape.label)
         return ids

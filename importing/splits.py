@@ -13,10 +13,13 @@ from importing.options import ImportOptions
 from importing.source import Scene
 
 _USUAL = (0.8, 0.2)
+# what Roboflow appends to the name of an image, another one for each copy that it has changed
+_COPY = re.compile(r"(?:_(?:jpe?g|png|tiff?|bmp|webp))?\.rf\.[0-9A-Za-z]{16,}(?=_|$)", re.IGNORECASE)
 
 
 def scene_of(name: str) -> str:
-    """A name without what marks a tile: ``a_y0000_x0512`` -> ``a``."""
+    """A name without what marks a tile or a changed copy: ``a_y0000_x0512`` and ``a_jpg.rf.`` and a hash -> ``a``."""
+    name = _COPY.sub("", name)
     match = re.fullmatch(SCENE, name)
     return match[1] if match else name
 

@@ -29,7 +29,7 @@ from importing.source import Scene, Source, background_of, unique_names
 from importing.tables import table_named, table_of_names
 
 _SUFFIXES = (".geojson", ".gpkg", ".shp", ".fgb")
-_USUAL_FIELDS = ("class", "class_name", "classname", "label", "name", "category", "type", "landuse", "class_id", "id")
+_USUAL_FIELDS = ("class", "class_name", "classname", "label", "name", "category", "type", "landuse", "class_id")
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _classes(features: dict[Path, Features], options: ImportOptions) -> tuple[Cl
         first = [options.background] if options.background else []
         table = class_table({"classes": [*first, *sorted(seen - set(first))]}, f"classes of {next(iter(features))}")
     place = {name: id_ for id_, name in enumerate(table.names)}
-    numbers = {str(id_): id_ for id_ in range(len(table))}
+    numbers = {str(id_): of for id_, of in enumerate(table.labels.table.tolist()) if of >= 0}  # as mask files have them
     known = (
         place
         if seen <= set(place)

@@ -10,6 +10,7 @@ from common.command import read_options
 from common.errors import InputError
 from importing.checks.options import CheckOptions
 from importing.checks.run import check_data
+from importing.splits import scene_of
 from tests.conftest import SHARED
 from tests.importing.conftest import COLORS, NAMES, known_mask, painted
 
@@ -50,6 +51,16 @@ def test_colors_by_a_csv_and_with_nearby_ones(data):
         data.imported()
     assert not data.out.exists()
     data.imported("--color-tolerance", 8)
+    same(data)
+
+
+def test_transparent_pixels_have_no_color(data):
+    fill(data, lambda ids: np.dstack([painted(ids), np.where(ids == 255, 0, 255).astype(np.uint8)]))
+    data.write("classes.json", TABLE)
+    with pytest.raises(InputError, match=r"png: has transparent pixels; write them in a color that is to be ignored"):
+        data.imported()
+    fill(data, lambda ids: np.dstack([painted(ids), np.full_like(ids, 255)]))
+    data.imported()
     same(data)
 
 
@@ -178,6 +189,20 @@ def test_scenes_are_cut_and_split_whole(data):
     how = {"classes": table, "need_reference": True, "multiple_of": 16, "progress": False}
     items, _ = read_manifest(out / "inference_set_items.json", out, **how)
     assert len(items) == len(data.lines()) and check_data(read_options(CheckOptions, "", [str(out)]), len).clean
+
+
+@pytest.mark.parametrize(
+    ("name", "scene"),
+    [
+        ("a_y0000_x0512", "a"),
+        ("a_jpg.rf.0a1b2c3d4e5f60718293a4b5c6d7e8f9", "a"),
+        ("a_y0_x512_png.rf.0a1b2c3d4e5f60718293a4b5c6d7e8f9", "a"),
+        ("a_jpg.rf.0a1b2c3d4e5f60718293a4b5c6d7e8f9_y0000_x0512", "a"),
+        ("a.rf.1", "a.rf.1"),
+    ],
+)
+def test_what_is_of_one_scene_by_its_name(name, scene):
+    assert scene_of(name) == scene
 
 
 def test_what_is_missing_or_faulty_leaves_nothing(data):

@@ -1,12 +1,13 @@
 import base64
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from common.errors import InputError
-from importing.polygons import inside, run_lengths, runs
+from importing.polygons import Drawing, Shape, inside, run_lengths, runs
 from tests.importing.conftest import NAMES, SIDE, known_mask
 
 SQUARE = [4, 4, 20, 4, 20, 12, 4, 12]  # x 4..19, y 4..11
@@ -98,6 +99,24 @@ def test_a_compressed_run(data):
     ):
         data.imported()
     assert not data.out.exists()
+
+
+@pytest.mark.parametrize(("order", "middle"), [("last", 29), ("first", 0), ("smallest", 0)])
+def test_many_runs_take_the_memory_of_one(order, middle):
+    side, lengths = 256, range(8000, 8000 + 30 * 256, 256)  # of each more than of the one before, from the middle on
+    start = side * side // 2
+    shapes = tuple(
+        Shape(label, "", counts=np.array([start, length, side * side - start - length]), size=(side, side))
+        for label, length in enumerate(lengths)
+    )
+    tracemalloc.start()
+    try:
+        ids = Drawing(shapes, None, "", on_top=order).read((side, side), [])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert ids[0, side // 2] == middle and (ids != 255).sum() == lengths[-1]
+    assert peak < 20 * side * side  # bytes; one is 65,536
 
 
 def test_coco_of_roboflow(data):
@@ -277,3 +296,26 @@ def test_map_files_in_the_images_own_system(data, name):
     data.imported()
     assert (data.masks()["a"] == np.where(EXPECTED == 255, 255, EXPECTED - 1)).all()
     assert data.classes() == list(NAMES[1:])
+
+
+def test_numbers_of_classes_on_a_map_are_those_of_mask_files(data):
+    pytest.importorskip("pyogrio")
+    pytest.importorskip("shapely")
+    made = features(geotiff(data, "a.tif"), "EPSG:32614")
+    for feature, number in zip(made["features"], (1, 2), strict=True):
+        feature["properties"] = {"id": number + 6, "lulc": number}
+    path = data.write("areas.geojson", made)
+    table = data.write("classes.json", {"classes": list(NAMES)})
+    with pytest.raises(InputError, match=r"class_field is not given: .*has the fields id, lulc"):
+        data.imported("--classes", table)
+    for words, expected in (
+        (["--classes", table], EXPECTED),
+        (["--classes", f"{table}:from1"], np.where(EXPECTED == 255, 255, EXPECTED - 1)),
+    ):
+        data.out = data.out.with_name(f"{data.out.name}_")
+        data.imported(*words, "--class-field", "lulc")
+        assert (data.masks()["a"] == expected).all()
+    path.write_text(path.read_text().replace('"lulc": 1', '"lulc": 0'))  # which this table ignores
+    data.out = data.out.with_name("last")
+    data.imported("--classes", f"{table}:from1", "--class-field", "lulc")
+    assert (data.masks()["a"] == np.where(EXPECTED == 2, 1, 255)).all()
