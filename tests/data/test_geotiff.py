@@ -181,8 +181,9 @@ def test_numbers_of_other_bits_that_are_in_range(tmp_path):
     assert (read_pixels(written(tmp_path / "a.tif", small), Bands(**own)).values == small).all()
     scaled = written(tmp_path / "b.tif", NUMBERS, scales=(0.01,) * 4, offsets=(0,) * 4)
     assert np.allclose(read_pixels(scaled, Bands(**own)).values, NUMBERS / 100)
-    each = Bands(**{**STATED, "per_image": [0, 100]})
-    assert read_pixels(written(tmp_path / "c.tif", small.astype(np.uint8)), each).values.max() == 255
+    each = Bands(ranges=[[100, 1100], [0, 3000]], dtype="uint16", nodata=0, per_image=[0, 100])
+    bytes_ = small[..., :2].astype(np.uint8)
+    assert read_pixels(written(tmp_path / "c.tif", bytes_), each).values[:2, 0].tolist() == [[0, 0], [255, 255]]
 
 
 def test_large_files_are_judged_by_their_headers(tmp_path):
