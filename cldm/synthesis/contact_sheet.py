@@ -69,6 +69,8 @@ def real_images(items: Path, data_root: Path) -> dict[str, Path]:
 def rows(options: ContactSheetOptions) -> list[list[NDArray[Any]]]:
     """Pictures (size, size, 3) uint8 of ``count`` samples spread over the folder's records, see ``COLUMNS``.
 
+    A reference or real image that there is none of is white.
+
     Raises:
         InputError: no records or images there, or a file that is damaged; names it.
     """
@@ -89,16 +91,15 @@ def rows(options: ContactSheetOptions) -> list[list[NDArray[Any]]]:
     sheet = []
     white = np.full((size, size, 3), 255, np.uint8)
     for record in chosen:
-        if record.mask is None or record.reference is None:
-            lacking = "mask" if record.mask is None else "reference"
-            raise InputError(f"‹samples› {samples}: {RECORDS}: the record of {record.name} names no {lacking}")
+        if record.mask is None:
+            raise InputError(f"‹samples› {samples}: {RECORDS}: the record of {record.name} names no mask")
         mask = Path(record.mask)
         bands = bands_of(record.bands, f"{samples / RECORDS}, {record.name}")
         bands = None if bands is None else bands.showing(options.rgb)
         sheet.append(
             [
                 fit(colorize(table.labels.read(mask), table.palette), Image.Resampling.NEAREST),
-                fit(read_picture(record.reference, bands)),
+                white if record.reference is None else fit(read_picture(record.reference, bands)),
                 fit(read_painted(samples / images[record.name][0], bands)),
                 fit(read_picture(real[mask.stem], bands)) if mask.stem in real else white,
             ]

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -213,6 +214,10 @@ def test_trains_and_samples(cli, plain, scenes, tmp_path):
     assert Image.open(image).size == (64, 64)
     (record,) = records(tmp_path / "out")
     assert record["reference"] is None and record["reference_hash"] is None
+    sheet = ["--samples", tmp_path / "out", "--data-root", scenes, "--items", tmp_path / "items.json"]
+    cli("contact_sheet", *sheet, "--classes", scenes / "classes.json", "--size", 16, "--out", tmp_path / "sheet.png")
+    row = np.array(Image.open(tmp_path / "sheet.png"))[18:]
+    assert (row[:, 20:36] == 255).all() and not (row[:, 40:56] == 255).all()  # no reference; synthesized
     again = [
         "--config",
         config,
