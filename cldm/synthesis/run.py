@@ -300,16 +300,15 @@ class Synthesizer(pl.LightningModule):
         assert record.format is not None
         name = options.outdir / f"{record.name}.{record.format}"
         # The image is encoded into a temporary file while other processes do the same. Then, one process at a time
-        # (``publishing``), its record is written and, at the end of ``atomic_path``, the file gets its name: a kill in
-        # between leaves a record without an image, which the next run makes again, never an image without a record.
-        with ExitStack() as turn:
-            with atomic_path(name) as path:
-                write_image(path, record.format, image, self.model, mask, options.quality)
-                turn.enter_context(publishing(options.outdir))
-                append_record(options.outdir, record, self.trainer.global_rank)
+        # (``publishing``), the image that it replaces is removed, its record is written and, at the end of
+        # ``atomic_path``, the file gets its name: a kill in between leaves a record without an image, which the next
+        # run makes again, never an image without a record, or with another one's.
+        with ExitStack() as turn, atomic_path(name) as path:
+            write_image(path, record.format, image, self.model, mask, options.quality)
+            turn.enter_context(publishing(options.outdir))
             for other in self.others.get(record.name, ()):
-                if other != name.name:
-                    (options.outdir / other).unlink(missing_ok=True)
+                (options.outdir / other).unlink(missing_ok=True)
+            append_record(options.outdir, record, self.trainer.global_rank)
 
     def on_predict_end(self) -> None:
         """Waits for the writers."""

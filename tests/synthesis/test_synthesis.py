@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cldm.synthesis.records import ACTIVE, LOCK, read_records
+from cldm.synthesis.records import ACTIVE, LOCK, append_record, read_records
 from tests.children import Command, in_processes, run_command
 from tests.conftest import SMALL
 from tests.synthesis.conftest import close, images, records
@@ -237,6 +237,22 @@ def test_images_of_other_settings_are_not_mixed_in(cli, made, command, tmp_path)
     # another seed, format or one image by name is another matter, and no record is lost
     cli("inference", *command(out, "--scale", "3", "--seed", "9", "--format", "jpg"))
     assert len(records(out)) == 7 + 8
+
+
+def test_a_kill_while_images_are_made_again_leaves_no_old_one_with_a_new_record(
+    cli, made, command, tmp_path, monkeypatch
+):
+    def cut(*args):
+        append_record(*args)
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    monkeypatch.setattr("cldm.synthesis.run.append_record", cut)
+    cli.refused("inference", *command(out, "--scale", "3", "--remake"))
+    said = read_records(out)
+    assert {record.scale for record in said.values()} >= {3.0}
+    assert all(said[name.removesuffix(".png")].scale == 2.0 for name in images(out))
 
 
 def test_options_matter(cli, made, command, tmp_path):
