@@ -121,12 +121,12 @@ def create_model(
         checkpoint: .ckpt, .safetensors or diffusers folder; None leaves random weights.
         allow: modules that the checkpoint may lack, or ``all``, see ``ldm.checkpoint.load_weights``.
         use_ema: take the checkpoint's running averages.
-        **overrides: model parameters that win over the file's.
+        **overrides: model parameters that win over the file's; ``classes`` also counts ``hint_channels: null``.
 
     Raises:
         InputError: config or checkpoint do not fit; the message lists what does not.
     """
-    loaded = load_config(config)
+    loaded = load_config(config, overrides.get("classes"))
     if overrides:
         loaded.model.params.update(plain(overrides))
         loaded = load_config(loaded)

@@ -228,6 +228,12 @@ def split_variant(name: str) -> tuple[str, str]:
     return (table, variant) if table and variant in VARIANTS else (name, "")
 
 
+def table_file(name: str) -> Path | None:
+    """The file of a table that is given by its path, without what stands behind it; None for a built-in one."""
+    table = split_variant(name)[0]
+    return None if table.lower() in (known.lower() for known in built_in_tables()) else Path(table)
+
+
 def labels_of(path: str, content: dict[str, Any], n: int, ignore_index: int, name: str, variant: str = "") -> Labels:
     """How mask files are read: which id, and which color, is which class.
 

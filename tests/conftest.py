@@ -107,6 +107,22 @@ def golden_model(golden: Path, recipe: ModuleType) -> torch.nn.Module:
 SMALL = ROOT / "tests" / "small.yaml"
 
 
+def without_a_class_table(folder: Path, classes: Path) -> tuple[Path, Path]:
+    """A model with a channel a class whose file names no class table, and weights of one of these classes."""
+    from omegaconf import OmegaConf
+
+    from cldm.build import create_model
+    from ldm.checkpoint import save_state_dict
+
+    config, weights = folder / "no_table.yaml", folder / "no_table.safetensors"
+    content = OmegaConf.load(SMALL)
+    content.model.params.hint_encoding = "onehot"
+    content.model.params.control_stage_config.params.hint_channels = None
+    OmegaConf.save(content, config)
+    save_state_dict(create_model(config, classes=str(classes)).state_dict(), weights)
+    return config, weights
+
+
 def small_model(spread: float):
     """The model of ``SMALL`` with normal random numbers for weights: nothing in it is zero."""
     from cldm.build import create_model

@@ -27,11 +27,12 @@ from cldm.diffusers_export.remote import pipeline
 from cldm.diffusers_export.remote.tisynth_vae import BlockAutoencoder
 from cldm.diffusers_export.text import as_clip
 from cldm.diffusers_export.weights import first_stage_to_published, take
+from cldm.distillation.options import FEW_STEPS
 from cldm.distillation.options import TARGET as STUDENT
 from cldm.distillation.student import ConsistencyStudent
 from cldm.start_checkpoint import DTYPES
 from common.bands import Bands
-from common.classes import ClassTable, built_in_tables, load_class_table, split_variant
+from common.classes import ClassTable, load_class_table, split_variant, table_file
 from common.configuration import plain
 from common.errors import InputError
 from common.files import atomic_folder, refuse_content, write_json
@@ -47,7 +48,6 @@ FORMAT = 1  # of the folder
 PIPELINE = ["pipeline", "TISynthPipeline"]
 DESCRIPTION, TABLE = "tisynth.yaml", "classes.json"  # what the way back reads
 MODEL = "cldm.control_ldm.ControlLDM"
-DISTILLED_STEPS = 4  # of a call of a distilled model that names none
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def read_source(options: ExportOptions) -> Source:
     Raises:
         InputError: no model with a mask branch, or a class table that is needed and not named.
     """
-    model = plain(load_config(options.config).model)
+    model = plain(load_config(options.config, options.classes).model)
     if class_path(model["target"]) not in (MODEL, STUDENT):
         raise InputError(f"{options.config}, field model.target: {model['target']}: has no mask branch; name {MODEL}")
     params = {**model["params"], "lora": None}
@@ -92,11 +92,9 @@ def read_source(options: ExportOptions) -> Source:
         raise InputError(f"‹classes›: the mask branch reads hint_encoding {encoding}, of a class table; name it")
     table = None if name is None else load_class_table(name, encoding == "table")
     file = None
-    if name is not None:
-        path, variant = split_variant(name)
-        if path.lower() not in (known.lower() for known in built_in_tables()):
-            file = Path(path)
-            name = f"{TABLE}:{variant}" if variant else TABLE
+    if name is not None and (file := table_file(name)) is not None:
+        variant = split_variant(name)[1]
+        name = f"{TABLE}:{variant}" if variant else TABLE
     return Source({**model, "params": {**params, "classes": name}}, table, file)
 
 
@@ -202,7 +200,10 @@ def export(options: ExportOptions) -> list[str]:
     trust(options.trust)
     source = read_source(options)
     params = source.model["params"]
-    model = create_model(options.config, options.weights, use_ema=options.use_ema, lora=None).requires_grad_(False)
+    over: dict[str, Any] = {"lora": None} | ({} if options.classes is None else {"classes": options.classes})
+    model = create_model(options.config, options.weights, use_ema=options.use_ema, **over).requires_grad_(False)
+    if model.bands is not None and model.bands.per_image is not None:
+        raise InputError(f"{options.config}: bands.per_image: scales each image by itself, which the pipeline does not")
     bands = None if model.bands is None else model.bands.model_dump(exclude_defaults=True)
     if bands is not None:
         params["bands"] = bands  # a checkpoint may be the one that states them
@@ -235,7 +236,7 @@ def export(options: ExportOptions) -> list[str]:
             "only_mid_control": not model.fuses and bool(params.get("only_mid_control")),
         }
         if isinstance(model, ConsistencyStudent):
-            index |= {"steps": DISTILLED_STEPS, "scale": 1.0}
+            index |= {"steps": FEW_STEPS, "scale": 1.0}
         write_json(index, folder / "model_index.json", indent=2)
         (folder / "pipeline.py").write_text(inspect.getsource(pipeline))
         (folder / DESCRIPTION).write_text(yaml.safe_dump({"model": source.model}, sort_keys=False))

@@ -15,6 +15,7 @@ from common.options import option
 TARGET = "cldm.distillation.student.ConsistencyStudent"
 # What a new distillation starts with where an option says nothing; of a resumed run, its own values hold.
 SCALE, RATE, STEPS, DECAY, HUBER_C = 9.0, 1e-5, 2000, 0.95, 1e-3
+FEW_STEPS = 4  # in which a student paints where nobody says how many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ class DistillOptions(TrainingOptions):
             trainable = "fusion" if self.lora is not None else "all"  # LoRA says itself what trains
             params |= {"use_ema": True, "trainable": trainable, "loss_weighting": "none", "warmup_steps": 0}
             params["timestep_sampling"] = "uniform"  # lcm begins at the noise's end, which logit_normal hardly draws
-            pictures = {"steps": 4, "sampler": "lcm", "guidance_scale": 1.0}
+            pictures = {"steps": FEW_STEPS, "sampler": "lcm", "guidance_scale": 1.0}
             lightning["callbacks"] = {"image_logger": {"params": pictures}}
         params["distillation"] = distillation
         scale_lr = None if rate is None else False

@@ -120,7 +120,8 @@ def open_scene(options: SceneOptions) -> Scene:
     device, shape = pick_device(options.device), stored_size(options.mask)
     if shape is None:
         raise ImageError.of(options.mask, "is no picture that can be read; give a mask of class ids")
-    model = create_model(options.config, options.ckpt, options.allow_mismatch, use_ema=options.use_ema)
+    over: dict[str, Any] = {} if options.classes is None else {"classes": options.classes}
+    model = create_model(options.config, options.ckpt, options.allow_mismatch, use_ema=options.use_ema, **over)
     if model.fuses == (options.reference is None):
         needs = "reads a reference; name one" if model.fuses else "reads no reference; leave it out"
         raise InputError(f"‹reference›: the model of {options.config} {needs}")
@@ -172,7 +173,7 @@ def window_of(options: SceneOptions, model: ControlLDM) -> tuple[int, int]:
             shown = " ".join(map(str, options.window))
             raise InputError(f"‹window› {shown}: must be a multiple of {model.multiple} px")
         return sides[0], sides[1]
-    config = load_config(options.config)
+    config = load_config(options.config, options.classes)
     said = (OmegaConf.select(config, f"data.params.train.params.{name}") for name in ("crop", "size"))
     trained_at = next((size for size in said if size is not None), WINDOW * model.factor)
     height, width = (trained_at, trained_at) if isinstance(trained_at, int) else trained_at
@@ -211,7 +212,7 @@ def record_of(scene: Scene) -> SceneRecord:
         precision=options.precision,
         window=list(scene.window),
         overlap=options.overlap,
-        **identity(options.config, options.ckpt, options.use_ema),
+        **identity(options.config, options.ckpt, options.use_ema, options.classes),
     )
 
 

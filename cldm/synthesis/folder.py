@@ -98,7 +98,7 @@ def check_shape(options: SynthesisOptions, model: ControlLDM, items: PairedImage
 
 def never_hidden(options: SynthesisOptions) -> list[str]:
     """A line for each condition that guides though no training hid it, as far as the configuration says."""
-    config = load_config(options.config)
+    config = load_config(options.config, options.classes)
     lines = []
     for field, hidden_by in (("mask_scale", ("drop_mask_p", "unlabeled")), ("reference_scale", ("drop_reference_p",))):
         params = [f"data.params.train.params.{name}" for name in hidden_by]
@@ -132,7 +132,7 @@ def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages,
     """What the records of these images will say."""
     files = [(file_of(path), scale) for path, scale in options.lora_files]
     of_model = {
-        **identity(options.config, options.ckpt, options.use_ema),
+        **identity(options.config, options.ckpt, options.use_ema, options.classes),
         "lora": [path.name for path, _ in files],
         "lora_hash": [file_hash(path) for path, _ in files],
         "lora_scale": [scale for _, scale in files],
@@ -143,14 +143,15 @@ def recipe_of(options: SynthesisOptions, model: ControlLDM, items: PairedImages,
     return Recipe(items, replace(options, spacing=spacing), of_model, partial(reading, model), judges)
 
 
-def identity(config: Path, checkpoint: Path, use_ema: bool) -> dict[str, Any]:
-    """What records say of a model: its files by name and content."""
+def identity(config: Path, checkpoint: Path, use_ema: bool, classes: str | None = None) -> dict[str, Any]:
+    """What records say of a model: its files by name and content, and the class table that is given beside them."""
+    model = load_config(config, classes).model
     return {
         "checkpoint": checkpoint.name,
         "checkpoint_hash": file_hash(checkpoint),
         "use_ema": use_ema,
         "config": config.name,
-        "config_hash": config_hash(OmegaConf.to_container(load_config(config).model, resolve=True)),
+        "config_hash": config_hash(OmegaConf.to_container(model, resolve=True)),
     }
 
 
@@ -207,10 +208,12 @@ def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judge
     use_threads(options.threads)
     judges = open_judges()
     stated = None if options.bands is None else read_bands_file(options.bands)
-    over = {} if stated is None else {"bands": stated.model_dump(exclude_defaults=True)}
+    over: dict[str, Any] = {} if stated is None else {"bands": stated.model_dump(exclude_defaults=True)}
+    if options.classes is not None:
+        over["classes"] = options.classes
     allow = [module for module in options.allow_mismatch if module != ALLOWED]
     model = create_model(options.config, options.ckpt, allow, use_ema=options.use_ema, **over)
-    added = add_loras(model, options, load_config(options.config).model.params)
+    added = add_loras(model, options, load_config(options.config, options.classes).model.params)
     if options.rgb is not None:
         if model.bands is None:
             raise InputError("‹rgb›: the model's images have three bands, which pictures show; leave it out")

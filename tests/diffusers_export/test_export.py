@@ -25,7 +25,7 @@ from ldm.checkpoint import save_state_dict
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.guidance import ClassifierFreeGuidance
 from ldm.models.sampling import sample
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, without_a_class_table
 
 STEPS, SCALES = 3, ((1.0, 0.0), (9.0, 0.0), (9.0, 0.7))  # of guidance, and its rescale
 PROMPT = "a satellite image of Road, water; 12 trees"
@@ -206,9 +206,8 @@ def test_numbers_of_bands_are_scaled_as_here(folders, tmp_path):
 
 def test_a_card_says_what_was_given_and_leaves_blank_what_was_not(folders, cli, scenes, tmp_path):
     (tmp_path / "scores.json").write_text(json.dumps({"mIoU": 0.5, "classes": {"road": {"IoU": 0.25}}, "note": "x"}))
-    model = create_model(SMALL, classes=str(scenes / "classes.json"))
-    save_state_dict(model.state_dict(), tmp_path / "small.ckpt")
-    words = [SMALL, tmp_path / "small.ckpt", tmp_path / "out", "--classes", scenes / "classes.json"]
+    config, weights = without_a_class_table(tmp_path, scenes / "classes.json")
+    words = [config, weights, tmp_path / "out", "--classes", scenes / "classes.json"]
     cli(
         "export_diffusers",
         *words,
@@ -226,7 +225,7 @@ def test_a_card_says_what_was_given_and_leaves_blank_what_was_not(folders, cli, 
         load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"].dtype
         == torch.half
     )
-    (tmp_path / "small.ckpt").unlink()
+    weights.unlink()
     cli("import_diffusers", tmp_path / "out", tmp_path / "back")
     assert create_model(tmp_path / "back" / "model.yaml").classes == str(tmp_path / "back" / "classes.json")
 
@@ -307,6 +306,12 @@ def test_what_cannot_be_exported_is_refused(cli, folders, tmp_path, monkeypatch)
     (tmp_path / "no.json").write_text('{"a": "b"}')
     words = ["--classes", "MBRSC", "--scores", tmp_path / "no.json"]
     assert "holds no number" in refused("export_diffusers", config, weights, tmp_path / "out", *words)
+    each = OmegaConf.load(folders["bands"][2].with_suffix(".yaml"))
+    each.model.params.bands.per_image = [2, 98]
+    OmegaConf.save(each, tmp_path / "each.yaml")
+    words = [tmp_path / "each.yaml", folders["bands"][1], tmp_path / "out", "--classes", "MBRSC"]
+    assert "bands.per_image: scales each image by itself" in refused("export_diffusers", *words)
+    (tmp_path / "each.yaml").unlink()
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.42.0")
     assert "diffusers 0.42.0" in refused("export_diffusers", config, weights, tmp_path / "out", "--classes", "MBRSC")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["no.json"]

@@ -18,7 +18,7 @@ from cldm.scenes.conditions import WindowConditions, around
 from cldm.scenes.options import SceneOptions
 from cldm.scenes.writing import write_png
 from common.command import read_options
-from tests.conftest import SMALL
+from tests.conftest import SMALL, without_a_class_table
 from tests.scenes.conftest import Largest, pixels
 from tests.synthesis.conftest import close
 
@@ -184,3 +184,10 @@ def test_memory_does_not_grow_with_the_height(painting, random_mask, tmp_path, m
     for height in (96, 160):
         paint(painting(tmp_path / f"{height}_scene.png", mask=random_mask(height, 32)))
     assert largest[0] == largest[1]
+
+
+def test_a_class_table_is_enough_where_the_file_names_none(cli, painting, scenes, tmp_path):
+    config, weights = without_a_class_table(tmp_path, scenes / "classes.json")
+    small = scenes / "label_train" / "train_0001.png"
+    cli("scene", *painting(tmp_path / "scene.png", "--config", config, "--ckpt", weights, mask=small))
+    assert pixels(tmp_path / "scene.png").shape == (32, 32, 3)

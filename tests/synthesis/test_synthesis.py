@@ -14,7 +14,7 @@ from PIL import Image
 
 from cldm.synthesis.records import ACTIVE, LOCK, append_record, read_records
 from tests.children import Command, in_processes, run_command
-from tests.conftest import SMALL
+from tests.conftest import SMALL, without_a_class_table
 from tests.synthesis.conftest import close, images, records
 
 
@@ -214,6 +214,12 @@ def test_only_makes_one_image_again(cli, made, command, tmp_path):
     assert set(images(tmp_path)) == {"train_0003_seed_5.png"}
     assert close(images(tmp_path)["train_0003_seed_5.png"], images(made)["train_0003_seed_5.png"])
     assert "no such image" in cli.refused("inference", *command(tmp_path, "--only", "nobody_seed_5"))
+
+
+def test_a_class_table_is_enough_where_the_file_names_none(cli, command, scenes, tmp_path):
+    config, weights = without_a_class_table(tmp_path, scenes / "classes.json")
+    cli("inference", *command(tmp_path / "out", "--config", config, "--ckpt", weights, "--only", "train_0003_seed_5"))
+    assert "1 images are in" in cli("inference", *command(tmp_path / "out", "--config", config, "--ckpt", weights))
 
 
 def test_half_precision_makes_the_same_picture(cli, made, command, tmp_path):
