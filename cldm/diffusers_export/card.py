@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from cldm.control_ldm import ControlLDM
@@ -72,8 +73,22 @@ def bands_section(bands: Bands | None) -> str:
     )
 
 
-def example(model: ControlLDM) -> str:
-    """Python that paints by the folder."""
+def mapping(table: ClassTable | None) -> str:
+    """Python that makes class ids of a mask file's ids; empty where these are the same."""
+    if table is None:
+        return ""
+    class_of = table.labels.table  # -1 where a file's id is none
+    known = np.flatnonzero(class_of >= 0)
+    if (class_of[known] == known).all():
+        return ""
+    return f"""of_id = np.full(256, -1)  # from ids of mask files
+of_id[{known.tolist()}] = {class_of[known].tolist()}
+mask = of_id[mask]
+"""
+
+
+def example(model: ControlLDM, table: ClassTable | None) -> str:
+    """Python that paints by the folder, of masks in files as the class table says."""
     reads, given, opened, saved = "", "", "", 'images[0].save("made.png")'
     if model.fuses:
         given = ', Image.open("reference.jpg").convert("RGB")'
@@ -83,13 +98,15 @@ def example(model: ControlLDM) -> str:
         if model.fuses:
             given, opened = ", reference", 'reference = rasterio.open("reference.tif").read().transpose(1, 2, 0)\n'
     call = f'pipe(mask{given}, prompt="a satellite image"{more}).{saved}'
+    mapped = mapping(table)
+    said = "" if mapped else "  # class ids, 255 for no class"
     return f"""import numpy as np
 {reads}from diffusers import DiffusionPipeline
 from PIL import Image
 
 pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
-mask = np.asarray(Image.open("mask.png"))  # class ids, 255 for no class
-{opened}{call if model.bands is None else f"made = {call}"}"""
+mask = np.asarray(Image.open("mask.png")){said}
+{mapped}{opened}{call if model.bands is None else f"made = {call}"}"""
 
 
 def model_card(options: ExportOptions, model: ControlLDM, table: ClassTable | None, index: Mapping[str, Any]) -> str:
@@ -127,7 +144,7 @@ def model_card(options: ExportOptions, model: ControlLDM, table: ClassTable | No
 Paints satellite images from {reads} (TISynth, Information Fusion, 10.1016/j.inffus.2025.103839).
 
 ```python
-{example(model)}
+{example(model, table)}
 ```
 
 Written for diffusers {index["_diffusers_version"]}. `trust_remote_code` runs the Python files in this folder: read them

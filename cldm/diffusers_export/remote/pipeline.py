@@ -21,7 +21,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -128,8 +128,14 @@ class TISynthPipeline(DiffusionPipeline):
         height, width = size
 
         def fit(picture: Image.Image) -> Image.Image:
-            same = picture.size == (width, height)
-            return picture if same else ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
+            if picture.size == (width, height):
+                return picture
+            scale = min(picture.width / width, picture.height / height)
+            part = min(scale * width, picture.width), min(scale * height, picture.height)
+            # from a whole pixel on, so that a part that already has its size is not blurred by half a pixel
+            left, top = (picture.width - part[0]) // 2, (picture.height - part[1]) // 2
+            box = left, top, left + part[0], top + part[1]
+            return picture.resize((width, height), Image.Resampling.BICUBIC, box)
 
         if self.config.bands is None:
             return np.asarray(fit(image.convert("RGB")), dtype=np.float32)
@@ -150,24 +156,33 @@ class TISynthPipeline(DiffusionPipeline):
         low, high = np.array(bands["ranges"]).T
         meant = numbers * np.array(bands["scales"]) + np.array(bands["offsets"])
         values = np.nan_to_num((meant - low) / (high - low)).clip(0, 1) * 255
-        values[~np.isfinite(numbers.astype(np.float64)).all(-1)] = 0
-        if bands["nodata"] is not None:
-            values[(numbers == bands["nodata"]).all(-1)] = 0
+        values[_gaps(numbers, bands["nodata"])] = 0
         return values.astype(np.float32)
 
     def numbers(self, images: Tensor) -> NDArray[Any]:
-        """Images (B, bands, H, W), about [-1, 1], as numbers (B, H, W, bands) of the training images' type."""
+        """Images (B, bands, H, W), about [-1, 1], as numbers (B, H, W, bands) of the training images' type.
+
+        All pixels have data: a number that says otherwise becomes the next one.
+        """
         bands = self.config.bands
+        nodata = bands["nodata"]
         values = (images.float().clamp(-1, 1).permute(0, 2, 3, 1).cpu().numpy().astype(np.float64) + 1) / 2
         low, high = np.array(bands["ranges"]).T
         stored = (values * (high - low) + low - np.array(bands["offsets"])) / np.array(bands["scales"])
         dtype = np.dtype(bands["dtype"])
-        if dtype.kind == "f":
-            return stored.astype(dtype)
-        limits, stored = np.iinfo(dtype), np.rint(stored)
-        if bands["nodata"] is not None:  # all painted pixels have data
-            stored[(stored == bands["nodata"]).all(-1)] += 1 if bands["nodata"] < limits.max else -1
-        return stored.clip(limits.min, limits.max).astype(dtype)
+        if dtype.kind != "f":
+            limits = np.iinfo(dtype)
+            stored = np.rint(stored).clip(limits.min, limits.max)
+        written = stored.astype(dtype)
+        if nodata is not None:
+            gaps = _gaps(written, nodata)
+            said = written[gaps]
+            if dtype.kind == "f":
+                beside = np.nextafter(said, dtype.type(1 if nodata == 0 else 0))
+            else:
+                beside = said + 1 if nodata < limits.max else said - 1
+            written[gaps] = np.where(said == nodata, beside, said)
+        return written
 
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Text embeddings (B, L, D); what is longer than the encoder reads is cut."""
@@ -284,3 +299,16 @@ class TISynthPipeline(DiffusionPipeline):
                 images = self.image_processor.postprocess(images, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def _gaps(numbers: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
+    """Which pixels (...) of (..., bands) have no data: a band is no finite number, or ``nodata``.
+
+    What bands may well show by themselves, 0 or any number without a sign, stands for no data where all bands have it.
+    """
+    none = ~np.isfinite(numbers).all(-1)
+    if nodata is None:
+        return none
+    said = numbers == nodata
+    everywhere = nodata == 0 or numbers.dtype.kind == "u"
+    return none | (said.all(-1) if everywhere else said.any(-1))
