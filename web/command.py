@@ -10,6 +10,7 @@ from typing import Any
 
 from cldm.synthesis.options import SynthesisOptions
 from cldm.synthesis.saving_options import PRESETS
+from common.classes import split_variant, table_file
 from common.house import PREFIX
 from common.options import words
 from web.painting import ITEMS, Painted
@@ -26,8 +27,9 @@ def command_words(options: SynthesisOptions, folder: str = ".", out: str = "agai
         folder: that holds mask, reference and list.
         out: folder of the images.
     """
-    absolute: dict[str, Any] = {name: _absolute(getattr(options, name)) for name in ("config", "ckpt", "classes")}
-    here = dataclasses.replace(options, **absolute, data_root=folder, items=str(Path(folder, ITEMS)), outdir=Path(out))
+    named: dict[str, Any] = {name: getattr(options, name).resolve() for name in ("config", "ckpt")}
+    named["classes"] = None if options.classes is None else _absolute(options.classes)
+    here = dataclasses.replace(options, **named, data_root=folder, items=str(Path(folder, ITEMS)), outdir=Path(out))
     defaults = {one.name: one.default for one in dataclasses.fields(options)}
     # what a preset sets, and was set back to the usual default, could not be told from what was not given
     if any(getattr(options, name) == defaults[name] for name in PRESETS[options.preset]):
@@ -49,11 +51,12 @@ def command_line(options: SynthesisOptions, folder: str = ".", out: str = "again
     return " \\\n  ".join(lines)
 
 
-def _absolute(path: Path | str | None) -> Path | str | None:
-    """A path from the root, as the command may be typed anywhere; a name of a built-in class table stays."""
-    if path is None or not Path(path).exists():
-        return path
-    return type(path)(Path(path).resolve())
+def _absolute(table: str) -> str:
+    """A class table's path from the root, as the command may be typed anywhere; the name of a built-in one stays."""
+    file, variant = table_file(table), split_variant(table)[1]
+    if file is None:
+        return table
+    return f"{file.resolve()}:{variant}" if variant else str(file.resolve())
 
 
 def bundle(painted: Painted) -> Path:

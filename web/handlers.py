@@ -223,7 +223,8 @@ class Handlers:
 
     def _growing(self, one: Growing) -> str:
         bar = look.progress(one.step, one.steps, f"step {one.step} of {one.steps}")
-        return bar + look.pictures([look.jpeg_address(image) for image in one.images], [""] * len(one.images))
+        images = () if one.images is None else one.images
+        return bar + look.pictures([look.jpeg_address(image) for image in images], [""] * len(images))
 
     def show(self, result: Result | None, view: str) -> str:
         """The pictures of a result, as they are or with what the filter would drop."""

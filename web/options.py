@@ -39,7 +39,7 @@ class WebOptions(ModelOptions):
     scale: float | None = option(
         None,
         convert=number(0, 1000),
-        help="guidance scale that the page begins with (default: 9, and 2 for the model in the box)",
+        help="guidance scale that the page begins with (default: 9; 1 for distilled models, 2 for the one in the box)",
     )
     mask_scale: float | None = option(
         None,

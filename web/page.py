@@ -116,7 +116,13 @@ def _wish_column(studio: Studio, handlers: Handlers) -> list[Any]:
     prompt = gr.Textbox(
         label="Text", placeholder="left empty: a satellite image of the classes in the mask", lines=2, elem_id="prompt"
     )
-    preset = gr.Radio(list(PRESETS), value=studio.options.preset or "fast", label="Speed", elem_id="preset")
+    preset = gr.Radio(
+        list(PRESETS),
+        value=studio.options.preset or "fast",
+        label="Speed",
+        visible=not studio.distilled,
+        elem_id="preset",
+    )
     with gr.Row(equal_height=True):
         seed = gr.Number(42, label="Seed", precision=0, minimum=0, min_width=110, elem_id="seed")
         count = gr.Slider(1, MOST, value=1, step=1, label="Images", min_width=150, elem_id="count")
@@ -125,7 +131,10 @@ def _wish_column(studio: Studio, handlers: Handlers) -> list[Any]:
         for name, label, least, most, step, value in SETTINGS:
             shown = studio.model.fuses or not name.startswith("reference_")
             given = getattr(studio.options, name, None)
+            if name == "scale" and studio.distilled:
+                value = 1.0  # has guidance within
             begins = value if given is None else given
+            least, most = min(least, begins), max(most, begins)  # the server refuses what lies outside
             settings.append(gr.Slider(least, most, value=begins, step=step, label=label, visible=shown, elem_id=name))
     return [chosen, prompt, preset, seed, count, *settings]
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from cldm.distillation.options import FEW_STEPS
 from cldm.synthesis.folder import read_items
 from cldm.synthesis.formats import model_values, write_image
 from cldm.synthesis.guiding import few_steps, guidance_of
@@ -28,6 +29,7 @@ from web.studio import Studio
 MASK, REFERENCE, ITEMS = "mask.png", "reference.png", "items.json"
 MOST = 4  # images side by side
 _PREVIEWS = 6  # of an image while it is made; each is decoded, which takes as long as a part of a step
+_WORK = threading.Lock()  # held by the thread that works: gradio goes on before the thread of a stopped request ends
 T = TypeVar("T")
 
 
@@ -56,11 +58,17 @@ class Wish:
 
 @dataclass(frozen=True, eq=False)
 class Growing:
-    """A moment of the work: step ``step`` of ``steps`` is done; the images (N, H, W, 3) uint8 as predicted then."""
+    """A moment of the work: step ``step`` of ``steps`` is done.
+
+    Attributes:
+        step: from 1.
+        steps: of all.
+        images: (N, H, W, 3) uint8, as predicted at the last step that is shown; None before the first of these.
+    """
 
     step: int
     steps: int
-    images: NDArray[Any]
+    images: NDArray[Any] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +113,18 @@ def write_wish(studio: Studio, wish: Wish, folder: Path) -> SynthesisOptions:
             raise InputError("no reference: choose or upload one, the image is painted in its style")
         Image.fromarray(read_image(wish.reference)).save(folder / REFERENCE)
         line["ref_image"] = REFERENCE
+    preset, given = wish.preset, wish.given
+    if studio.distilled:  # paints as it was distilled, whatever the speed
+        preset, given = "published", {"sampler": "lcm", "steps": FEW_STEPS, "scale": 1.0, **wish.given}
     Image.fromarray(studio.table.labels.to_file(wish.mask)).save(folder / MASK)
     (folder / ITEMS).write_text(json.dumps(line) + "\n", encoding="utf-8")
     return SynthesisOptions.of_preset(
-        wish.preset,
+        preset,
         config=studio.options.config,
         ckpt=studio.options.model,
         use_ema=studio.options.use_ema,
         trust=studio.options.trust,
-        classes=studio.options.classes,
+        classes=studio.class_table,
         data_root=folder,
         items=folder / ITEMS,
         outdir=folder / "images",
@@ -124,7 +135,7 @@ def write_wish(studio: Studio, wish: Wish, folder: Path) -> SynthesisOptions:
         image_format="png",
         precision=studio.precision,
         gpus=studio.device.removeprefix("cuda:"),
-        **wish.given,
+        **given,
     )
 
 
@@ -149,9 +160,15 @@ def paint(studio: Studio, wish: Wish, folder: Path) -> Iterator[Growing | Painte
     shown = {round(options.steps * (i + 1) / _PREVIEWS) - 1 for i in range(_PREVIEWS)}
 
     def work(tell: Callable[[Growing | Painted], None]) -> None:
+        seen: NDArray[Any] | None = None
+
         def watch(step: int, see: Callable[[], torch.Tensor]) -> None:
-            if step in shown and step < options.steps - 1:
-                tell(Growing(step + 1, options.steps, model_values(see(), None)))
+            nonlocal seen
+            if step == options.steps - 1:
+                return
+            if step in shown:
+                seen = model_values(see(), None)
+            tell(Growing(step + 1, options.steps, seen))  # at each step, which is where the work can be ended
 
         options.outdir.mkdir()
         images = []
@@ -166,7 +183,7 @@ def paint(studio: Studio, wish: Wish, folder: Path) -> Iterator[Growing | Painte
 
 
 def from_thread(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
-    """Yields what ``work`` tells while it runs in a thread; raises what it raises.
+    """Yields what ``work`` tells while it runs in a thread, after any other work; raises what it raises.
 
     Where the iterator is closed early, ``tell`` raises ``Stopped`` in the thread, which is waited for.
     """
@@ -182,7 +199,8 @@ def from_thread(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
     def run() -> None:
         torch.set_num_threads(threads)
         try:
-            work(tell)
+            with _WORK:
+                work(tell)
         except BaseException as error:
             told.put((None, error))
         else:

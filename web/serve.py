@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -144,7 +146,9 @@ def _app(options: WebOptions, work: Path) -> Any:
 
 
 def serve(options: WebOptions) -> None:
-    """Serves the page until Ctrl-C; its files go with it."""
+    """Serves the page until Ctrl-C or SIGTERM; its files go with it."""
+    # uvicorn ends on SIGTERM, then raises it again for the handler before its own: by default that ends all at once
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="tisynth_web_") as work:
         server = make_server(options, Path(work))
         print(f"{server.address}  (Ctrl-C ends it)", flush=True)

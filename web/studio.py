@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cldm.build import create_model
 from cldm.control_ldm import ControlLDM
+from cldm.distillation.student import ConsistencyStudent
 from cldm.synthesis.run import HALF
 from common.classes import ClassTable, load_class_table
 from common.config_options import ConfigOptions
@@ -53,6 +54,11 @@ class Studio:
     limits: NDArray[Any] | None = None
 
     @property
+    def distilled(self) -> bool:
+        """Whether the model paints in a few steps, guidance within."""
+        return isinstance(self.model, ConsistencyStudent)
+
+    @property
     def side(self) -> int:
         """Of masks and images, in pixels."""
         return self.options.size
@@ -86,7 +92,8 @@ def open_studio(options: WebOptions) -> Studio:
     trust(options.trust)
     device = pick_device(options.device)
     precision = precision_of(options, device)
-    model = create_model(options.config, options.model, use_ema=options.use_ema)
+    over: dict[str, Any] = {} if options.classes is None else {"classes": options.classes}
+    model = create_model(options.config, options.model, use_ema=options.use_ema, **over)
     if model.bands is not None:
         raise InputError(f"{options.config}: the page shows images of three bands of 8 bits, this model makes others")
     if options.size % model.multiple:

@@ -52,7 +52,7 @@ STATED = [
 
 @pytest.mark.parametrize("stated", STATED, ids=lambda one: f"{one['dtype']} {one['nodata']}")
 def test_no_data_are_where_they_are_here(stated, tmp_path):
-    """In one band or in all, as ``common.rasters.has_data`` says; painted numbers are never that."""
+    """In one band or in all, as ``common.gaps.has_data`` says; painted numbers are never that."""
     bands = Bands(**stated)
     numbers = np.random.default_rng(0).integers(1, 250, (6, 8, 2)).astype(stated["dtype"])
     nodata = stated["nodata"] or 0

@@ -1,8 +1,13 @@
 """A page's options on tiny models, of the demonstration's scenes of 32 px."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from cldm.build import create_model
+from cldm.distillation.options import TARGET
 from tests.conftest import SMALL
 from tests.segmentation.pixel_backbone import write_config
 from tests.synthesis.conftest import ckpt  # noqa: F401 (a fixture)
@@ -45,3 +50,14 @@ def studio(options):
     from web.studio import open_studio
 
     return open_studio(options)
+
+
+@pytest.fixture(scope="session")
+def distilled(studio):
+    """The same with a distilled model, with random weights."""
+    content = OmegaConf.load(SMALL)
+    content.model.target = TARGET
+    content.model.params.use_ema = True
+    content.model.params.distillation = {"teacher": "teacher.ckpt", "teacher_hash": "0" * 16}
+    model = create_model(content, classes=studio.class_table)
+    return replace(studio, model=model, options=replace(studio.options, scale=None))

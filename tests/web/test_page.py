@@ -5,6 +5,7 @@ import shlex
 import shutil
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,27 @@ def test_the_editors_layers_are_the_mask(handlers, studio, scenes):
     assert (handlers.ids_of(canvas)[:4] == 255).all() and (handlers.ids_of(canvas, 2)[:4] == 2).all()
     assert (handlers.ids_of(None) == 255).all() and (handlers.ids_of({"layers": [None]}) == 255).all()
     assert handlers.prompt_of(np.array([[0, 2, 255]], np.uint8), " ") == "a satellite image of water field"
+
+
+def begins(studio, work):
+    """What the page's sliders begin with."""
+    from web.page import build
+
+    page = build(studio, work)
+    sliders = [block for block in page.blocks.values() if isinstance(block, gr.Slider)]
+    assert all(one.minimum <= one.value <= one.maximum for one in sliders)
+    return {one.elem_id: one.value for one in sliders}
+
+
+@pytest.mark.parametrize(("scale", "mask_scale"), [(20.0, 8.0), (0.5, 0.0)])
+def test_sliders_reach_what_the_page_begins_with(studio, tmp_path, scale, mask_scale):
+    given = replace(studio.options, scale=scale, mask_scale=mask_scale, masks=None, references=None)
+    found = begins(replace(studio, options=given), tmp_path)
+    assert (found["scale"], found["mask_scale"], found["reference_scale"]) == (scale, mask_scale, 1.0)
+
+
+def test_a_distilled_model_begins_without_guidance(distilled, tmp_path):
+    assert begins(distilled, tmp_path)["scale"] == 1.0
 
 
 @pytest.fixture

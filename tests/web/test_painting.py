@@ -1,24 +1,29 @@
 """What the page paints is what the command paints, and what it says of the filter is what the filter does."""
 
 import shlex
+import signal
 import socket
 import subprocess
+import threading
+import time
 import zipfile
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cldm.synthesis.saving_options import PRESETS
+from cldm.synthesis.guiding import few_steps
+from cldm.synthesis.saving_options import PRESETS, WHOLE
 from common.errors import InputError
 from common.images import read_image, read_mask
-from tests.conftest import ROOT
+from tests.conftest import ROOT, without_a_class_table
 from web import studio as studio_module
 from web.command import bundle, command_line, command_words
 from web.options import WebOptions
-from web.painting import Growing, Painted, Stopped, Wish, from_thread, paint
-from web.serve import without_telemetry
+from web.painting import Growing, Painted, Stopped, Wish, from_thread, paint, write_wish
+from web.serve import Server, serve, without_telemetry
 from web.verdict import mask_of_photo, overlaid, verdict_on
 
 
@@ -66,6 +71,31 @@ def test_a_preset_is_named_where_nothing_of_it_is_undone(painted):
     options = replace(painted[-1].options, sampler="dpmsolver++", guidance_interval=(0.1, 0.8), seed=42)
     words = command_words(options)
     assert "--preset=fast" in words and "--seed=42" in words
+
+
+def test_the_command_finds_the_class_table(studio, painted, scenes, tmp_path, monkeypatch):
+    (tmp_path / "MBRSC").mkdir()  # a folder beside the page is not the built-in table
+    (tmp_path / "mine.json").write_bytes((scenes / "classes.json").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    tables = {"MBRSC": "MBRSC", "loveda:ids": "loveda:ids"}
+    tables |= {name: str(tmp_path / name) for name in ("mine.json", "mine.json:from1")}
+    for given, typed in tables.items():
+        assert f"--classes={typed}" in command_words(replace(painted[-1].options, classes=given))
+    (tmp_path / "wish").mkdir()
+    named_by_config = replace(studio, options=replace(studio.options, classes=None), class_table="mine.json")
+    options = write_wish(named_by_config, wish(studio, scenes), tmp_path / "wish")
+    assert f"--classes={tmp_path / 'mine.json'}" in command_words(options)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_distilled_model_paints_as_it_was_distilled(distilled, scenes, tmp_path, preset):
+    options = write_wish(distilled, wish(distilled, scenes, preset=preset), tmp_path)
+    assert (options.sampler, options.steps, options.scale) == ("lcm", 4, 1.0)
+    assert options.guidance_interval == WHOLE and options.reuse_encoder == "none"
+    assert few_steps(distilled.model, options) == []
+    assert not any(word.startswith("--preset") for word in command_words(options))
+    options = write_wish(distilled, wish(distilled, scenes, given={"steps": 8}), tmp_path)
+    assert options.steps == 8 and options.sampler == "lcm"
 
 
 def test_the_box_begins_as_the_demonstration_paints():
@@ -148,6 +178,47 @@ def test_work_that_nobody_waits_for_ends_at_its_next_step():
     assert told == ["stopped"]
 
 
+def test_each_step_is_told_so_that_each_can_be_the_last(studio, scenes, tmp_path):
+    *moments, _ = paint(studio, wish(studio, scenes, given={"steps": 12, "scale": 1.0}), tmp_path)
+    assert [one.step for one in moments] == list(range(1, 12))
+    pictures = [one.images for one in moments]
+    assert pictures[0] is None and pictures[1].shape == (1, 32, 32, 3)
+    assert len({id(picture) for picture in pictures if picture is not None}) == 5  # the sixth is the image
+
+
+def test_no_two_works_run_at_once():
+    running, most = [], []
+
+    def work(tell):
+        running.append(1)
+        time.sleep(0.02)
+        most.append(len(running))
+        running.pop()
+
+    asking = [threading.Thread(target=list, args=(from_thread(work),)) for _ in range(3)]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join()
+    assert most == [1, 1, 1]
+
+
+def test_sigterm_takes_the_pages_files_with_it(options, tmp_path, monkeypatch):
+    def made(options, work: Path):
+        (work / "upload.png").touch()
+        return Server("", lambda: signal.raise_signal(signal.SIGTERM), list)  # as uvicorn does once it has ended
+
+    monkeypatch.setattr("web.serve.make_server", made)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(SystemExit) as end:
+            serve(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 143 and not list(tmp_path.iterdir())
+
+
 def test_the_command_refuses_in_one_line(cli, scenes, options, tmp_path, monkeypatch):
     monkeypatch.setattr(WebOptions.filled, "__defaults__", (tmp_path,))
     said = cli.refused("web")
@@ -172,6 +243,13 @@ def test_what_does_not_fit_together_is_refused_in_one_line(cli, options):
         taken.listen()
         port = taken.getsockname()[1]
         assert f"--port {port}: cannot listen there" in cli.refused("web", *more, "--size", 32, "--port", port)
+
+
+def test_a_class_table_is_enough_where_the_file_names_none(options, scenes, tmp_path):
+    config, weights = without_a_class_table(tmp_path, scenes / "classes.json")
+    alone = {"segmentor": None, "real_img_path": None, "real_label_path": None}
+    opened = studio_module.open_studio(replace(options, config=config, model=weights, **alone))
+    assert opened.model.control_model.hint_channels == len(opened.table) == 5
 
 
 def test_what_an_overlay_keeps():
