@@ -17,7 +17,7 @@ from tqdm import tqdm
 from common.classes import ClassTable, load_class_table, plain_name
 from common.converters import integer, number
 from common.errors import InputError
-from common.files import atomic_folder, write_json
+from common.files import atomic_folder, inside, write_json
 from common.images import ImageError, pixels_of_ids
 from common.options import Options, option
 from common.pairing import MASK_SUFFIXES, list_files, refuse_doubt
@@ -35,6 +35,9 @@ class LayoutsOptions(Options):
     mask_path: tuple[Path, ...] = option(metavar="DIR", help="folders of real masks; never those of a test set")
     classes: str = option(help="class table: FUSU, GID, LoveDA, MBRSC or a classes.json")
     out: Path = option(help="new folder: label/, items.json (a list for a synthesis), layouts.json, layouts.png")
+    data_root: Path | None = option(
+        None, metavar="DIR", help="folder at or above OUT that the list's paths are relative to (default: OUT)"
+    )
     count: int = option(1000, convert=integer(1), help="layouts to make")
     towards: tuple[str, ...] = option(
         (),
@@ -57,6 +60,8 @@ class LayoutsOptions(Options):
             raise InputError("‹mask_path›: name a folder")
         if self.scale[0] > self.scale[1]:
             raise InputError(f"‹scale› {self.scale[0]:g} {self.scale[1]:g}: the smaller factor comes first")
+        if self.data_root is not None and not inside(self.out, self.data_root):
+            raise InputError(f"‹out› {self.out}: is not below ‹data_root› {self.data_root}; name a folder there")
 
 
 def make_layouts(options: LayoutsOptions) -> str:
@@ -75,6 +80,7 @@ def make_layouts(options: LayoutsOptions) -> str:
     target = target_shares(options.towards, table, counts.sum(0))
     moves = Moves(options.pieces, options.margin, options.smallest, options.scale)
     total = np.zeros(len(table), dtype=np.int64)
+    below = Path() if options.data_root is None else options.out.resolve().relative_to(options.data_root.resolve())
     with atomic_folder(options.out, "‹out›") as folder:
         (folder / "label").mkdir()
         shown, lines, origins = [], [], {}
@@ -84,7 +90,8 @@ def make_layouts(options: LayoutsOptions) -> str:
             Image.fromarray(table.labels.to_file(layout.ids)).save(folder / "label" / f"{name}.png")
             pixels = pixels_by_class(layout.ids, len(table))
             names = " ".join(table.names[c] for c in np.flatnonzero(pixels))
-            lines.append({"source": f"label/{name}.png", "prompt": options.prompt.replace("{classes}", names)})
+            source = (below / f"label/{name}.png").as_posix()
+            lines.append({"source": source, "prompt": options.prompt.replace("{classes}", names)})
             origins[name] = _origin(layout, masks, table)
             total += pixels
             if n < SHOWN:

@@ -57,6 +57,11 @@ def test_shares_come_near_to_those_asked_for(make):
     assert any(origin["pieces"] for origin in report["layouts"].values())
 
 
+def test_the_list_is_one_of_the_data_set(make, tmp_path):
+    _, out = make("data/new", "--count", 1, "--data-root", tmp_path / "data")
+    assert json.loads((out / "items.json").read_text())["source"] == "new/label/layout_000000.png"
+
+
 def test_the_first_layouts_are_the_same_whatever_the_count(make):
     few, some = (make(f"{count}", "--count", count)[1] for count in (3, 9))
     other = make("other", "--count", 3, "--seed", 1)[1]
@@ -88,6 +93,7 @@ def test_a_piece_is_a_region_with_its_margin():
         (["--towards", "house=2"], "house=2: the share must be a number in 0..1"),
         (["--towards", "house=0.7", "water=0.7"], "the shares add up to 1.4, more than 1"),
         (["--towards", "house=0.1", "house=0.2"], "the class is named twice"),
+        (["--data-root", "/usr"], "refused: is not below data_root /usr"),
         (["--scale", "2", "1"], "scale 2 1: the smaller factor comes first"),
     ],
 )
