@@ -192,6 +192,9 @@ def _palette_file(options: PaletteSearchOptions, learned: LearnedPalette, labels
         ignored = np.flatnonzero(labels.table == IGNORE).tolist()
         table["mask_values"] = [labels.of_id.index(i) for i in range(labels.num_classes)]
         table["mask_ignore"] = [id_ for id_ in ignored if id_ != labels.ignore_index]
+    if labels.colors:  # those of masks, which the new ones are not
+        colors = [list(color[:3]) for color in labels.colors]
+        table["mask_colors"], table["mask_ignore_colors"] = colors[: labels.num_classes], colors[labels.num_classes :]
     return {
         **table,
         "ignore_color": learned.palette[-1].tolist(),

@@ -66,7 +66,7 @@ def test_shipped_palettes_say_how_they_were_made(tmp_path, cli):
 
 
 def test_palette_command(tmp_path, command):
-    table = {"classes": ["a", "b", "c"], "palette": [[1, 2, 3], [2, 3, 4], [3, 4, 5]], "ignore_index": 255}
+    table = {"classes": ["a", "b", "c"], "palette": [[1, 2, 3], [2, 3, 4], [3, 4, 5]], "ignore_color": [9, 9, 9]}
     (tmp_path / "classes.json").write_text(json.dumps(table))
     out, picture = tmp_path / "palette.json", tmp_path / "palette.png"
     code, printed, errors = command(
@@ -76,6 +76,9 @@ def test_palette_command(tmp_path, command):
     assert "smallest distance 360.00" in printed.replace("360.62", "360.00")  # four corners of the cube, two by two
     assert load_class_table(str(out)).names == ("a", "b", "c")
     assert len(load_palette(str(out), 3)) == 4
+    colors = load_class_table(str(out)).labels.colors  # of masks as they are, not the learned ones
+    assert colors == load_class_table(str(tmp_path / "classes.json")).labels.colors
+    assert colors == ((1, 2, 3, 0), (2, 3, 4, 1), (3, 4, 5, 2), (9, 9, 9, 255))
     assert Image.open(picture).size[0] > 500
 
 
