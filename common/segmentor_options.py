@@ -182,7 +182,8 @@ class PredictOptions(ConfigOptions):
     sure: float | None = option(
         None,
         convert=number(0, 1),
-        help="pixels whose class has a probability below this, 0..1, are to be ignored (255): pseudo-labels",
+        help="pixels whose class has a probability below this, 0..1, are to be ignored (255, or the id that the class "
+        "table says): pseudo-labels",
     )
     tta: bool = option(
         False,

@@ -51,11 +51,15 @@ class LabelRule:
         return np.where(counts, self.table, IGNORED).astype(np.uint8)
 
     def ids(self) -> NDArray[Any]:
-        """(256,) uint8: the id in mask files of each label, the smallest of several; other labels stay as they are."""
+        """(256,) uint8: the id in mask files of each label, the smallest of several; of 255, one to ignore.
+
+        Other labels stay as they are.
+        """
         ids = np.arange(256, dtype=np.uint8)
         for label in range(self.num_classes):
             if len(found := np.flatnonzero(self.table == label)):
                 ids[label] = found[0]
+        ids[IGNORED] = self.labels().id_to_ignore
         return ids
 
     def labels(self) -> Labels:

@@ -199,8 +199,6 @@ def predict_images(
     items: list[tuple[Path, Path | None]] = [(path, None) for _, path in todo]
     batches = [range(start, min(start + batch_size, len(todo))) for start in range(0, len(todo), batch_size)]
     ids, colors = segmentor.rule.ids(), class_colors(segmentor)
-    if outputs.sure is not None:
-        ids[IGNORE] = segmentor.rule.labels().id_to_ignore
 
     # programs that show maps leave out what is to be ignored, and show classes in their colors
     shown = np.zeros((256, 3), np.uint8)
@@ -329,11 +327,12 @@ def painted(image: NDArray[Any], classes: NDArray[Any], colors: NDArray[Any]) ->
 def write_class_table(segmentor: Segmentor, folder: Path) -> None:
     """``classes.json``: names and colors of what the masks hold, for other commands' ``--classes``."""
     rule, n = segmentor.rule, segmentor.num_classes
-    values = rule.ids()[:n].tolist()
-    table = {"classes": segmentor.class_names, "palette": class_colors(segmentor).tolist(), "ignore_index": IGNORE}
+    ids = rule.ids()
+    values, ignore = ids[:n].tolist(), int(ids[IGNORE])
+    table = {"classes": segmentor.class_names, "palette": class_colors(segmentor).tolist(), "ignore_index": ignore}
     if values != list(range(n)):
-        ignored = [id_ for id_ in np.flatnonzero(rule.table == IGNORE).tolist() if id_ != IGNORE]
-        if len({*values, *ignored, IGNORE}) < n + len(ignored) + 1:
+        ignored = [id_ for id_ in np.flatnonzero(rule.table == IGNORE).tolist() if id_ != ignore]
+        if len({*values, *ignored, ignore}) < n + len(ignored) + 1:
             return  # no id in masks stands for some class: a table cannot say so
         table |= {"mask_values": values, "mask_ignore": ignored}
     write_json(table, folder / "classes.json", indent=None)

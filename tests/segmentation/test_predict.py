@@ -12,6 +12,7 @@ from common.errors import InputError
 from common.images import read_mask
 from common.pairing import refuse_doubt
 from evaluation.runs import check_sure
+from segmentation.inference import open_segmentor
 
 TTA = """
 tta_pipeline = [dict(type="LoadImageFromFile"), dict(type="TestTimeAug", transforms=[
@@ -193,3 +194,15 @@ def test_predicted_masks_are_masks_of_their_table(make_chain, cli):
         "--classes",
         "LoveDA",
     )
+
+
+@pytest.mark.parametrize("ids", [{}, {"mask_values": [1, 2, 3, 4, 9], "mask_ignore": [0]}])
+def test_pixels_to_ignore_have_the_id_that_the_class_table_ignores(chain, cli, ids):
+    chain.table.write_text(json.dumps({**json.loads(chain.table.read_text()), "ignore_index": 200, **ids}))
+    cli("segmentor", *options(chain), "--sure", 1)
+    out = chain.root / "out"
+    assert all((read_mask(path) == 200).all() for path in (out / "masks").iterdir())
+    given, written = (load_class_table(str(path)).labels.table for path in (chain.table, out / "classes.json"))
+    assert written.tolist() == given.tolist()
+    rule = open_segmentor(chain.config, chain.weights, device="cpu").rule
+    assert rule.ids()[255] == 200  # of pixels without data, too
