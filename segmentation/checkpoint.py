@@ -32,6 +32,8 @@ from segmentation.trees import dictionaries
 _ADDRESS = re.compile(r"[\w.+:-]+://")
 _DVAE = re.compile(r"d_vae\.encoder\.")
 _allowed: set[str] = set()
+TRAINING_ONLY = ("auxiliary_head.", *(f"decode_head.{name}_pixel." for name in ("conv_seg", "convs", "fusion_conv")))
+"""Beginnings of names of weights that no test uses: auxiliary heads, and GSS-FF's branch for pixels."""
 
 
 def allow_fetch(*values: Any) -> None:
@@ -259,7 +261,7 @@ def first_few(lines: list[str]) -> str:
 
 
 def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
-    """Loads a checkpoint's weights into a segmentor; only auxiliary heads, for training, may be absent or surplus.
+    """Loads a checkpoint's weights into a segmentor; only what is for training alone may be absent or surplus.
 
     Returns:
         The checkpoint's ``meta``.
@@ -270,7 +272,7 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     allow_fetch(path)
     checkpoint = load_from_file(path, "cpu")
     weights = {key.removeprefix("module."): value for key, value in tensors_of(checkpoint, path).items()}
-    if unfit := differences(model.state_dict(), weights, ("auxiliary_head.", "data_preprocessor.")):
+    if unfit := differences(model.state_dict(), weights, (*TRAINING_ONLY, "data_preprocessor.")):
         raise InputError(f"{path}: weights of another model than the config's: {first_few(unfit)}")
     model.load_state_dict(weights, strict=False)
     meta = checkpoint.get("meta") or {}

@@ -25,7 +25,7 @@ from common.errors import InputError
 from common.files import atomic_path
 from common.schema import one_line, parse
 from common.weights import tensors_of
-from segmentation.checkpoint import differences, first_few, with_its_dvae
+from segmentation.checkpoint import TRAINING_ONLY, differences, first_few, with_its_dvae
 from segmentation.config_schema import TrainingCheckpoint
 from segmentation.reproducible import TrainingHook, number_draws
 from segmentation.saving import check_finite, replaced_at_the_end, sync
@@ -61,7 +61,9 @@ class SegmentorRunner(Runner):
         return built
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """As mmengine's; several processes may train on CPUs, too."""
+        """As mmengine's; several processes may train on CPUs, too, and test what has nothing to train."""
+        if self.distributed and not any(parameter.requires_grad for parameter in model.parameters()):
+            return model.to(get_device())  # DistributedDataParallel would refuse it
         if self.distributed and get_device() == "cpu" and not is_model_wrapper(model):
             model = revert_sync_batchnorm(model)  # synchronized batch normalization needs GPUs
             given = {
@@ -116,7 +118,7 @@ class SegmentorRunner(Runner):
         for pattern, replacement in revise_keys:
             state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
         expected = model.state_dict()
-        optional = ("data_preprocessor.", *(["auxiliary_head."] if self.testing else []))
+        optional = ("data_preprocessor.", *(TRAINING_ONLY if self.testing else ()))
         if unfit := differences(expected, state, optional):
             if self.testing or self._resume:
                 hint = "; to take what fits of them, use ‹load_from› without ‹resume›" if self._resume else ""

@@ -78,6 +78,13 @@ def test_ff_then_ftw_then_test(data, tiny_weights, cli):
     report = json.loads((data / "metrics.json").read_text())
     assert 0 <= report["mIoU"] <= 1 and report["images"] == 3
 
+    merged = data / "merged.pth"  # by the published merge, FF's branch for pixels is left over
+    cli("merge_gss", "--ff", ff, "--ftw", ftw, "--out", merged, "--backbone-type", "swin")
+    assert any("conv_seg_pixel" in key for key in read_state_dict(merged))
+    run("test", "ft-w", "--load-from", merged, "--out", data / "merged.json")
+    again = json.loads((data / "merged.json").read_text())
+    assert again["classes"] == report["classes"]
+
     bare = {"state_dict": {key: value for key, value in end.items() if "d_vae" not in key}}
     torch.save(bare, data / "bare.pth")
     with pytest.raises(InputError, match=r"the config names none, and .*bare\.pth holds none"):
@@ -86,7 +93,7 @@ def test_ff_then_ftw_then_test(data, tiny_weights, cli):
     cli(
         "filter",
         CONFIGS / "ft-w_tiny_mbrsc.py",
-        ftw,
+        merged,
         "--real-img-path",
         data / "img_train",
         "--real-mask-path",
