@@ -134,9 +134,9 @@ def _refuse_folders(options: FilterOptions) -> None:
 
 def _from_segmentor(options: FilterOptions, segmentor: PixelLosses, ranks: Ranks) -> _Start:
     """Looks at all files, then measures the real images."""
-    paths = (options.checkpoint, options.real_img_path, options.real_label_path, options.syn_img_path)
-    checkpoint, *folders = (Path(path) for path in paths if path)
-    real_images, real_masks, images = folders
+    paths = (options.real_img_path, options.real_label_path, options.syn_img_path)
+    real_images, real_masks, images = (path for path in paths if path)
+    checkpoint, *others = segmentor.weight_files()
     labels, skip = segmentor.labels(), options.skip_invalid
 
     def check() -> Any:
@@ -153,6 +153,7 @@ def _from_segmentor(options: FilterOptions, segmentor: PixelLosses, ranks: Ranks
             "checkpoint": digest(checkpoint),
             "real images": digest([(pair.name, file_stamp(pair.image, pair.mask)) for pair in real.pairs]),
             **_rule_settings(options),
+            **({"--ensemble": digest(*others)} if others else {}),
         },
     )
     ranks.once(state.open)
@@ -193,8 +194,6 @@ def _rule_settings(options: FilterOptions) -> dict[str, str | float]:
         settings["--treatment"] = options.treatment
     if options.treatment == "relabel":
         settings["--sure"] = options.sure
-    if options.ensemble:
-        settings["--ensemble"] = digest(*map(Path, options.ensemble))
     return settings
 
 

@@ -33,6 +33,9 @@ class PixelLosses(Protocol):
     def settings(self) -> str:
         """A digest of what the losses depend on beside weights and images."""
 
+    def weight_files(self) -> tuple[Path, ...]:
+        """Files of the weights: those that the losses come from, then the others of an ensemble."""
+
     def look(self, path: Path) -> Pixels:
         """An image as it is read for the losses."""
 
@@ -76,6 +79,10 @@ class SavedLosses:
     def settings(self) -> str:
         """Nothing: the files' own digest says all."""
         return ""
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """None, likewise."""
+        return ()
 
     def look(self, path: Path) -> Pixels:
         """No image is read where losses are there."""

@@ -51,6 +51,16 @@ def _addresses(tree: Any) -> Iterator[str]:
             yield from _addresses(value)
 
 
+def weights_file(named: str) -> Path:
+    """The file of weights that the user named by its path, or by an address, from which it is fetched.
+
+    Raises:
+        InputError: nothing can be fetched from there.
+    """
+    allow_fetch(named)
+    return _local(named)
+
+
 def check_sources(config: Config, training: bool) -> None:
     """Refuses a model that would start from weights which the user did not name, or which are none, before the work.
 
@@ -94,7 +104,7 @@ def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
     Raises:
         InputError: no such file, nothing fetched from there, or a file that is no checkpoint, damaged or code.
     """
-    path = _fetch(filename) if _ADDRESS.match(filename) else Path(filename).expanduser()
+    path = _local(filename)
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights")
     content = read_checkpoint(path, mapped=False)
@@ -137,6 +147,11 @@ for _scheme in {"": None, **CheckpointLoader._schemes}:
 
 
 # --- fetching -----------------------------------------------------------------------------------------------------
+
+
+def _local(named: str) -> Path:
+    """A file by its path or address; see ``_fetch``."""
+    return _fetch(named) if _ADDRESS.match(named) else Path(named).expanduser()
 
 
 def _fetch(address: str) -> Path:
@@ -211,7 +226,7 @@ def with_its_dvae(model: Any, path: str | None) -> Any:
         return model
     held = False
     if path is not None:
-        path = str(_fetch(path) if _ADDRESS.match(path) else path)
+        path = str(_local(path))
         held = any(_DVAE.search(str(key)) for key in tensors_of(read_checkpoint(path), path))
     model = copy.deepcopy(model)
     for part in filter(_with_dvae, dictionaries(model)):

@@ -42,6 +42,10 @@ class Ensemble:
         """A digest of all in the config that changes what is predicted or counted; weights aside."""
         return self.members[0].settings()
 
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files of the members' weights."""
+        return tuple(member.weights for member in self.members)
+
     def look(self, path: Path) -> Pixels:
         """An image as the members, which are of one config, read it."""
         return self.members[0].look(path)

@@ -33,7 +33,7 @@ from common.pixels import Pixels
 from common.processes import bounded, end_with_parent
 from common.schema import one_line
 from segmentation.bands import bands_of_config
-from segmentation.checkpoint import allow_fetch, load_weights, with_its_dvae
+from segmentation.checkpoint import load_weights, weights_file, with_its_dvae
 from segmentation.config import load_config
 from segmentation.config_changes import set_data
 from segmentation.labels import IGNORED, LabelRule, label_rule, loads_masks, pipeline
@@ -49,6 +49,7 @@ class Segmentor:
         config: the whole config.
         class_names: C names: the test set's, else the weights', else ids.
         rule: what the ids in masks mean.
+        weights: their file.
         views: how several views of an image are prepared (test-time augmentation); none for the image as it is.
     """
 
@@ -56,6 +57,7 @@ class Segmentor:
     config: Config
     class_names: list[str]
     rule: LabelRule
+    weights: Path
     views: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -73,6 +75,10 @@ class Segmentor:
             self.rule.ignored,
             self.class_names,
         )
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """The file of its weights."""
+        return (self.weights,)
 
     @property
     def bands(self) -> Bands | None:
@@ -173,7 +179,7 @@ def load_segmentor(config: Config, checkpoint: str, device: str) -> Segmentor:
     Raises:
         InputError: the config's model is no segmentor, its test cannot be followed, or the weights are another model's.
     """
-    allow_fetch(checkpoint)
+    weights = weights_file(checkpoint)
     model_config = Config(config.model.to_dict())
     for part, key in ((model_config, "pretrained"), (model_config.get("backbone") or {}, "init_cfg")):
         part.pop(key, None)  # the checkpoint replaces them: nothing to download
@@ -199,7 +205,7 @@ def load_segmentor(config: Config, checkpoint: str, device: str) -> Segmentor:
     rule = label_rule(config, count, head)
     test_pipeline(config)
     names = _class_names(config, rule, checkpoint, meta)
-    return Segmentor(model.to(device).eval(), config, names, rule)
+    return Segmentor(model.to(device).eval(), config, names, rule, weights)
 
 
 def from_views(segmentor: Segmentor) -> Segmentor:

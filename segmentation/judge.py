@@ -172,11 +172,12 @@ def open_judge(
 
     Args:
         config: mmseg config.
-        weights: file of weights.
+        weights: a file, or an address that it is fetched from.
         settings: what replaces settings of the config.
         classes: class table of the masks; the config's by default.
 
     Raises:
         InputError: see ``segmentation.inference.open_segmentor``.
     """
-    return SegmentorJudge(open_segmentor(config, weights, settings, classes, "cpu"), weights)
+    segmentor = open_segmentor(config, weights, settings, classes, "cpu")
+    return SegmentorJudge(segmentor, segmentor.weights)

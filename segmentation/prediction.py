@@ -126,7 +126,7 @@ def predict(options: PredictOptions) -> int:
     segmentor = load_segmentor(config, weights, pick_device(options.device))
     if options.tta:
         segmentor = from_views(segmentor)
-    made_from = {"config": segmentor.settings(), "checkpoint": digest(Path(weights))}
+    made_from = {"config": segmentor.settings(), "checkpoint": digest(segmentor.weights)}
     if options.sure is not None:
         made_from["sure"] = str(options.sure)
     windows = None

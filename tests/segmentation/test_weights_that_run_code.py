@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.runner.checkpoint import get_torch_safe_globals
 
+from segmentation.judge import open_judge
 from tests.conftest import SMALL
 from tests.segmentation.chain import compare_options, filter_options
 
@@ -300,6 +301,23 @@ def fetched(monkeypatch, bad):
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     monkeypatch.setenv("TORCH_HOME", str(bad.parent / "hub"))
     return addresses
+
+
+def test_weights_at_an_address_are_those_of_their_file(cli, chain, monkeypatch):
+    """A run that began with the one goes on with the other."""
+    file = chain.weights
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, **_: shutil.copy(file, path))
+    monkeypatch.setenv("TORCH_HOME", str(chain.root / "hub"))
+    address = "https://example.org/weights.pth"
+    found = []
+    for weights in (address, file):
+        images = ["--images", chain.root / "img_test", "--out", chain.root / "masks", "--num-workers", 0]
+        predicted = cli("segmentor", "predict", chain.config, "--load-from", weights, *images)
+        chain.weights = weights
+        filtered = cli("filter", *filter_options(chain, "--treatment", "relabel", "--ensemble", weights))
+        found.append((filtered.partition(";")[0], open_judge(chain.config, weights).identity))
+    assert "3 of 3 images are done" in predicted
+    assert found[0] == found[1] and found[0][1]["weights"] == "weights.pth"
 
 
 GIVEN = {  # address -> the file that is fetched for it
