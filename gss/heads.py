@@ -203,9 +203,13 @@ class GenerativeSegHeadFF(BaseDecodeHead):
         colors = self.d_vae.decode(seg_logits.argmax(1))  # (B, 3, 8h, 8w)
         return self.maskige.scores(colors, _output_size(batch_img_metas[0]), self.color_std)
 
+    def gives_probabilities(self, meta: dict[str, Any]) -> bool:
+        """Whether ``predict`` returns class probabilities, as votes are; see ``segmentation.scores``."""
+        return not self.color_std
+
     def probabilities(self, seg_logits: Tensor) -> Tensor:
-        """Class probabilities from what ``predict`` returns: votes are that already."""
-        return seg_logits.softmax(1) if self.color_std else seg_logits
+        """Class probabilities from what ``predict`` returns."""
+        return seg_logits if self.gives_probabilities({}) else seg_logits.softmax(1)
 
 
 def _output_size(meta: dict[str, Any]) -> tuple[int, int]:
@@ -298,6 +302,6 @@ class GenerativeSegHeadFTW(GenerativeSegHeadFF):
         """Class logits (B, N, H, W) at the image's size."""
         return BaseDecodeHead.predict_by_feat(self, seg_logits, batch_img_metas)
 
-    def probabilities(self, seg_logits: Tensor) -> Tensor:
-        """Class probabilities from what ``predict`` returns."""
-        return seg_logits.softmax(1)
+    def gives_probabilities(self, meta: dict[str, Any]) -> bool:
+        """Never: ``predict`` returns logits."""
+        return False

@@ -93,6 +93,10 @@ class MultiDomainEncoderDecoder(GenerativeEncoderDecoder):
         """Number of classes that are told apart: the domain's, where there is one."""
         return self.maps[self.domain].shape[1] if self.domain in self.maps else self.num_classes
 
+    def gives_probabilities(self, meta: dict[str, Any]) -> bool:
+        """Whether ``predict`` returns a sample's probabilities: of a domain's classes; see ``segmentation.scores``."""
+        return meta.get("domain", self.domain) is not None
+
     def inference(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Class scores (B, N, H, W): of the samples' domain where there is one, else the universal classes' scores."""
         scores = super().inference(inputs, batch_img_metas)

@@ -37,6 +37,7 @@ from segmentation.checkpoint import load_weights, weights_file, with_its_dvae
 from segmentation.config import load_config
 from segmentation.config_changes import set_data
 from segmentation.labels import IGNORED, LabelRule, label_rule, loads_masks, pipeline
+from segmentation.scores import gives_probabilities, logits_of
 from segmentation.views import MeanOfViews, view_steps, without_masks
 
 
@@ -67,6 +68,7 @@ class Segmentor:
 
     def settings(self) -> str:
         """A digest of all in the config that changes what is predicted or counted; weights aside."""
+        shares = gives_probabilities(getattr(self.model, "module", self.model))
         return digest(
             self.config.model.to_dict(),
             list(self.views) or test_steps(self.config),
@@ -74,6 +76,7 @@ class Segmentor:
             self.rule.targets().tolist(),
             self.rule.ignored,
             self.class_names,
+            *(["logarithms of probabilities"] if shares else []),  # they were once taken for logits
         )
 
     def weight_files(self) -> tuple[Path, ...]:
@@ -375,19 +378,10 @@ def prediction_of(index: int, ids: NDArray[Any], sample: Any, image: Path, segme
         raise InputError(
             f"{segmentor.config.filename}: {segmentor.config.model.type} predicts no logits; name another segmentor"
         )
-    logits = sample.seg_logits.data
-    if logits.isnan().any():
+    if sample.seg_logits.data.isnan().any():
         raise InputError(f"{image}: the segmentor's output is not finite here; are its weights sound?")
     classes = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
-    return Prediction(index, ids, classes, logits_of_all_classes(logits))
-
-
-def logits_of_all_classes(logits: torch.Tensor) -> torch.Tensor:
-    """(C, H, W), C at least 2; a binary head's single probability p becomes the logits 0 and log(p / (1 - p))."""
-    if len(logits) > 1:
-        return logits
-    logit = torch.logit(logits, eps=1e-7)
-    return torch.cat([torch.zeros_like(logit), logit])
+    return Prediction(index, ids, classes, logits_of(segmentor.model, sample))
 
 
 def pixel_losses(logits: torch.Tensor, labels: NDArray[Any]) -> NDArray[Any]:

@@ -29,8 +29,9 @@ from common.images import ImageError
 from common.pairing import faults_of, without_faults
 from common.rasters import write_geotiff
 from common.schema import one_line
-from segmentation.inference import Segmentor, logits_of_all_classes, open_segmentor, test_pipeline
+from segmentation.inference import Segmentor, open_segmentor, test_pipeline
 from segmentation.loading import as_mmcv_reads
+from segmentation.scores import logits_of
 
 _ROUNDING = 2.0  # gray levels by which two ways of resizing may differ
 
@@ -98,7 +99,7 @@ class SegmentorJudge:
             samples: list[Any] = segmentor.model.test_step(data)
         if any("seg_logits" not in sample for sample in samples):
             raise InputError(f"{segmentor.config.filename}: {segmentor.config.model.type} predicts no logits")
-        logits = torch.stack([logits_of_all_classes(sample.seg_logits.data) for sample in samples])
+        logits = torch.stack([logits_of(segmentor.model, sample) for sample in samples])
         return logits, torch.stack([sample.pred_sem_seg.data[0].long() for sample in samples])
 
     def labels(self, mask: str, size: tuple[int, int]) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from mmseg.registry import MODELS
 
 from common.errors import InputError
 from segmentation.labels import loads_masks, pipeline
+from segmentation.scores import LEAST, gives_probabilities, probabilities_of
 from segmentation.trees import with_pipeline
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -31,14 +32,15 @@ class MeanOfViews(SegTTAModel):
         """One sample an image, from its views' samples."""
         merged = []
         for views in data_samples_list:
-            logits = [view.seg_logits.data for view in views]
-            several = len(logits[0]) > 1
-            mean = torch.stack([one.float().softmax(0) if several else one for one in logits]).mean(0)
-            found = mean.argmax(0, keepdim=True) if several else mean > self.module.decode_head.threshold
             sample = views[0]
+            mean = torch.stack([probabilities_of(self.module, view) for view in views]).mean(0)
+            several = len(mean) > 1
+            # as numbers: mmseg brings masks to the type of what was found, and 255 would be true
+            found = mean.argmax(0, keepdim=True) if several else (mean > self.module.decode_head.threshold).long()
+            least = LEAST if gives_probabilities(self.module, sample.metainfo) else 1e-12
             sample.set_data(
                 {
-                    "seg_logits": PixelData(data=mean.clamp_min(1e-12).log() if several else mean),
+                    "seg_logits": PixelData(data=mean.clamp_min(least).log() if several else mean),
                     "pred_sem_seg": PixelData(data=found),
                 }
             )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -13,6 +17,10 @@ from gss.maskige import Maskige
 from gss.mseg import read_taxonomy
 from gss.palette import load_palette
 from gss.roundtrip import class_iou, confusion, round_trip
+from segmentation.inference import Segmentor, pixel_losses, prediction_of
+from segmentation.labels import LabelRule
+from segmentation.prediction import sure_classes
+from segmentation.views import MeanOfViews
 
 TAXONOMY = (
     "Parent\tstreet\thome\tuniversal\nx\troad\t\tlane\nx\troad\tfloor\tground\nx\tcar\ttoy\tcar\n\t\t\tunlabeled\n"
@@ -56,6 +64,55 @@ def test_logits_are_turned_into_probabilities_first(tiny_model, taxonomy):
         street = model.predict(image)[0].seg_logits.data
     torch.testing.assert_close(street, torch.stack([probabilities[2], probabilities[0] + probabilities[1]]))
     torch.testing.assert_close(street.sum(0), torch.ones(64, 64))
+
+
+def as_sample(scores, **meta):
+    sample = SegDataSample(metainfo=meta)
+    sample.set_data({"seg_logits": PixelData(data=scores), "pred_sem_seg": PixelData(data=scores.argmax(0)[None])})
+    return sample
+
+
+def as_segmentor(model):
+    config, table = Config({"model": {"type": "EncoderDecoder"}}), np.arange(256, dtype=np.int16)
+    return Segmentor(model, config, ["a", "b", "c"], LabelRule(table, 3), Path("weights.pth"))
+
+
+def of_domain(tiny_model, taxonomy):
+    return tiny_model("GenerativeSegHeadFTW", multi(taxonomy, domain="street")).eval()
+
+
+def by_meta(tiny_model, taxonomy):
+    return tiny_model("GenerativeSegHeadFTW", multi(taxonomy)).eval()
+
+
+def of_votes(tiny_model, taxonomy):
+    return tiny_model().eval()
+
+
+@pytest.mark.parametrize("build", [of_votes, of_domain, by_meta])
+def test_probabilities_are_not_taken_for_logits(tiny_model, taxonomy, build):
+    segmentor = as_segmentor(build(tiny_model, taxonomy))
+    meta = {"domain": "home"} if build is by_meta else {}
+    shares = torch.tensor([[1.0, 0.0, 0.3], [0.0, 0.0, 0.7], [0.0, 1.0, 0.0]])[:, None]  # (3, 1, 3)
+    found = prediction_of(0, np.zeros((1, 3), np.uint8), as_sample(shares, **meta), Path("x.png"), segmentor)
+    torch.testing.assert_close(found.logits.softmax(0), shares, atol=1e-5, rtol=0)
+    losses = pixel_losses(found.logits, np.array([[0, 0, 0]], np.uint8))
+    assert losses[0] == pytest.approx([0, -np.log(1e-6), -np.log(0.3)], abs=1e-4)
+    assert sure_classes(found, 0.9).tolist() == [[0, 2, 255]]
+    other = torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(3, 1, 3)
+    (mean,) = MeanOfViews(module=segmentor.model).merge_preds([[as_sample(one, **meta) for one in (shares, other)]])
+    torch.testing.assert_close(mean.seg_logits.data.softmax(0), (shares + other) / 2, atol=1e-5, rtol=0)
+
+
+def test_logits_stay_as_they_are(tiny_model, taxonomy):
+    """Of graded votes, of a learned way back, of universal classes; folders of those before have the same settings."""
+    scores = torch.randn(3, 1, 4, generator=torch.Generator().manual_seed(0)) * 50
+    before = as_segmentor(torch.nn.Identity()).settings()
+    for model in (tiny_model(color_std=20.0), tiny_model("GenerativeSegHeadFTW"), by_meta(tiny_model, taxonomy)):
+        segmentor = as_segmentor(model)
+        found = prediction_of(0, np.zeros((1, 4), np.uint8), as_sample(scores), Path("x.png"), segmentor)
+        assert torch.equal(found.logits, scores) and segmentor.settings() == before
+    assert before not in (as_segmentor(build(tiny_model, taxonomy)).settings() for build in (of_votes, of_domain))
 
 
 @pytest.mark.parametrize(

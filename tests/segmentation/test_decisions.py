@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from tests.segmentation.chain import evaluate_options, filter_options, loss_options
+from tests.segmentation.test_predict import TTA
 
 
 def evaluate(cli, chain, out="eval", *more):
@@ -15,7 +16,7 @@ def evaluate(cli, chain, out="eval", *more):
     return json.loads((chain.root / out / "evaluation.json").read_text())["real"]
 
 
-def metrics_of(cli, chain):
+def metrics_of(cli, chain, *more):
     cli(
         "segmentor",
         "test",
@@ -26,6 +27,7 @@ def metrics_of(cli, chain):
         chain.root / "work",
         "--out",
         chain.root / "metrics.json",
+        *more,
     )
     return json.loads((chain.root / "metrics.json").read_text())
 
@@ -171,6 +173,12 @@ def test_a_head_of_one_channel_decides_by_its_threshold(cli, make_chain, thresho
     )
     real, metrics = evaluate(cli, chain), metrics_of(cli, chain)
     assert real["OA"] == metrics["OA"] and real["classes"] == metrics["classes"]
+    text = chain.config.read_text()
+    chain.config = chain.root / "views" / chain.config.name
+    chain.config.parent.mkdir()
+    chain.config.write_text(text + TTA)
+    views = metrics_of(cli, chain, "--tta")  # of single pixels: they change nothing
+    assert views["classes"] == metrics["classes"]
 
 
 @pytest.mark.parametrize(
