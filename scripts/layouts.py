@@ -1,10 +1,11 @@
 r"""Makes new masks of real pieces, moved, mirrored, turned, scaled, pasted from other scenes, towards class shares.
 
-  python -m scripts.layouts --mask-path data/label_train --classes MBRSC --out out/layouts --count 500 \
-      --towards building=0.2 road=0.15
+  python -m scripts.layouts --mask-path data/label_train --classes MBRSC --out data/layouts --data-root data \
+      --count 500 --towards building=0.2 road=0.15
 
-Writes OUT/label, OUT/items.json (masks and prompts, to which scripts/allot.py gives references), OUT/layouts.json (what
-each was made of, and the shares reached) and OUT/layouts.png.
+Writes OUT/label, OUT/items.json (masks and prompts, to which scripts/allot.py gives references; paths are relative to
+--data-root, where the references lie, too), OUT/layouts.json (what each was made of, and the shares reached) and
+OUT/layouts.png.
 """
 
 from __future__ import annotations
