@@ -6,12 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cldm.synthesis.records import Sample
 from cldm.training.published_line import TRAINER, WITHOUT_EFFECT
+from common import command as commands
 from common.bands import Bands
+from common.options import from_namespace
 from post_processing.filter_state import FilteredRecord, RealLoss, RealRecord
 from tests.conftest import ROOT, SMALL
 from tisynth.__main__ import COMMANDS
@@ -68,6 +71,52 @@ def options_of(command, known, cli):
         known[command] |= {option.replace("-", "_").replace("__", "--", 1) for option in known[command]}
         known[command] |= LIGHTNING if command == "train" else set()
     return known[command]
+
+
+class TakenError(Exception):
+    """A command has taken its words, and would begin."""
+
+
+@pytest.fixture
+def refusal(cli, monkeypatch):
+    """What a command says of its words, up to where the work would begin; None if it takes them."""
+
+    def taken(options, namespace):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "is_dir", lambda path: True)  # the reader's folders
+            from_namespace(options, namespace)
+        raise TakenError
+
+    def ask(command, words):
+        try:
+            return cli.refused(command, *words)
+        except TakenError:
+            return None
+
+    monkeypatch.setattr(commands, "from_namespace", taken)
+    return ask
+
+
+def words_of(rest):
+    """What stands behind a command, as a shell has it; what the shell computes is a 1."""
+    computed = re.sub(r"\$\(\(.*\)\)|\$\(.*?\)|\$\w+", "1", rest)
+    return shlex.split(re.split(r"\s(?:&&|[|;])\s", computed)[0], comments=True)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(path.name for path in ROOT.glob("*.sh"))])
+def test_commands_take_the_lines(page, refusal):
+    """Whole lines: what is required is there, values are in bounds, options go together."""
+    text = (ROOT / page).read_text()
+    if page.endswith(".sh"):
+        examples = re.findall(r"^  bash .*", text.replace("\\\\\n", " ").replace("\\\n", " "), re.M)
+        lines = [line.removesuffix('" >&2') for line in examples]
+        assert lines
+    else:
+        lines = blocks(text)
+    for line in lines:
+        match = COMMAND.search(line)
+        if match and "..." not in line and "$tools" not in line and match["name"] != "configs":
+            assert refusal(script_of(match), words_of(line[match.end() :])) is None, f"{page}: {line.strip()}"
 
 
 @pytest.mark.parametrize("page", PAGES)
