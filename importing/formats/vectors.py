@@ -74,11 +74,13 @@ def read_vectors(paths: Sequence[Path], root: Path, options: ImportOptions) -> S
     features = {path: _read(path) for path in paths}
     table, ids = _classes(features, options)
     background = background_of(options.background, table.names)
-    by_stem = {path.stem: path for path in paths}
+    by_stem: dict[str, list[Path]] = {}  # several are layers of one image: roads/a.geojson beside houses/a.geojson
+    for path in paths:
+        by_stem.setdefault(path.stem, []).append(path)
     names = unique_names(images, options.images or root)
     scenes, used, notes = [], 0, []
     for image, name in zip(images, names, strict=True):
-        own = [by_stem[image.stem]] if image.stem in by_stem else list(paths) if len(paths) == 1 else []
+        own = by_stem.get(image.stem, list(paths) if len(paths) == 1 else [])
         place = _place(image)
         shapes = [shape for path in own for shape in _shapes(features[path], ids[path], place, image)]
         used += len(shapes)

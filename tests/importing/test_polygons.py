@@ -284,6 +284,17 @@ def test_polygons_on_a_map(data):
         data.imported()
 
 
+def test_layers_of_an_image_are_files_of_its_name(data):
+    pytest.importorskip("pyogrio")
+    pytest.importorskip("shapely")
+    forest, road = features(geotiff(data, "a.tif"), "EPSG:32614")["features"]
+    for folder, feature in (("forest", forest), ("road", road)):
+        (data.root / folder).mkdir()
+        data.write(f"{folder}/a.geojson", {"type": "FeatureCollection", "features": [feature]})
+    data.imported()
+    assert (data.masks()["a"] == np.where(EXPECTED == 255, 255, EXPECTED - 1)).all()
+
+
 @pytest.mark.parametrize("name", ["areas.gpkg", "areas.shp"])
 def test_map_files_in_the_images_own_system(data, name):
     pyogrio = pytest.importorskip("pyogrio")
