@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -101,15 +101,21 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def tensors_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The same of what ``read_checkpoint`` gave; ``path`` is for the message."""
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and wrapper in content and not isinstance(content[wrapper], Tensor):
-            content = content[wrapper]
-            break
+    # some merges hold a state_dict in a state_dict, which published code reads as well
+    content = _unwrapped(_unwrapped(content, WRAPPERS), WRAPPERS[:1])
     items = content.items() if isinstance(content, Mapping) else ()
     state = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
         raise InputError(f"{path}: holds no weights (no tensors in it, nor under 'state_dict')")
     return state
+
+
+def _unwrapped(content: Any, wrappers: Sequence[str]) -> Any:
+    """What stands under the first of these names that is there, else the whole."""
+    for wrapper in wrappers:
+        if isinstance(content, Mapping) and wrapper in content and not isinstance(content[wrapper], Tensor):
+            return content[wrapper]
+    return content
 
 
 def finite(tensor: Tensor) -> bool:
@@ -202,7 +208,8 @@ def _directory(path: Path, file: IO[bytes], size: int) -> dict[str, zipfile.ZipI
     by_name = {entry.filename: entry for entry in entries}
     if len(by_name) < len(entries):
         raise InputError(f"{path}: a zip file that holds a name twice, as no checkpoint does")
-    if any(re.search(r"(^|/)(code/|constants\.pkl$)", name) for name in by_name):
+    # a checkpoint saved as code.ckpt has a folder "code", too, but no source in it
+    if any(re.search(r"(^|/)(code/.*\.py|constants\.pkl)$", name) for name in by_name):
         raise CodeError(f"{path}: a TorchScript program, refused and not run: save the state dict alone")
     unpacked = sum(entry.file_size for entry in entries)
     if any(entry.compress_type or entry.flag_bits & 1 or entry.compress_size != entry.file_size for entry in entries):

@@ -13,6 +13,7 @@ from ldm.diffusers_format import unet_to_published, vae_to_published
 UNET = "model.diffusion_model"
 CONTROLNET = "control_model"  # what a file that holds a ControlNet alone is a part of
 SCHEDULE = "noise_schedule"  # its name in reports and options
+AVERAGE, _COUNTERS = "model_ema.", ("decay", "num_updates")
 FIRST_STAGE, TEXT, CLIP = "first_stage_model", "cond_stage_model", "cond_stage_model.transformer.text_model"
 
 # Tables of the noise schedule: computed from the config, present in some checkpoints and not in others.
@@ -36,9 +37,11 @@ SCHEDULE_BUFFERS = frozenset(
 )
 
 _WRAPPER = re.compile(r"^(module\.|_forward_module\.)+|(?<![^.])_orig_mod\.")  # DDP, DeepSpeed and FSDP, torch.compile
-# Beside the weights in some files: position indices, an autoencoder's own training loss, CLIP's image half.
+# Beside the weights in some files: position indices, an autoencoder's own training loss, CLIP's image half, and what
+# compares texts with it (ComfyUI's files of SD 1.x).
 _NOT_USED = re.compile(
-    r".*\.position_ids|first_stage_model\.loss\..+|(vision_model|visual_projection)\..+|cond_stage_model\.model\.(visual\..+|attn_mask)"
+    r".*\.position_ids|(model_ema\.)?first_stage_model\.?loss.+|(vision_model|visual_projection)\..+"
+    r"|cond_stage_model\.(model\.(visual\..+|attn_mask)|(transformer\.)?(text_projection|logit_scale)(\.weight)?)"
 )
 _UNET_PARTS = frozenset(
     (
@@ -89,7 +92,7 @@ def published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     elif "diffusion_model" in tops:
         state = _prefixed(state, "model", lambda top: top == "diffusion_model")
     elif {"encoder", "decoder", "post_quant_conv"} <= tops:
-        state = _prefixed(state, FIRST_STAGE)
+        state = {_of_first_stage(key): value for key, value in state.items()}
     elif "text_model" in tops:
         projections = ("text_projection.weight", "logit_scale")  # of the whole CLIP, unused here
         state = _prefixed({key: value for key, value in state.items() if key not in projections}, CLIP[:-11], _is_text)
@@ -104,10 +107,23 @@ def _is_text(top: str) -> bool:
     return top == "text_model"
 
 
+def _of_first_stage(key: str) -> str:
+    """The name of an autoencoder's weight, or of its running average, in a whole model."""
+    averaged = key.removeprefix(AVERAGE)
+    if averaged == key:
+        return f"{FIRST_STAGE}.{key}"
+    return key if averaged in _COUNTERS else f"{AVERAGE}{FIRST_STAGE}{averaged}"
+
+
 def _prefixed(
     state: Mapping[str, Tensor], prefix: str, belongs: Callable[[str], bool] = lambda top: True
 ) -> dict[str, Tensor]:
     return {f"{prefix}.{key}" if belongs(key.split(".")[0]) else key: value for key, value in state.items()}
+
+
+def has_ema(state: Mapping[str, Tensor]) -> bool:
+    """Whether there are running averages, not only the numbers that are kept beside them."""
+    return any(key.startswith(AVERAGE) and key.removeprefix(AVERAGE) not in _COUNTERS for key in state)
 
 
 def take_ema(state: Mapping[str, Tensor], use_ema: bool) -> dict[str, Tensor]:
@@ -123,14 +139,13 @@ def take_ema(state: Mapping[str, Tensor], use_ema: bool) -> dict[str, Tensor]:
     Raises:
         InputError: ``use_ema``, but there are no averages, or one of a weight that is not there.
     """
-    average = {key.removeprefix("model_ema."): value for key, value in state.items() if key.startswith("model_ema.")}
-    weights = {key: value for key, value in state.items() if not key.startswith("model_ema.")}
+    average = {key.removeprefix(AVERAGE): value for key, value in state.items() if key.startswith(AVERAGE)}
+    weights = {key: value for key, value in state.items() if not key.startswith(AVERAGE)}
     if not use_ema:
         return weights
     names = {key.removeprefix("model.").replace(".", ""): key for key in weights}
     names |= {key.replace(".", ""): key for key in weights}
-    counters = ("decay", "num_updates")
-    found = {names.get(key.replace(".", "")): value for key, value in average.items() if key not in counters}
+    found = {names.get(key.replace(".", "")): value for key, value in average.items() if key not in _COUNTERS}
     if not found or None in found:
         reason = "has no EMA weights (model_ema.*)" if not found else "has EMA weights of parameters that it lacks"
         raise InputError(f"{reason}; go on without use_ema")

@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from cldm.control import BRANCHES, ControlNet
 from common.errors import InputError
-from ldm.checkpoint_names import SCHEDULE_BUFFERS, published_names, take_ema
+from ldm.checkpoint_names import SCHEDULE_BUFFERS, has_ema, published_names, take_ema
 from ldm.diffusers_format import unet_to_published, vae_to_published
 from ldm.models.autoencoder import AutoencoderKL as OwnAutoencoder
 from ldm.modules.unet import UNetModel
@@ -45,7 +45,13 @@ def test_what_is_no_weight_is_left_out():
         CLIP + "embeddings.position_ids",
         "cond_stage_model.transformer.embeddings.position_ids",
         "first_stage_model.loss.logvar",
+        "cond_stage_model.logit_scale",  # ComfyUI's files of SD 1.x have the last four
+        "cond_stage_model.text_projection",
+        "cond_stage_model.transformer.text_projection.weight",
+        "cond_stage_model.transformer.logit_scale",
     )
+    kept = ("cond_stage_model.model.logit_scale", "cond_stage_model.model.text_projection")  # of OpenCLIP
+    assert names(*kept) == set(kept)
 
 
 def test_parts_on_their_own():
@@ -64,6 +70,20 @@ def test_parts_on_their_own():
     assert names(*text, *image) == {CLIP + "final_layer_norm.bias"}
     bare = ("embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.bias", "final_layer_norm.bias")
     assert names(*bare) == {CLIP + key for key in bare}
+
+
+def test_an_autoencoder_with_running_averages():
+    """As ``vae-ft-mse-840000-ema-pruned.ckpt`` has them: only the numbers beside the averages; and whole ones."""
+    parts = ("encoder.conv_in.bias", "decoder.conv_in.bias", "quant_conv.bias", "post_quant_conv.bias")
+    counters = {"model_ema.decay": ONE, "model_ema.num_updates": ONE}
+    given = {**dict.fromkeys(parts, ONE), "loss.logvar": ONE, **counters}
+    weights = dict.fromkeys((f"first_stage_model.{key}" for key in parts), ONE)
+    state = published_names(given)
+    assert take_ema(state, use_ema=False) == weights and not has_ema(state)
+    average = {"model_ema.encoderconv_inbias": 2 * ONE, "model_ema.lossdiscriminatormain0bias": ONE}
+    state = published_names({**given, **average})
+    assert has_ema(state)
+    assert take_ema(state, use_ema=True) == {**weights, "first_stage_model.encoder.conv_in.bias": 2 * ONE}
 
 
 def test_ema_weights():

@@ -197,6 +197,11 @@ def test_missing_and_without_weights(tmp_path):
         save_state_dict(STATE, tmp_path / "b.npz")
 
 
+def test_a_state_dict_in_another_in_a_file_named_code(tmp_path):
+    torch.save({"state_dict": {"state_dict": STATE}}, tmp_path / "code.ckpt")  # its entries are code/data.pkl, ...
+    assert same(read_state_dict(tmp_path / "code.ckpt"), STATE)
+
+
 def test_ema_weights_of_a_file(tmp_path):
     average = {"model_ema.diffusion_modelsteps": torch.tensor(9)}
     save_state_dict({**STATE, **average}, tmp_path / "a.ckpt")
