@@ -38,7 +38,7 @@ Levels = Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1,
 Factors = Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(max_length=20)]
 Windows = Annotated[int, Field(ge=1, le=MOST_WINDOWS)]
 Heads = Annotated[int, Field(ge=-1, le=4096)]
-PUBLISHED_ENCODERS = ("openai/clip-vit-large-patch14",)  # hub names that published files hold
+PUBLISHED_ENCODERS = ("openai/clip-vit-large-patch14", "laion2b_s32b_b79k")  # on the hub, and open_clip's of SD 2.x
 MAX_TRANSFORMERS = 2000  # of a network: more is not built within minutes
 
 
@@ -163,6 +163,17 @@ class SpaceToDepthParams(Schema):
     basis: Annotated[list[Row], Field(min_length=1, max_length=MOST_BANDS)] | None = None
 
 
+def _not_fetched(version: str | None, there: Callable[[Path], bool], kind: str, meant: str) -> str | None:
+    """Refuses weights that would be fetched, unless they are the published ones, or the user has named them."""
+    if version is None or there(Path(version)) or version in PUBLISHED_ENCODERS or is_trusted(version):
+        return version
+    name = one_line(version, 80)
+    raise ValueError(
+        f"{name}: no such {kind}, and nothing is fetched because a file names it; if you mean {meant}, "
+        f"say ‹trust› {name}"
+    )
+
+
 class ClipParams(Schema):
     """Of ``FrozenCLIPEmbedder``."""
 
@@ -185,14 +196,7 @@ class ClipParams(Schema):
     @field_validator("version")
     @classmethod
     def _version(cls, version: str | None) -> str | None:
-        known = version is None or version in PUBLISHED_ENCODERS or is_trusted(version)
-        if not known and not Path(version).is_dir():  # type: ignore[arg-type]
-            name = one_line(version, 80)
-            raise ValueError(
-                f"{name}: no such folder, and nothing is fetched because a file names it; if you mean a "
-                f"model of that name on the hub, say ‹trust› {name}"
-            )
-        return version
+        return _not_fetched(version, Path.is_dir, "folder", "a model of that name on the hub")
 
 
 class OpenClipTextParams(Schema):
@@ -222,6 +226,18 @@ class OpenClipParams(Schema):
     text_config: OpenClipTextParams | None = None
     cache_size: Annotated[int, Field(ge=0, le=COUNT)] = 1024
     max_windows: Windows = 1
+
+    @field_validator("arch")
+    @classmethod
+    def _arch(cls, arch: str) -> str:
+        if ":" in arch:  # hf-hub:, local-dir: of open_clip
+            raise ValueError(f"{one_line(arch, 80)}: write the name of an open_clip architecture")
+        return arch
+
+    @field_validator("version")
+    @classmethod
+    def _version(cls, version: str | None) -> str | None:
+        return _not_fetched(version, Path.is_file, "file", "open_clip's weights of that name")
 
 
 _UNET = Slot({"ldm.modules.unet.UNetModel": UNetParams})
@@ -271,6 +287,8 @@ class DiffusionParams(Schema):
     monitor: Any = None
     only_mid_control: Any = None
     sd_locked: Any = None
+    use_ema: Any = None
+    scheduler_config: Any = None
 
     @model_validator(mode="after")
     def _what_noise_says(self) -> DiffusionParams:

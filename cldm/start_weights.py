@@ -13,6 +13,7 @@ from cldm.fusion import fusion_start, is_fusion_weight
 from ldm.checkpoint import read_state_dict
 from ldm.checkpoint_names import SCHEDULE_BUFFERS, UNET, module_of
 from ldm.modules.lora import is_lora_weight, matched
+from ldm.open_clip_names import as_open_clip
 
 COPIED = ("time_embed", "label_emb", "input_blocks", "middle_block")  # the U-Net's encoder
 
@@ -50,7 +51,7 @@ def source_weights(
     state: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     for source in sources:
-        weights = matched(own, read_state_dict(source, source in averaged))
+        weights = matched(own, as_open_clip(own, read_state_dict(source, source in averaged)))
         if reset_branches:
             weights = {key: value for key, value in weights.items() if key.split(".")[0] not in BRANCHES}
         state |= weights

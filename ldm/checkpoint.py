@@ -33,11 +33,13 @@ from ldm.checkpoint_names import (
     SCHEDULE_BUFFERS,
     TEXT,
     UNET,
+    has_ema,
     module_of,
     published_names,
     take_ema,
 )
 from ldm.modules.lora import UP, is_lora_weight, matched
+from ldm.open_clip_names import as_open_clip
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def read_state_dict(path: str | os.PathLike[str], use_ema: bool = False) -> dict
     path = Path(path)
     with _named(path):
         state = _published(path)
-        if not use_ema and _averages(state):
+        if not use_ema and has_ema(state):
             log.info("%s also has EMA weights; they are not used", path)
         return take_ema(state, use_ema)
 
@@ -81,11 +83,7 @@ def has_averages(path: Path) -> bool:
         InputError: see there.
     """
     with _named(path):
-        return _averages(_published(path))
-
-
-def _averages(state: Mapping[str, Tensor]) -> bool:
-    return any(key.startswith("model_ema.") for key in state)
+        return has_ema(_published(path))
 
 
 def _published(path: Path) -> dict[str, Tensor]:
@@ -184,9 +182,10 @@ def load_weights(
 
     Strict: the model is left as it was when anything is missing, unexpected or of another shape and not allowed. A
     linear layer (C, D) and a 1 x 1 convolution (C, D, 1, 1) are the same matrix. LoRA layers that the model lacks are
-    merged, and those that the checkpoint lacks add nothing. The noise schedule is the config's:
-    its tables may be in the checkpoint or not, and are not loaded (half precision would blur them), but must agree as
-    far as the file's precision tells. Weights that are NaN or infinite are refused once all are copied.
+    merged, and those that the checkpoint lacks add nothing. What a text encoder has and does not read (OpenCLIP's last
+    block in SD 2.x) may be missing, and stays as it was. The noise schedule is the config's: its tables may be in the
+    checkpoint or not, and are not loaded (half precision would blur them), but must agree as far as the file's
+    precision tells. Weights that are NaN or infinite are refused once all are copied.
 
     Args:
         model: takes the weights in its own precision and place.
@@ -205,7 +204,7 @@ def load_weights(
     else:
         name, state = name or str(source), read_state_dict(source, use_ema)
     own = model.state_dict()
-    state = matched(own, state)
+    state = matched(own, as_open_clip(own, state))
     allow = [allow] if isinstance(allow, str) else list(allow)
     for prefix in allow:
         if prefix not in ("all", "nan") and not any(_within(key, prefix) for key in (*own, *state)):
@@ -214,7 +213,7 @@ def load_weights(
     fitting = [key for key in own if key in state and key not in SCHEDULE_BUFFERS and _fits(own[key], state[key])]
     report = _compare(own, state, fitting)
     without_lora = [] if any(map(is_lora_weight, state)) else [key for key in own if is_lora_weight(key)]
-    refused = _compare(own, state, fitting, [*allow, *without_lora])
+    refused = _compare(own, state, fitting, [*allow, *without_lora, *(_unread(model) - state.keys())])
     if not refused.complete or not fitting:
         unfit = (refused if fitting else report).modules.items()
         modules = {module: part for module, part in unfit if part.line(loaded=False)}
@@ -269,6 +268,16 @@ def _compare(
     if compared and not _same_table(own[schedule], state[schedule]):
         modules[SCHEDULE] = ModuleReport(mismatched=[f"{schedule}: not what the config's noise schedule gives"])
     return LoadReport("", {module: report for module, report in modules.items() if report.line()})
+
+
+def _unread(model: nn.Module) -> set[str]:
+    """Weights that modules have, but do not read (their method ``unread`` names them): files may lack them."""
+    return {
+        f"{name}.{key}".lstrip(".")
+        for name, module in model.named_modules()
+        if callable(of_module := getattr(module, "unread", None))
+        for key in of_module()
+    }
 
 
 def _within(key: str, prefix: str) -> bool:

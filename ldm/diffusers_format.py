@@ -3,8 +3,8 @@
 Both name the same tensors: diffusers by level, the published U-Net by position in one list of input or output blocks.
 The mapping follows that structure and counts levels, blocks and attention in the keys themselves.
 A text encoder in Hugging Face layout keeps its names: SD 1.x folders fit ``FrozenCLIPEmbedder`` as it is; SD 2.x
-folders fit it with ``hidden_size=1024, num_layers=23, num_heads=16, intermediate_size=4096, hidden_act="gelu",
-pad_token=0``.
+folders fit ``FrozenOpenCLIPEmbedder`` (``ldm.open_clip_names``), or the former with ``hidden_size=1024, num_layers=23,
+num_heads=16, intermediate_size=4096, hidden_act="gelu", pad_token=0``.
 """
 
 from __future__ import annotations

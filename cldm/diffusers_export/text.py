@@ -6,38 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from open_clip.transformer import QuickGELU
-from torch import Tensor
 
 from common.errors import InputError
 from ldm.modules.encoders import FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder
+from ldm.open_clip_names import clip_weights
 
 TARGET = "ldm.modules.encoders.FrozenCLIPEmbedder"
-# parts of a block, open_clip's names and transformers'
-_OF_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-
-
-def clip_weights(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
-    """The weights of open_clip's text transformer, as far as a number of blocks goes, by transformers' names."""
-    made = {
-        "embeddings.token_embedding.weight": state["token_embedding.weight"],
-        "embeddings.position_embedding.weight": state["positional_embedding"],
-    }
-    for kind in ("weight", "bias"):
-        made[f"final_layer_norm.{kind}"] = state[f"ln_final.{kind}"]
-        for i in range(blocks):
-            ours, theirs = f"transformer.resblocks.{i}", f"encoder.layers.{i}"
-            for part, name in _OF_BLOCK.items():
-                made[f"{theirs}.{name}.{kind}"] = state[f"{ours}.{part}.{kind}"]
-            of_qkv = state[f"{ours}.attn.in_proj_{kind}"].chunk(3)  # (3 C, ...): queries, keys, values
-            for letter, value in zip("qkv", of_qkv, strict=True):
-                made[f"{theirs}.self_attn.{letter}_proj.{kind}"] = value
-    return made
 
 
 def as_clip(encoder: FrozenOpenCLIPEmbedder, params: Mapping[str, Any]) -> tuple[FrozenCLIPEmbedder, dict[str, Any]]:

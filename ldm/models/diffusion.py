@@ -61,7 +61,7 @@ class LatentDiffusion(pl.LightningModule):
         timestep_std: of it.
         bands: what is stated of the images' bands, see ``common.bands.Bands``; None for three of 8 bits.
         **published: fields of published YAML files without effect here (``num_timesteps_cond``, ``log_every_t``,
-            ``image_size``, ``cond_stage_trainable``, ``conditioning_key``, ``monitor``).
+            ``image_size``, ``cond_stage_trainable``, ``conditioning_key``, ``monitor``, ``scheduler_config``, ...).
 
     Raises:
         InputError: an unknown field or name, or values that do not go together.
@@ -77,6 +77,8 @@ class LatentDiffusion(pl.LightningModule):
             "monitor",
             "only_mid_control",
             "sd_locked",
+            "use_ema",
+            "scheduler_config",
         )
     )
 

@@ -290,6 +290,12 @@ class FrozenOpenCLIPEmbedder(TextEncoder):
         if freeze:
             self.freeze()
 
+    def unread(self) -> list[str]:
+        """Weights that checkpoints may lack: of the blocks behind the one whose output is taken, and of comparisons."""
+        blocks = re.compile(r"model\.transformer\.resblocks\.(\d+)\.")
+        behind = [key for key in self.state_dict() if (match := blocks.match(key)) and int(match[1]) > self.block]
+        return [*behind, "model.text_projection", "model.logit_scale"]
+
     def _load(self, arch: str, version: str) -> None:
         import open_clip
 

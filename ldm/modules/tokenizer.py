@@ -92,6 +92,7 @@ class ClipTokenizer:
 
     def reading(self, text: str, most: int = 1) -> Reading:
         """What ``windows`` reads of a text, and what it leaves out."""
+        text = repaired(text)
         encoded = self._encode(text, return_offsets_mapping=True)
         tokens, room = len(encoded["input_ids"]), self.max_length - 2
         windows = max(1, min(most, -(-tokens // room)))
@@ -105,7 +106,19 @@ class ClipTokenizer:
         bpe.save_pretrained(folder)
 
     def _encode(self, text: str, **options: bool) -> Any:
-        return self.bpe(text, add_special_tokens=False, verbose=False, **options)
+        return self.bpe(repaired(text), add_special_tokens=False, verbose=False, **options)
+
+
+def repaired(text: str) -> str:
+    """A text as the published tokenizers read it: typographic quotes, ligatures, full-width letters made plain.
+
+    OpenAI's, open_clip's and transformers 4's tokenizers do so by ftfy; that of transformers 5 does not any more.
+    """
+    if text.isascii() and "&" not in text:
+        return text
+    import ftfy  # comes with open_clip_torch
+
+    return str(ftfy.fix_text(text))
 
 
 def cut_prompts(prompts: Iterable[tuple[str, str]], tokenizer: ClipTokenizer, most: int, remedy: str) -> list[str]:

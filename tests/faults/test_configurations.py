@@ -102,6 +102,10 @@ def test_a_file_does_not_choose_which_code_runs(infer, tmp_path, monkeypatch):
             assert f"field {place}.target: {target}: " in said and f"say trust {target.split('.')[0]}" in said
     said = infer(changed("model.params.cond_stage_config.params.version", "some/model"))
     assert "some/model: no such folder, and nothing is fetched" in said
+    for key, value in {"version": "laion400m_e32", "arch": "hf-hub:some/model"}.items():
+        what = {"target": "ldm.modules.encoders.FrozenOpenCLIPEmbedder", "params": {key: value}}
+        said = infer(changed("model.params.cond_stage_config", what))
+        assert f"field model.params.cond_stage_config.params.{key}: {value}: " in said
     assert not (tmp_path / "ran").exists() and "beside_weights" not in sys.modules
 
 

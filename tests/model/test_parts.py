@@ -219,6 +219,19 @@ def test_published_yaml_builds_unchanged(golden):
     assert model.augmentation["translate_int_max"] == 0.125
 
 
+def test_stable_diffusions_own_yaml_builds():
+    """``v1-inference.yaml``: its names, its average and its schedule of rates, which are without effect here."""
+    given = OmegaConf.to_container(OmegaConf.load(SMALL).model.params)
+    names = ("unet_config", "first_stage_config", "cond_stage_config", "channels")
+    params = {name: given[name] for name in names}
+    params["unet_config"]["target"] = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
+    params["unet_config"]["params"].pop("add_mask_features", None)
+    params |= {"use_ema": False, "scheduler_config": {"target": "ldm.lr_scheduler.LambdaLinearScheduler"}}
+    target = "ldm.models.diffusion.ddpm.LatentDiffusion"
+    model = create_model(OmegaConf.create({"model": {"target": target, "params": params, "base_learning_rate": 1e-4}}))
+    assert type(model).__name__ == "LatentDiffusion"
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -11,7 +11,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from common.errors import InputError
+from ldm.checkpoint import load_weights
+from ldm.checkpoint_names import published_names
 from ldm.modules.encoders import END_ID, ClipTokenizer, FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder
+from ldm.open_clip_names import as_open_clip, clip_weights
 
 KEYS = Path(__file__).parents[1] / "golden" / "tisynth_full_keys.json"
 TEXTS = ["A satellite image of farmland, roads & 3 houses; it's the 21st-century city's edge!", "", "forest"]
@@ -42,6 +45,13 @@ def test_known_token_ids(text, ids):
 def test_token_ids_equal_openais_tokenizer():
     texts = [*TEXTS, "Héllo wörld — 遥感图像\n  two   spaces", "naïve 🛰 imagery, 1234 m² / 5%", "x" * 500, "a b " * 60]
     assert torch.equal(ClipTokenizer(pad_token=0)(texts), SimpleTokenizer()(texts))
+
+
+def test_typographic_texts_are_read_as_published():
+    texts = ["“roads” of the city’s edge", "ﬁelds ＆ ｆｏｒｅｓｔ", "water &amp; road", "\ufeffcafé"]
+    assert torch.equal(ClipTokenizer(pad_token=0)(texts), SimpleTokenizer()(texts))
+    reading = ClipTokenizer(max_length=4).reading("‘ﬁelds’ road", 1)
+    assert (reading.read, reading.left_out) == ("'fields", "' road")
 
 
 def test_long_text_keeps_its_end_token():
@@ -135,6 +145,27 @@ def test_open_clip_equals_open_clip(layer):
             oracle.transformer.resblocks[1].register_forward_hook(lambda *args: seen.update(output=args[2]))
             oracle.encode_text(tokens)
             torch.testing.assert_close(model.encode(TEXTS), oracle.ln_final(seen["output"]))
+
+
+def test_open_clip_from_a_folder_of_diffusers():
+    """Such folders have the blocks that SD 2.x reads, by transformers' names, and no projection."""
+    text = {"width": 64, "heads": 4, "layers": 3, "embed_dim": 32}
+    source, model, last = (
+        torch.nn.ModuleDict({"cond_stage_model": FrozenOpenCLIPEmbedder(text_config=text, layer=layer)})
+        for layer in ("penultimate", "penultimate", "last")
+    )
+    read = clip_weights(source["cond_stage_model"].model.state_dict(), 2)
+    folder = published_names({f"text_model.{key}": value for key, value in read.items()})
+    assert load_weights(model, folder).loaded == 2 + 2 + 2 * 12
+    encoders = source["cond_stage_model"], model["cond_stage_model"]
+    assert torch.equal(*(encoder.encode(TEXTS) for encoder in encoders))
+    with pytest.raises(InputError, match=r"12 missing \(cond_stage_model\.model\.transformer\.resblocks\.2\."):
+        load_weights(last, folder)
+    for key in ("ln_final.bias", "transformer.resblocks.1.ln_1.bias"):  # what is read must be there
+        with pytest.raises(InputError, match=rf"1 missing \(cond_stage_model\.model\.{key}\)"):
+            load_weights(
+                model, {name: x for name, x in as_open_clip(model.state_dict(), folder).items() if key not in name}
+            )
 
 
 class Counting(FrozenCLIPEmbedder):
