@@ -10,8 +10,9 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from cldm.start_weights import start_weights
 from common.errors import InputError
-from ldm.checkpoint import load_weights
+from ldm.checkpoint import load_weights, save_state_dict
 from ldm.checkpoint_names import published_names
 from ldm.modules.encoders import END_ID, ClipTokenizer, FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder
 from ldm.open_clip_names import as_open_clip, clip_weights
@@ -147,7 +148,7 @@ def test_open_clip_equals_open_clip(layer):
             torch.testing.assert_close(model.encode(TEXTS), oracle.ln_final(seen["output"]))
 
 
-def test_open_clip_from_a_folder_of_diffusers():
+def test_open_clip_from_a_folder_of_diffusers(tmp_path):
     """Such folders have the blocks that SD 2.x reads, by transformers' names, and no projection."""
     text = {"width": 64, "heads": 4, "layers": 3, "embed_dim": 32}
     source, model, last = (
@@ -159,6 +160,9 @@ def test_open_clip_from_a_folder_of_diffusers():
     assert load_weights(model, folder).loaded == 2 + 2 + 2 * 12
     encoders = source["cond_stage_model"], model["cond_stage_model"]
     assert torch.equal(*(encoder.encode(TEXTS) for encoder in encoders))
+    save_state_dict(folder, tmp_path / "text.safetensors")  # a start checkpoint of it takes the same
+    start = start_weights(model, [tmp_path / "text.safetensors"])[0]
+    assert start.keys() == as_open_clip(model.state_dict(), folder).keys() < model.state_dict().keys()
     with pytest.raises(InputError, match=r"12 missing \(cond_stage_model\.model\.transformer\.resblocks\.2\."):
         load_weights(last, folder)
     for key in ("ln_final.bias", "transformer.resblocks.1.ln_1.bias"):  # what is read must be there
