@@ -116,7 +116,7 @@ def repaired(text: str) -> str:
     """
     if text.isascii() and "&" not in text:
         return text
-    import ftfy  # comes with open_clip_torch
+    import ftfy  # loads tables that few prompts need
 
     return str(ftfy.fix_text(text))
 
