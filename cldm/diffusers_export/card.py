@@ -18,6 +18,7 @@ from common.schema import load_json, one_line
 
 BLANK = "*Not stated.*"
 MOST_SCORES = 60
+NO_SCORES = ("options", "settings")  # sections of our reports that say what was asked
 
 
 def numbers_in(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
@@ -39,7 +40,10 @@ def scores_table(files: tuple[Path, ...]) -> str:
         return BLANK
     rows = []
     for file in files:
-        found = list(numbers_in(load_json(file)))
+        content = load_json(file)
+        if isinstance(content, dict):
+            content = {name: value for name, value in content.items() if name not in NO_SCORES}
+        found = list(numbers_in(content))
         if not found:
             raise InputError(f"‹scores› {file}: holds no number; name a file that a command of this project wrote")
         rows += [f"| {file.name} | {one_line(name, 60)} | {value:.4g} |" for name, value in found[:MOST_SCORES]]

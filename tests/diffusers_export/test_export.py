@@ -205,7 +205,8 @@ def test_numbers_of_bands_are_scaled_as_here(folders, tmp_path):
 
 
 def test_a_card_says_what_was_given_and_leaves_blank_what_was_not(folders, cli, scenes, tmp_path):
-    (tmp_path / "scores.json").write_text(json.dumps({"mIoU": 0.5, "classes": {"road": {"IoU": 0.25}}, "note": "x"}))
+    scores = {"options": {"seeds": 5}, "mIoU": 0.5, "classes": {"road": {"IoU": 0.25}}, "note": "x"}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
     config, weights = without_a_class_table(tmp_path, scenes / "classes.json")
     words = [config, weights, tmp_path / "out", "--classes", scenes / "classes.json"]
     cli(
@@ -219,7 +220,7 @@ def test_a_card_says_what_was_given_and_leaves_blank_what_was_not(folders, cli, 
         "fp16",
     )
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "license: cc-by-4.0" in card and "| scores.json | classes.road.IoU | 0.25 |" in card
+    assert "license: cc-by-4.0" in card and "| scores.json | classes.road.IoU | 0.25 |" in card and "seeds" not in card
     assert card.count("*Not stated.*") == 1 and "## Data\n\n*Not stated.*" in card
     assert (
         load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"].dtype
