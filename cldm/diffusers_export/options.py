@@ -32,7 +32,7 @@ class ExportOptions(ModelOptions):
     )
     data: str | None = option(None, metavar="TEXT", help="what the model was trained on; not stated by default")
     scores: tuple[Path, ...] = option(
-        (), metavar="JSON", help="files of scores that this project's commands wrote (metrics.json, evaluation.json, comparison.json)"
+        (), metavar="JSON", help="reports of this project's commands (metrics.json, evaluation.json, comparison.json)"
     )
 
 
