@@ -72,7 +72,7 @@ def read_state_dict(path: str | os.PathLike[str], use_ema: bool = False) -> dict
     with _named(path):
         state = _published(path)
         if not use_ema and has_ema(state):
-            log.info("%s also has EMA weights; they are not used", path)
+            log.info("%s also has running averages, as the pictures of its training show; --use-ema takes them", path)
         return take_ema(state, use_ema)
 
 
