@@ -45,7 +45,7 @@ from common.trust import trust
 from ldm.compiling import NEEDS_GPU
 from ldm.models.schedule import spacing_of
 from ldm.quantization import quantizer
-from ldm.training.ranks import end_with_first, first_process
+from ldm.training.ranks import first_process, take_place
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by torchrun, Lightning for its children, SLURM
 
@@ -202,9 +202,9 @@ def synthesize_folder(options: SynthesisOptions, open_judges: Callable[[], Judge
     Raises:
         InputError: anything the work would trip over.
     """
-    end_with_first()
     trust(options.trust)
     check_devices(options)
+    take_place(options.gpus, options.num_nodes)
     use_threads(options.threads)
     judges = open_judges()
     stated = None if options.bands is None else read_bands_file(options.bands)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -40,7 +40,8 @@ from common.files import atomic_path, file_hash
 from common.rng import item_noise
 from ldm.models.sampling import sample
 from ldm.quantization import quantize
-from ldm.training.loaders import quiet_worker
+from ldm.training.loaders import AT_END_OF_TIME, quiet_worker
+from ldm.training.ranks import launcher, started_by_first
 from ldm.training.stop_on_signal import ctrl_c
 
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
@@ -227,6 +228,10 @@ def synthesize(
             yield name, as_numbers(one.image, model.bands)
 
 
+class _Stopped(Exception):
+    """A signal came; this process's images are written."""
+
+
 class Synthesizer(pl.LightningModule):
     """Writes the images of a process's batches, those of one batch while the next is computed.
 
@@ -249,32 +254,26 @@ class Synthesizer(pl.LightningModule):
         self.stopped = False
 
     def on_predict_start(self) -> None:
-        """Takes SIGTERM over from Lightning.
+        """Takes signals of a cluster over from Lightning.
 
         Its handler sends a message to the other processes each time it is called. A process that gets the signal twice,
         from the cluster and from the first process, would wait for ever for the others to send another.
         """
         if threading.current_thread() is threading.main_thread():  # signals arrive there alone
-            signal.signal(signal.SIGTERM, self._note)
+            for number in AT_END_OF_TIME:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         if not self.stopped:
             self.stopped = True
-            if (launcher := self.trainer.strategy.launcher) is not None:
-                launcher.kill(signal.Signals(number))  # passes it on to the processes that it started
-
-    def _stop(self) -> NoReturn:
-        """Ends this process once its images are written, the first one after those that it started."""
-        self.on_predict_end()
-        for process in getattr(self.trainer.strategy.launcher, "procs", ()):
-            process.wait()
-        print("SIGTERM: stopped; start again to make what is missing", file=sys.stderr)
-        raise SystemExit(143)
+            if (starter := self.trainer.strategy.launcher) is not None:
+                starter.kill(signal.SIGTERM)  # passes it on to the processes that it started
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Makes a batch's images, and hands them over to the threads that write."""
         if self.stopped:
-            self._stop()
+            self.on_predict_end()
+            raise _Stopped
         for i, one in enumerate(painted(self.model, batch, self.options, self.judges)):
             of_item = (batch[key][i] for key in RECORDED)
             of_image = (*one.image.shape[:2], one.candidate, one.scores)
@@ -370,16 +369,28 @@ def write_images(
         callbacks=[TQDMProgressBar(refresh_rate=1)],
         precision="32-true" if precision in HALF else precision,  # type: ignore[arg-type]
         num_nodes=options.num_nodes,
+        plugins=launcher(count_devices(devices["devices"]), options.num_nodes),
         **devices,
     )
+    cut_short = False
     with working_in(options.outdir) if engine.is_global_zero else nullcontext():
         painter = Synthesizer(model, options, recipe, judges)
         with ctrl_c(), memory_for(options.batch_size), painter.pool:  # an error, too, waits for files half written
-            engine.predict(
-                painter,
-                datamodule=Jobs(dataset, jobs, options.batch_size, options.num_workers),
-                return_predictions=False,
-            )
+            try:
+                engine.predict(
+                    painter,
+                    datamodule=Jobs(dataset, jobs, options.batch_size, options.num_workers),
+                    return_predictions=False,
+                )
+            except _Stopped:
+                cut_short = True
+                for number in AT_END_OF_TIME:  # another one, from the cluster or from the first process
+                    signal.signal(number, signal.SIG_IGN)
         # The first process joins all records when it leaves ``working_in``: it waits here for the others' images.
-        # Lightning's hooks would be no place to wait, since a process without a batch runs none of them.
-        engine.strategy.barrier("images written")
+        # Lightning's hooks would be no place to wait, since a process without a batch runs none of them. After a
+        # signal, too: Lightning, and srun, kill the others within seconds of the first that ends with a code.
+        cut_short = engine.strategy.reduce_boolean_decision(cut_short, all=False)
+    if cut_short:
+        if engine.is_global_zero:
+            print("SIGTERM: stopped; start again to make what is missing", file=sys.stderr)
+        raise SystemExit(0 if started_by_first() else 128 + signal.SIGTERM)  # the first one's is the command's

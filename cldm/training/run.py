@@ -46,7 +46,7 @@ from ldm.training.checkpoints import (
     TrainingDiverged,
     WholeCheckpoints,
 )
-from ldm.training.ranks import end_with_first, first_process
+from ldm.training.ranks import first_process, launcher, take_place
 from ldm.training.resume import changes, check_fits, held_step, read_training_state, resume_checkpoint
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
 
@@ -171,7 +171,9 @@ def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnS
     if (lightning.get("trainer") or {}).get("enable_progress_bar", True):
         callbacks.append(ProgressBar())
     options = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, **(lightning.get("trainer") or {})}
-    if options["num_nodes"] > 1 or count_devices(options["devices"]) > 1:
+    devices = count_devices(options["devices"])
+    plugins = [WholeCheckpoints(), *launcher(devices, options["num_nodes"])]
+    if options["num_nodes"] > 1 or devices > 1:
         # no process ever changes its buffers alone; sending them at every step would send the running average
         options.setdefault("strategy", DDPStrategy(broadcast_buffers=False))
     kind = lightning.get("logger")
@@ -182,7 +184,7 @@ def build_trainer(config: DictConfig, folder: Path) -> tuple[pl.Trainer, StopOnS
             callbacks=callbacks,
             logger=logger,
             use_distributed_sampler=False,  # the data module shares the items among processes
-            plugins=[WholeCheckpoints()],
+            plugins=plugins,
             **options,
         )
     except Exception as error:  # whatever it does not take: nothing but these values is read here
@@ -205,7 +207,7 @@ def train(options: TrainingOptions) -> int:
         InputError: anything the run would trip over.
         TrainingDiverged: the loss is no number any more.
     """
-    end_with_first()
+    take_place(options.gpus, options.num_nodes)
     trust(options.trust)
     use_threads(options.threads)
     config = merged_config(options)

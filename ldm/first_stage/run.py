@@ -34,6 +34,7 @@ from ldm.first_stage.training import FirstStageTraining
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion import known_latents
 from ldm.training.checkpoints import FOLDER, LAST, LastCheckpoint, RunPosition, TrainingDiverged, WholeCheckpoints
+from ldm.training.ranks import launcher
 from ldm.training.resume import check_fits, held_step, read_training_state, resume_checkpoint
 from ldm.training.stop_on_signal import ProgressBar, StopOnSignal, StoppedInValidation, ctrl_c
 
@@ -133,7 +134,7 @@ def build_trainer(
         enable_model_summary=False,
         callbacks=[position, stop, Progress(), Sheets(training.pictures_every, images, seen), last, ProgressBar()],
         logger=make_logger(training.logger, folder, "training.logger"),
-        plugins=[WholeCheckpoints()],
+        plugins=[WholeCheckpoints(), *launcher(1, 1)],
     )
     return trainer, stop
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from ldm.training.checkpoints import TrainingDiverged
+from ldm.training.ranks import started_by_first
 
 
 def exit_code(train: Callable[[], int]) -> int:
@@ -25,4 +26,5 @@ def exit_code(train: Callable[[], int]) -> int:
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 128 + stopped_by if stopped_by else 0
+    # Lightning would kill the first process within seconds of another that ends with a code, amid what it has to finish
+    return 128 + stopped_by if stopped_by and not started_by_first() else 0

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 
 from ldm.training.checkpoints import LastCheckpoint
+from ldm.training.loaders import AT_END_OF_TIME
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class StoppedInValidation(Exception):
 class StopOnSignal(pl.Callback):
     """On SIGTERM (a cluster's end of time) or Ctrl-C, saves ``checkpoints/last.ckpt`` after the batch at hand and ends.
 
-    A second Ctrl-C ends the run at once.
+    A second Ctrl-C ends the run at once. SIGUSR1, which some jobs ask for in the place of SIGTERM, is taken for it.
 
     Args:
         last: writes it.
@@ -90,7 +91,8 @@ class StopOnSignal(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes over the signals."""
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (*AT_END_OF_TIME, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives them back."""
@@ -110,7 +112,7 @@ class StopOnSignal(pl.Callback):
             if self._received == number:
                 raise KeyboardInterrupt
             os.write(2, b"\nCtrl-C: stops after this batch; once more: at once\n")  # print may be what it interrupts
-        self._received = number
+        self._received = signal.SIGTERM if number in AT_END_OF_TIME else number
 
     def _save(self, trainer: pl.Trainer) -> bool:
         """Saves if any process has received a signal, on all of them at the same batch."""

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cldm.synthesis import run
 from cldm.synthesis.records import ACTIVE, LOCK, append_record, read_records
 from tests.children import Command, in_processes, run_command
 from tests.conftest import SMALL, without_a_class_table
@@ -199,6 +201,26 @@ def test_sigterm_ends_the_run_with_all_that_was_made(command, tmp_path):
     assert process.wait(60) == 143 and "start again" in process.said() and "Traceback" not in process.said()
     assert 1 <= len(images(out)) == len(records(out)) < 8000
     assert {p.name for p in out.glob(".*")} == {LOCK, ACTIVE}
+
+
+def test_a_process_that_was_stopped_waits_for_the_others(command, tmp_path, monkeypatch):
+    """One that ends with a code has Lightning or srun kill the others, amid the images at hand."""
+    out, paint = tmp_path / "out", run.painted
+
+    def signalled(*words):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1 - int(os.environ["RANK"]))
+        return paint(*words)
+
+    def work():
+        try:
+            run_command("inference", *command(out, "--gpus", "cpu:2", "--batch-size", "1"))
+        finally:
+            assert len(images(out)) == 2, "the other process's image is not there yet"
+
+    monkeypatch.setattr(run, "painted", signalled)
+    assert in_processes(2, work) == [143, 143]
+    assert len(records(out)) == 2 and {p.name for p in out.glob("*.jsonl")} == {"samples.jsonl"}
 
 
 def test_a_failed_write_is_one_line(cli, command, tmp_path, monkeypatch):
