@@ -50,6 +50,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def sync(path: Path) -> None:
+    """Has the system write a file to its disk now, so that a full or failing one is noticed before old files go.
+
+    Another machine's disk may refuse what it took a moment ago, and writers outside Python do not tell.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def atomic_folder(folder: Path, option: str) -> Iterator[Path]:
     """Yields a new folder beside ``folder``, which gets its name once the block has ended without an error.
@@ -84,9 +96,14 @@ def refuse_content(folder: Path, option: str) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    """Of this process: set to be read, since the system gives it in no other way, by one thread at a time."""
+    with _ASKING:
+        mask = os.umask(0o077)  # what another thread makes meanwhile is not for everybody
+        os.umask(mask)
     return mask
+
+
+_ASKING = threading.Lock()  # two at a time would take each other's for the process's own, for good
 
 
 _FULL = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}

@@ -22,13 +22,13 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 from common.errors import InputError
-from common.files import atomic_path
+from common.files import atomic_path, sync
 from common.schema import one_line, parse
 from common.weights import tensors_of
 from segmentation.checkpoint import TRAINING_ONLY, differences, first_few, with_its_dvae
 from segmentation.config_schema import TrainingCheckpoint
 from segmentation.reproducible import TrainingHook, number_draws
-from segmentation.saving import check_finite, replaced_at_the_end, sync
+from segmentation.saving import check_finite, replaced_at_the_end
 
 _PROGRESS = ("optimizer", "param_name", "last_step", "verbose")  # of a schedule's arguments, those not from the config
 

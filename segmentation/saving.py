@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,12 +194,3 @@ def check_finite(state: dict[str, Any], where: str) -> None:
                 f"{where}: weight {name} is not finite: the training diverged, and is not saved; lower "
                 "the learning rate (‹cfg_options› optim_wrapper.optimizer.lr=...) and start again"
             )
-
-
-def sync(path: Path) -> None:
-    """Has the system write a file to its disk now, so that a full or failing one is noticed before old files go."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

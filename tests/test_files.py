@@ -1,9 +1,12 @@
 """A full disk, whoever meets it, is one line that names it and the path, and what was there before is whole."""
 
+import errno
 import os
 import resource
 import runpy
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from safetensors.torch import save_file
 
 from common import command as base
 from common.files import atomic_path, full_disk, room_for, write_json
+from ldm.training.checkpoints import WholeCheckpoints
 from tests.conftest import Cli
 
 
@@ -55,6 +59,38 @@ def test_a_full_disk_is_one_line(
     assert said.startswith(f"error: disk full: {tmp_path / 'a.ckpt'} (") and "make room" in said
     assert (tmp_path / "a.ckpt").read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".ckpt") == ["a.ckpt"]
+
+
+def test_a_checkpoint_that_the_disk_refuses_late_replaces_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file server does, whose quota is known when it has been sent all."""
+
+    def late(handle: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "fsync", late)
+    (tmp_path / "last.ckpt").write_bytes(b"old")
+    with pytest.raises(OSError, match=r"quota.*last.ckpt"):
+        WholeCheckpoints().save_checkpoint({"a": torch.zeros(2)}, tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").read_bytes() == b"old"
+
+
+def test_threads_leave_the_process_its_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads it by setting it; one that came between would take another's for the process's own."""
+    umask, before = os.umask, os.umask(0o022)
+
+    def slow(mask: int) -> int:
+        found = umask(mask)
+        time.sleep(0.002)
+        return found
+
+    monkeypatch.setattr(os, "umask", slow)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda i: write_json({}, tmp_path / f"{i}.json"), range(12)))
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+        assert umask(0o022) == 0o022
+    finally:
+        umask(before)
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
-from common.files import atomic_path, full_disk
+from common.files import atomic_path, full_disk, sync
 from common.weights import read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Writes one checkpoint, whole or not at all."""
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
+            sync(temporary)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads one checkpoint, in memory of its own: the file may be replaced, and its room is then free."""
