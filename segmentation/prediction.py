@@ -181,21 +181,26 @@ def predict_images(
         Number of images that this process predicted.
     """
     journal = Journal(outputs.folder, "predicted", Predicted)
-    done = journal.read()
-    todo = [
-        (name, path)
-        for name, path in images.items()
-        if name not in done
-        or done[name] != Predicted.of(name, path)
-        or not all(file.is_file() for file in outputs.paths(name, path).values())
-    ]
-    if len(todo) < len(images) and ranks.rank == 0:
-        note(f"{len(images) - len(todo)} of {len(images)} images are done")
-    look = segmentor.look if outputs.windows is None else partial(Parts, bands=segmentor.bands)
-    ranks.once(lambda: check_images([path for _, path in todo], look))
+
+    def not_done() -> list[tuple[str, Path]]:
+        done = journal.read()
+        left = [
+            (name, path)
+            for name, path in images.items()
+            if name not in done
+            or done[name] != Predicted.of(name, path)
+            or not all(file.is_file() for file in outputs.paths(name, path).values())
+        ]
+        if len(left) < len(images):
+            note(f"{len(images) - len(left)} of {len(images)} images are done")
+        look = segmentor.look if outputs.windows is None else partial(Parts, bands=segmentor.bands)
+        check_images([path for _, path in left], look)
+        return left
+
+    # Of one list: a process that saw another (a file that is new, or done meanwhile) would count the rest otherwise.
+    todo = ranks.share(ranks.once(not_done))
     stated = segmentor.bands
     bands = None if stated is None else stated.showing(outputs.rgb)
-    todo = ranks.share(todo)
     items: list[tuple[Path, Path | None]] = [(path, None) for _, path in todo]
     batches = [range(start, min(start + batch_size, len(todo))) for start in range(0, len(todo), batch_size)]
     ids, colors = segmentor.rule.ids(), class_colors(segmentor)
