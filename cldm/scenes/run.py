@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,11 @@ class Scene:
     def name(self) -> str:
         """Of the image, as a synthesis names it."""
         return f"{self.options.mask.stem}_seed_{self.options.seed}"
+
+    @property
+    def kept(self) -> Path:
+        """The file of its record, beside the image."""
+        return self.options.file.with_name(f"{self.options.file.name}.json")
 
     @cached_property
     def seed(self) -> int:
@@ -284,6 +290,35 @@ def refuse_no_room(scene: Scene) -> None:
         )
 
 
+def is_made(scene: Scene, record: SceneRecord) -> bool:
+    """Whether the image is there, made as asked, and is not to be made again.
+
+    Raises:
+        InputError: it is there, made otherwise.
+    """
+    out = scene.options.file
+    if not out.exists() or scene.options.remake:
+        return False
+    remedy = "make it again by ‹remake›, or name another file"
+    if not scene.kept.exists():
+        raise InputError(f"‹out› {out}: is there, and {scene.kept.name}, which would say what of, is not; {remedy}")
+    refuse_other(read_json(scene.kept, SceneRecord, remedy), record, f"‹out› {out}:", remedy)
+    note(f"{out} is there, made as asked", sys.stdout)
+    return True
+
+
+def is_fresh(scene: Scene, record: SceneRecord) -> bool:
+    """Whether nothing of the scene is painted, or not so far that it could go on.
+
+    Raises:
+        InputError: another one is under way there.
+    """
+    if (begun := scene.work.begun()) is not None:
+        remedy = f"remove {scene.work.folder}, or name another file"
+        refuse_other(begun, record, f"‹out› {scene.options.file}: the scene that is under way", remedy)
+    return begun is None or scene.work.progress() is None
+
+
 def paint_scene(options: SceneOptions) -> bool:
     """Paints a scene of any size, or goes on with it.
 
@@ -301,22 +336,15 @@ def paint_scene(options: SceneOptions) -> bool:
     """
     scene = open_scene(options)
     out, record = options.file, record_of(scene)
-    kept = out.with_name(f"{out.name}.json")
-    if out.exists() and not options.remake:
-        remedy = "make it again by ‹remake›, or name another file"
-        if not kept.exists():
-            raise InputError(f"‹out› {out}: is there, and {kept.name}, which would say what of, is not; {remedy}")
-        refuse_other(read_json(kept, SceneRecord, remedy), record, f"‹out› {out}:", remedy)
-        note(f"{out} is there, made as asked", sys.stdout)
-        scene.work.remove()  # what a kill may have left
+    if is_made(scene, record):
+        if scene.work.folder.is_dir() and not options.dry_run:
+            with only_writer_of(out.absolute(), "‹out›"):  # another command may be making it again
+                scene.work.remove()  # what a kill may have left
         return False
-    if (begun := scene.work.begun()) is not None:
-        remedy = f"remove {scene.work.folder}, or name another file"
-        refuse_other(begun, record, f"‹out› {out}: the scene that is under way", remedy)
+    fresh = is_fresh(scene, record)
     refuse_no_room(scene)
     check_writable(out.absolute().parent, "‹out›")
     windows, cond = scene.grid, conditions(scene)
-    fresh = begun is None or scene.work.progress() is None
     if fresh:
         check_scene_mask(scene)
     for line in few_steps(scene.model, options.sampling):
@@ -329,6 +357,9 @@ def paint_scene(options: SceneOptions) -> bool:
     if options.dry_run:
         return False
     with only_writer_of(out.absolute(), "‹out›"), room_for("‹out›", out), memory_for(options.batch_size, "‹window›"):
+        if is_made(scene, record):  # by another command, meanwhile
+            return False
+        fresh = is_fresh(scene, record)  # the same: it may have gone on, or have ended
         with signals_held() as received:
             if not _made(scene, record, cond, fresh, lambda: bool(received)):
                 note(f"stopped; start again to go on ({scene.work.folder})")
@@ -338,7 +369,7 @@ def paint_scene(options: SceneOptions) -> bool:
             image = scene.work.open("image")
             write_scene(path, out.suffix, image, options.mask, scene.model.bands, options.quality)
             # before the image has its name: no image is without a record
-            write_json(record.model_dump(exclude_unset=True), kept)
+            write_json(record.model_dump(exclude_unset=True), scene.kept)
         scene.work.remove()
     return True
 

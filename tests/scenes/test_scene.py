@@ -18,6 +18,7 @@ from cldm.scenes.conditions import WindowConditions, around
 from cldm.scenes.options import SceneOptions
 from cldm.scenes.writing import write_png
 from common.command import read_options
+from common.files import only_writer_of
 from tests.conftest import SMALL, without_a_class_table
 from tests.scenes.conftest import Largest, pixels
 from tests.synthesis.conftest import close
@@ -98,6 +99,28 @@ def test_a_stopped_scene_goes_on_bit_for_bit(cli, painting, painted, tmp_path, m
     assert paint(painting(out))
     np.testing.assert_array_equal(pixels(painted), pixels(out))
     assert len(calls) == 2 * 5  # no row was predicted twice, since all stops came between rows
+
+
+def test_two_commands_of_one_scene(cli, painting, painted, tmp_path, monkeypatch):
+    """The other's work is never taken away, and what it did since the first look is not done again."""
+    out, look = tmp_path / "scene.png", run.conditions
+    for path in (painted, painted.with_name("scene.png.json")):
+        shutil.copy(path, tmp_path)
+    work = tmp_path / ".scene.png.work"
+    work.mkdir()
+    with only_writer_of(out, "--out"):  # makes it again
+        assert "is writing there" in cli.refused("scene", *painting(out)) and work.is_dir()
+    assert not paint(painting(out)) and not work.exists()
+    made, record = out.read_bytes(), (tmp_path / "scene.png.json").read_bytes()
+    out.unlink()
+
+    def meanwhile(scene):
+        (tmp_path / "scene.png.json").write_bytes(record)
+        out.write_bytes(made)
+        return look(scene)
+
+    monkeypatch.setattr(run, "conditions", meanwhile)
+    assert not paint(painting(out)) and out.read_bytes() == made
 
 
 def test_a_geotiff_lies_where_its_mask_does(cli, painting, mask, tmp_path):
