@@ -48,6 +48,7 @@ LONGEST = (
     "training/test_resume.py",
     "training/test_training.py",
     "synthesis/test_synthesis.py",
+    "synthesis/test_several_processes.py",
     "faults/test_kills.py",
     "test_package.py",
     "test_notebook.py",
