@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from common.decoding import ImageError, decode
 from common.errors import InputError
 from common.gaps import has_data
-from common.pixels import Pixels, nodata_of, part_of_rgb, rgb_pixels
+from common.pixels import Pixels, nodata_of, part_of_rgb, rgb_by_tags, rgb_pixels
 from common.rasters import DTYPES, MOST_BANDS, Part, has_rasterio, read_raster
 from common.schema import Schema, parse
 from common.tiff_tags import read_tags
@@ -261,7 +261,7 @@ def read_any(path: str | os.PathLike[str]) -> Pixels:
     """An image of whatever bands and numbers, unscaled: for what only looks whether it can be read, and at its size."""
     tags = read_tags(path)
     if tags is None or (tags.plain and not tags.scaled):
-        return rgb_pixels(path)
+        return rgb_by_tags(path, tags)
     raster = read_raster(path, tags)
     return Pixels(raster.values, raster.valid, tags.orientation)
 
@@ -295,7 +295,7 @@ def _stated(path: str | os.PathLike[str], bands: Bands, part: Part | None = None
                 path, f"is a picture of 8 bits, the model reads {bands.dtype} (bands.dtype): take files of these"
             )
         gray = bands.count == 1 and picture.image.mode in ("1", "L")
-        pixels = rgb_pixels(path)
+        pixels = rgb_by_tags(path, tags)
         values = pixels.values[..., :1] if gray else pixels.values
         scales, offsets = (1.0,) * values.shape[-1], (0.0,) * values.shape[-1]
         valid, declared, orientation = pixels.valid, nodata_of(tags), pixels.orientation

@@ -65,7 +65,11 @@ def rgb_pixels(path: str | os.PathLike[str]) -> Pixels:
 
     Images of other bands and numbers are read by what is stated of them, see ``common.bands``.
     """
-    tags = read_tags(path)
+    return rgb_by_tags(path, read_tags(path))
+
+
+def rgb_by_tags(path: str | os.PathLike[str], tags: TiffTags | None) -> Pixels:
+    """As ``rgb_pixels``, of a file whose tags are read; None where it is no TIFF."""
     if tags is None:
         return _pixels_by_pillow(path, None)
     if fault := _beyond_rgb(tags):

@@ -72,10 +72,11 @@ def read_tags(path: str | os.PathLike[str]) -> TiffTags | None:
 
     Pipes and devices are not opened: a reader of pictures refuses them.
     """
+    path = path if isinstance(path, Path) else Path(path)
     try:
-        if not Path(path).is_file():
+        if not path.is_file() or _start(path) not in (b"II", b"MM"):
             return None
-        with Path(path).open("rb") as file:
+        with path.open("rb") as file:
             head = file.read(16)
             order = {b"II": "<", b"MM": ">"}.get(head[:2])
             if order is None or (version := struct.unpack(order + "H", head[2:4])[0]) not in (42, 43):
@@ -93,6 +94,15 @@ def read_tags(path: str | os.PathLike[str]) -> TiffTags | None:
     found = _described(pages) if pages else None
     beside = found is not None and Path(f"{os.fspath(path)}.msk").is_file()  # as GDAL writes masks by default
     return replace(found, masked=True) if found is not None and beside else found
+
+
+def _start(path: Path) -> bytes:
+    """The first two bytes of a file; of 100,000 pictures that are no TIFFs, without Python's readers around them."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(handle, 2)
+    finally:
+        os.close(handle)
 
 
 def _page(file: object, place: int, order: str, big: bool) -> tuple[dict[int, bytes | tuple[int, ...]], int]:

@@ -133,6 +133,10 @@ def write_resized(source: Path, target: Path, size: tuple[int, int]) -> None:
 
 def link_or_copy(source: Path, target: Path, copy: bool) -> None:
     """A hard link or a copy; what a stopped run has done already stays."""
+    if not copy:
+        with contextlib.suppress(OSError):  # there already, or no links here: below
+            os.link(source.resolve() if source.is_symlink() else source, target)  # at once, or not at all
+            return
     with contextlib.suppress(FileNotFoundError):
         there, here = target.stat(), source.stat()
         if there.st_ino == here.st_ino and there.st_dev == here.st_dev:
