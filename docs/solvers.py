@@ -34,6 +34,7 @@ from segmentation.judge import open_judge
 
 STEPS = (5, 10, 15, 20, 50)
 REFERENCE = 200
+LEVELS = (1, 2, 5, 10, 20)  # marks of the figure
 
 
 def batch_of(model: Any, given: argparse.Namespace) -> dict[str, Any]:
@@ -120,6 +121,8 @@ def draw(found: dict[str, Any], out: str) -> None:
         axes.set(xscale="log", xlabel="steps", ylabel=label, yscale="log" if kind == "gray_levels" else "linear")
         axes.set_xticks(STEPS, map(str, STEPS))
         axes.minorticks_off()
+        if kind == "gray_levels":
+            axes.set_yticks(LEVELS, map(str, LEVELS))
     several[0][0].legend()
     if "reference" in found:
         several[0][1].axhline(found["reference"]["miou"], color="gray", linestyle=":")

@@ -161,6 +161,13 @@ def test_use_is_drawn_against_cost(tmp_path):
     use_figure.main(["--out", str(tmp_path / "use.svg"), f"a=1:{tmp_path / 'a'}", f"half, b=0.5:{tmp_path / 'b'}"])
     drawn = (tmp_path / "use.svg").read_text()
     assert drawn.startswith("<svg") and "<!-- half, b -->" in drawn and "<!-- in real images -->" in drawn
+    score = {"mIoU": {"difference": {"mean": 0.01, "low": -0.02, "high": 0.04}}}
+    results = {split: {"arms": {"synthesized:a": {"scores": score}}} for split in ("test", "target")}
+    (tmp_path / "comparison.json").write_text(json.dumps({"results": results}))
+    words = ["--out", str(tmp_path / "use.svg"), "--comparison", str(tmp_path / "comparison.json")]
+    use_figure.main([*words, f"a=1:{tmp_path / 'a'}", f"half, b=0.5:{tmp_path / 'b'}"])
+    drawn = (tmp_path / "use.svg").read_text()
+    assert drawn.count("<!-- a -->") == 3 and "<!-- target: mIoU of segmentors, in points -->" in drawn
 
 
 def test_the_best_rate_is_chosen(tmp_path, capsys):
