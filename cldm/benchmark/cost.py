@@ -32,7 +32,20 @@ SAVINGS: dict[str, dict[str, Any]] = {
         for which in ("branches", "all")
         for keys in ("every-2", "every-3", "every-5", "early")
     },
-    "--sampler dpmsolver++ --steps 20": {"sampler": "dpmsolver++", "steps": 20},
+    "--sampler dpmsolver++ --steps 20 --guidance-interval 0.1 0.8 --reuse-encoder branches --key-steps every-2": {
+        "sampler": "dpmsolver++",
+        "steps": 20,
+        "guidance_interval": (0.1, 0.8),
+        "reuse_encoder": "branches",
+        "key_steps": ("every-2",),
+    },
+    "--sampler dpmsolver++ --steps 12 --guidance-interval 0.1 0.8 --reuse-encoder all --key-steps every-3": {
+        "sampler": "dpmsolver++",
+        "steps": 12,
+        "guidance_interval": (0.1, 0.8),
+        "reuse_encoder": "all",
+        "key_steps": ("every-3",),
+    },
     "--sampler lcm --steps 4 --scale 1": {"sampler": "lcm", "steps": 4, "scale": 1.0},
 }
 

@@ -186,7 +186,21 @@ def test_distilled_weights_have_samplers_of_their_own(cli, command, file, tmp_pa
     two = ("--only", "train_0000_seed_5", "train_0001_seed_5")
     # with a preset's savings; an image does not depend on its batch
     for size in (1, 2):
-        few = (*two, "--preset", "fast", "--lora", file, "--sampler", "lcm", "--scale", "3", "--batch-size", size)
+        few = (
+            *two,
+            "--preset",
+            "fast",
+            "--reuse-encoder",
+            "all",
+            "--lora",
+            file,
+            "--sampler",
+            "lcm",
+            "--scale",
+            "3",
+            "--batch-size",
+            size,
+        )
         said = cli("inference", *command(tmp_path / f"{size}", *few))
         assert "--scale 3: what was distilled for --sampler lcm has guidance within; take 1 to 2" in said
     assert {record["spacing"] for record in records(tmp_path / "1")} == {"trailing"}

@@ -27,6 +27,10 @@ def test_a_preset_is_told_and_recorded_and_what_is_given_beside_it_wins(cli, com
     given = (
         "--preset",
         "fast",
+        "--reuse-encoder",
+        "all",
+        "--key-steps",
+        "every-3",
         "--guidance-interval",
         "0.2",
         "0.9",
@@ -37,14 +41,11 @@ def test_a_preset_is_told_and_recorded_and_what_is_given_beside_it_wins(cli, com
         1,
     )
     out = cli("inference", *command(tmp_path / "out", *TWO, *given))
-    assert (
-        "preset fast: sampler dpmsolver++, steps 3 (given; the preset's is 12), guidance_interval 0.2 0.9 (given; the "
-        "preset's is 0.1 0.8), reuse_encoder all, key_steps every-3"
-    ) in out
+    assert ("preset fast: sampler dpmsolver++, steps 3 (given; the preset's is 5), spacing trailing") in out
     said = records(tmp_path / "out")[0]
     assert [said[field] for field in FIELDS] == ["fast", [0.2, 0.9], 0.5, 1.0, [0, 1], [0, 1], "all", [0]]
     assert (said["sampler"], said["steps"]) == ("dpmsolver++", 3)
-    words = ("--sampler", "dpmsolver++", *given[2:], "--reuse-encoder", "all", "--key-steps", "every-3")
+    words = ("--sampler", "dpmsolver++", "--spacing", "trailing", *given[2:])
     assert "2 images are in" in cli("inference", *command(tmp_path / "out", *words, "--dry-run"))
     line = cli.refused("inference", *command(tmp_path / "out", *words, "--guidance-interval", 0, 1, "--dry-run"))
     assert "was made with guidance_interval [0.2, 0.9], not [0.0, 1.0]" in line

@@ -34,8 +34,8 @@ def wish(studio, scenes, **more):
 
 @pytest.fixture(scope="module")
 def painted(studio, scenes, tmp_path_factory):
-    """Two images of a preset that reuses features, with an option that is set back to the usual default."""
-    given = {"steps": 4, "scale": 2.0, "mask_strength": 0.5, "sampler": "ddim"}
+    """Two images of a preset, that reuse features, with an option that is set back to the usual default."""
+    given = {"steps": 4, "scale": 2.0, "mask_strength": 0.5, "sampler": "ddim", "reuse_encoder": "all"}
     return list(paint(studio, wish(studio, scenes, count=2, preset="fast", given=given), tmp_path_factory.mktemp("p")))
 
 
