@@ -95,12 +95,12 @@ def resolve(config: DictConfig, options: TrainingOptions) -> DictConfig:
         if part in config.data.params:
             params = config.data.params[part].setdefault("params", {})
             for key, value in {**shared, "txt_file": items}.items():
-                if value is not None:
-                    if options.resume is None and first_process() and _overruled(params.get(key, value), value):
-                        note(
-                            f"data.params.{part}.params.{key}: not used; the model's, or the command's, is", sys.stdout
-                        )
-                    params[key] = str(value) if isinstance(value, Path) else value
+                if value is None:
+                    continue
+                value = str(value) if isinstance(value, Path) else value
+                if options.resume is None and first_process() and _overruled(params.get(key, value), value):
+                    note(f"data.params.{part}.params.{key}: not used; the model's, or the command's, is", sys.stdout)
+                params[key] = value
             list_field = "train_list" if part == "train" else "val_list"
             for key, field in (("data_root", "data_root"), ("txt_file", list_field)):
                 if key not in params:

@@ -129,14 +129,16 @@ def cut_in_two(data: Path, pattern: str, share: float, splits: Sequence[str]) ->
     for folder in others:
         to |= {path: f"{folder}/{path.name}" for path in sorted((data / folder).iterdir()) if path.is_file()}
     items: list[dict[str, object]] = []
+    listed_masks: set[str] = set()
     for number, item in items_with_mask(data / LIST):
         name = Path(item["source"]).stem
         if name not in masks:
             raise InputError(f"{data / LIST} line {number}: {one_line(item['source'], 200)} is not in label_train")
         if name not in validates:
             source = f"label_train/{masks[name].name}"
-            if any(other["source"] == source for other in items):
+            if source in listed_masks:
                 raise InputError(f"{data / LIST} line {number}: names the mask {one_line(name, 100)} again; remove it")
+            listed_masks.add(source)
             items.append({**item, "source": source})
     if not items:
         raise InputError(f"{data / LIST}: names no mask of a scene that trains; list all of label_train")

@@ -158,9 +158,8 @@ class Stages:
             bands=options.bands,
             rectify=by if options.rectify else (),
         )
-        several = flags(
-            several_maps="--several-maps" in options.more("filtering")
-        )  # as the user says of the same files
+        # as the user says of the same files
+        several = flags(several_maps="--several-maps" in options.more("filtering"))
         images = flags(syn_img_path=folder / "images", filtered_mask_path=folder / "filtered")
         of_real = flags(real_img_path=self.data / "img_train", real_label_path=self.data / "label_train")
         maps = flags(weight_map_path=folder / "weights" if options.weighted else None)
