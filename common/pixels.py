@@ -144,7 +144,7 @@ def _pixels_by_pillow(path: str | os.PathLike[str], tags: TiffTags | None) -> Pi
             if image.getextrema()[-1] != (255, 255):
                 fourth = "a fourth band that is not opaque" if image_format == "TIFF" else "transparent pixels"
                 raise ImageError.of(path, f"has {fourth}; write it again with the three bands to be seen")
-        values = np.asarray(image.convert("RGB"))
+        values = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # else a copy
     except (ValueError, OSError, MemoryError) as error:
         if isinstance(error, ImageError):
             raise

@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -100,6 +102,7 @@ def read_manifest(
     need_image: bool = True,
     need_reference: bool = False,
     need_mask: bool = True,
+    painted: bool | None = None,
     skip_invalid: bool = False,
     size: tuple[int, int] | None = None,
     multiple_of: int = 64,
@@ -119,6 +122,7 @@ def read_manifest(
         classes: if given, mask values must be ids of these classes or the ignore id.
         need_image: lines must name an image (``target``); otherwise that field is not looked at.
         need_reference: lines must name a reference image (``ref_image``); otherwise not looked at.
+        painted: images are made of the items, each of an output's name; by default where ``need_image`` is False.
         need_mask: lines must name a mask (``source``); otherwise one without it is an image without a mask, and needs
             no prompt.
         skip_invalid: leave faulty lines out instead of raising.
@@ -146,17 +150,19 @@ def read_manifest(
     if size is not None and crop is not None and min(size) < crop:
         raise InputError(f"crop {crop}: larger than size {size[0]} x {size[1]}")
     fields = ["source", *(["target"] if need_image else []), *(["ref_image"] if need_reference else [])]
-    lines = [_parse(number, text, fields, root, follow_links, need_mask) for number, text in read_lines(path)]
+    painted = not need_image if painted is None else painted
+    lines = [_parse(number, text, fields, root, follow_links, need_mask, painted) for number, text in read_lines(path)]
     if not lines:
         raise InputError(f"{path}: no items; write one JSON object a line")
-    _find_duplicates(lines, need_image=need_image)
+    _find_duplicates(lines, painted)
     _find_shared_outputs(lines)
     if check_files:
         if classes is not None:
             refuse_doubt(classes.labels, [line.paths["source"] for line in lines if "source" in line.paths], str(path))
         multiple = multiple_of if size is None and crop is None else 1
         smallest = crop if crop is not None and size is None else 1
-        _open_all(lines, classes, multiple, smallest, num_workers or os.cpu_count() or 1, progress, bands)
+        opened = partial(_open, classes=classes, multiple_of=multiple, smallest=smallest, bands=bands, painted=painted)
+        _open_all(lines, opened, num_workers or os.cpu_count() or 1, progress)
         if not several_maps:
             _find_maps(lines)
 
@@ -194,7 +200,9 @@ def _resolve(list_file: str | os.PathLike[str], data_root: str | os.PathLike[str
     return root, path
 
 
-def _parse(number: int, text: str, fields: list[str], root: Path, follow_links: bool, need_mask: bool) -> _Line:
+def _parse(
+    number: int, text: str, fields: list[str], root: Path, follow_links: bool, need_mask: bool, painted: bool
+) -> _Line:
     """One line to paths below ``root``; what is wrong is noted, not raised."""
     line = _Line(number)
     try:
@@ -209,7 +217,9 @@ def _parse(number: int, text: str, fields: list[str], root: Path, follow_links: 
             continue
         if name not in content:
             reason = f"missing (fields of this line: {', '.join(content) or 'none'})"
-            if name == "source" and "target" in fields:
+            if name == "target" and painted:
+                reason += "; ‹start_strength› below 1 paints over an image"
+            if name == "source" and "target" in fields and not painted:
                 reason += "; data.params.train.params.unlabeled=true trains on images without a mask, too"
             line.faults.append((name, reason))
         elif not isinstance(value, str):
@@ -224,7 +234,7 @@ def _parse(number: int, text: str, fields: list[str], root: Path, follow_links: 
                 line.paths[name] = locate(value, root, follow_links)
             except ValueError as error:
                 line.faults.append((name, str(error)))
-    if "target" not in fields and "seeds" in content:
+    if painted and "seeds" in content:
         if _are_seeds(seeds := content["seeds"]):
             line.seeds = tuple(seeds)
         else:
@@ -261,7 +271,7 @@ def _find_shared_outputs(lines: list[_Line]) -> None:
                 break
 
 
-def _find_duplicates(lines: list[_Line], need_image: bool) -> None:
+def _find_duplicates(lines: list[_Line], painted: bool) -> None:
     """Pairs are one-to-one; where images are synthesized, no two items may write the same output file."""
     used: dict[tuple[str, str], int] = {}
     for line in lines:
@@ -270,26 +280,18 @@ def _find_duplicates(lines: list[_Line], need_image: bool) -> None:
                 first = used.setdefault((name, str(path.resolve())), line.number)
                 if first != line.number:
                     line.faults.append((name, f"{line.names[name]} is used by line {first} already; use each once"))
-                elif name == "source" and not need_image:
+                elif name == "source" and painted:
                     first = used.setdefault(("stem", path.stem), line.number)
                     if first != line.number:
                         reason = f"{line.names[name]} has the file name of line {first}'s mask, so that their outputs"
                         line.faults.append((name, f"{reason} would overwrite each other; rename one"))
 
 
-def _open_all(
-    lines: list[_Line],
-    classes: ClassTable | None,
-    multiple_of: int,
-    smallest: int,
-    num_workers: int,
-    progress: bool,
-    bands: Bands | None,
-) -> None:
+def _open_all(lines: list[_Line], opened: Callable[[_Line], None], num_workers: int, progress: bool) -> None:
     """Decodes every file of every line, in threads (decoders work outside the interpreter's lock)."""
     with ThreadPoolExecutor(num_workers) as pool:
         try:
-            done = pool.map(lambda line: _open(line, classes, multiple_of, smallest, bands), lines)
+            done = pool.map(opened, lines)
             for _ in tqdm(done, total=len(lines), desc="checking files", unit="item", disable=not progress):
                 pass
         except BaseException:
@@ -308,8 +310,11 @@ def _find_maps(lines: list[_Line]) -> None:
                 line.faults.append((name, f"{line.names[name]} {fault}; or set several_maps"))
 
 
-def _open(line: _Line, classes: ClassTable | None, multiple_of: int, smallest: int, bands: Bands | None) -> None:
+def _open(
+    line: _Line, classes: ClassTable | None, multiple_of: int, smallest: int, bands: Bands | None, painted: bool
+) -> None:
     shapes: dict[str, tuple[int, int]] = {}
+    shown = known = None  # where the mask shows a class, and where the image has data
     for name, path in line.paths.items():
         try:
             if name == "source":
@@ -318,6 +323,7 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int, smallest: i
             else:
                 found = read_pixels(path, bands)
                 pixels, turn = found.values, found.orientation
+                known = found.valid if name == "target" else known
             line.places[name] = place_of(path)
         except ImageError as error:
             line.faults.append((name, f"{line.names[name]}: {error.reason}"))
@@ -326,6 +332,8 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int, smallest: i
         shapes[name] = (pixels.shape[0], pixels.shape[1])
         if name == "source":
             counts = pixels_of_ids(pixels)
+            if painted:
+                shown = (pixels if classes is None else classes.labels.table[pixels]) != IGNORE
             line.pixels = (
                 int(pixels.size - counts[IGNORE])
                 if classes is None
@@ -341,6 +349,11 @@ def _open(line: _Line, classes: ClassTable | None, multiple_of: int, smallest: i
         other_height, other_width = shapes["target"]
         reason = f"image is {other_width} x {other_height} px, its mask {width} x {height} (width x height)"
         line.faults.append(("target", f"{line.names['target']}: {reason}; they must agree"))
+    elif shown is not None and known is not None and (shown & ~known).any():
+        reason = (
+            "is to be painted over, and has no data where its mask shows a class; make these pixels 255 in the mask"
+        )
+        line.faults.append(("target", f"{line.names['target']}: {reason}"))
     if min(height, width) < smallest:
         reason = f"{width} x {height} px (width x height), smaller than the crops of {smallest} (crop)"
         line.faults.append((named, f"{line.names[named]}: {reason}; leave it out, or lower crop"))

@@ -68,7 +68,8 @@ class PairedImages(Dataset[dict[str, Any]]):
       ``drop_reference_p`` only;
     * ``valid``: (1, H, W) bool, where the image has data (the mask is to be ignored elsewhere); of training, with
       ``bands`` or where images are TIFFs;
-    * ``mask_path``, ``reference_path``: with ``use_reference`` only, the first with ``masks_only``, too.
+    * ``start``: as ``jpg``, the item's own image, which is painted over; with ``start_image`` only;
+    * ``mask_path``, ``reference_path``, ``start_path``: with what they are the files of, and the first of a synthesis.
 
     Args:
         data_root: folder that the list's paths are relative to.
@@ -101,6 +102,7 @@ class PairedImages(Dataset[dict[str, Any]]):
             reference at synthesis shows another place.
         bands: what is stated of the images' bands, see ``common.bands.Bands``; None for three of 8 bits.
         several_maps: masks and images need not share one coordinate reference system.
+        start_image: items name their own image, too, beside their reference if they have one: it is painted over.
 
     Raises:
         InputError: a faulty list or parameter.
@@ -134,6 +136,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         reference_from: str = "crop",
         bands: Bands | Mapping[str, Any] | None = None,
         several_maps: bool = False,
+        start_image: bool = False,
     ) -> None:
         if reference_fit not in REFERENCE_FITS:
             raise InputError(f"reference_fit {reference_fit}: must be one of {', '.join(REFERENCE_FITS)}")
@@ -160,6 +163,9 @@ class PairedImages(Dataset[dict[str, Any]]):
         self.shared_color = shared_color
         self.seed = seed
         self.bands = bands_of(bands)
+        if start_image and not (use_reference or masks_only):
+            raise InputError("start_image: is of a synthesis; a training reads its images anyway")
+        self.start_image = start_image
         self.use_reference, self.masks_only = use_reference and not masks_only, masks_only
         self.class_table = None if classes is None else load_class_table(classes, hint_encoding == "table")
         self.hint_encoding = hint_encoding
@@ -171,7 +177,8 @@ class PairedImages(Dataset[dict[str, Any]]):
             txt_file,
             data_root,
             classes=self.class_table,
-            need_image=not (use_reference or masks_only),
+            need_image=self.start_image or not (use_reference or masks_only),
+            painted=use_reference or masks_only,
             need_mask=not unlabeled or use_reference or masks_only,
             need_reference=self.use_reference,
             skip_invalid=skip_invalid,
@@ -215,14 +222,19 @@ class PairedImages(Dataset[dict[str, Any]]):
 
         item = self.items[position]
         mask = resized(self._mask(item), self.size, Image.Resampling.NEAREST)
+        begun: dict[str, Any] = {}
+        flipped = not self.masks_only and self._choices(epoch, item)[0]
+        if self.start_image:
+            image = resized(self._image(item, "image").values, mask.shape, self._resample)
+            begun = {"start": _to_tensor(image[:, ::-1] if flipped else image), "start_path": str(item.image)}
         if self.masks_only:
-            return {"mask_path": str(item.mask), **self.described(epoch, position, mask)}
+            return {"mask_path": str(item.mask), **begun, **self.described(epoch, position, mask)}
         reference = self._image(item, "reference").values
-        if self._choices(epoch, item)[0]:
+        if flipped:
             mask = mask[:, ::-1]
         paths = {"mask_path": str(item.mask), "reference_path": str(item.reference)}
         shown = fitted(reference, mask.shape, self.reference_fit, self._resample)
-        return {"ssl": shown, **paths, **self.described(epoch, position, mask)}
+        return {"ssl": shown, **paths, **begun, **self.described(epoch, position, mask)}
 
     def _choices(self, epoch: int, item: Item) -> NDArray[np.bool_]:
         """Flip, empty prompt, hidden mask, hidden reference: whether, of an item in an epoch."""

@@ -67,6 +67,7 @@ def read_items(options: SynthesisOptions, model: ControlLDM) -> PairedImages:
         follow_links=options.follow_links,
         use_reference=True,
         masks_only=not model.fuses,
+        start_image=options.paints_over,
         multiple_of=model.multiple,
         reference_fit=options.reference_fit,
         bands=model.bands,

@@ -27,7 +27,8 @@ def time_steps_of(model: ControlLDM, options: SamplingOptions) -> list[float]:
     """
     spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr, options.sampler)
     scheduler = make_scheduler(options.sampler, model.betas, model.parameterization, spacing)
-    return [float(t) for t in set_time_steps(scheduler, options.steps)]
+    times = set_time_steps(scheduler, options.steps)
+    return [float(t) for t in times[options.steps - options.steps_taken :]]
 
 
 def few_steps(model: ControlLDM, options: SamplingOptions) -> list[str]:
@@ -44,7 +45,7 @@ def few_steps(model: ControlLDM, options: SamplingOptions) -> list[str]:
             f"‹scale› {options.scale:g}: what was distilled for ‹sampler› {options.sampler} has guidance within; take "
             "1 to 2, unless yours has none"
         ]
-    if start > 0.85 * total:
+    if start > 0.85 * total or options.paints_over:
         return []
     spacing = spacing_of(options.spacing, options.steps, model.zero_terminal_snr)
     return [

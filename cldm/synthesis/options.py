@@ -11,7 +11,7 @@ from cldm.synthesis.saving_options import SavingOptions
 from common.converters import batch_size, integer, number, pixels, workers
 from common.errors import InputError
 from common.options import option
-from ldm.models.choices import COMPILED, CONSISTENCY, QUANTIZED, SAMPLERS, SPACINGS, TAKE_ETA
+from ldm.models.choices import COMPILED, CONSISTENCY, QUANTIZED, SAMPLERS, SPACINGS, TAKE_ETA, steps_over_image
 
 REFERENCE_LATENTS = ("mode", "sample")
 PRECISIONS = ("32", "bf16", "16", "bf16-mixed", "16-mixed")
@@ -60,6 +60,12 @@ class SamplingOptions(SavingOptions):
         help="what the model reads of a reference: the mode of its latent's distribution, or a sample (published; "
         "drawn by image's name and seed)",
     )
+    start_strength: float = option(
+        1.0,
+        convert=number(0, 1),
+        help="paint over each item's own image (target), noised by this share of the steps, above 0, of which no "
+        "more are taken; 1: from noise alone",
+    )
     split_guidance: bool = option(False, help="the two texts one after the other: less memory, slower")
     rectify_steps: int = option(
         4, convert=integer(1, 500), help="with --rectify: in this many of the first steps, each by less than the last"
@@ -83,14 +89,30 @@ class SamplingOptions(SavingOptions):
             raise InputError(f"‹eta› {self.eta}: only ‹sampler› {' and '.join(TAKE_ETA)} take a share of fresh noise")
         if self.sampler in CONSISTENCY and self.spacing == "leading":
             raise InputError(f"‹spacing› leading: the time steps of ‹sampler› {self.sampler} begin at the noise's end")
-        last = self.key_steps[-1]
-        if self.reuse_encoder != "none" and last.isdecimal() and int(last) >= self.steps:
-            raise InputError(f"‹key_steps› {last}: the last of {self.steps} ‹steps› is {self.steps - 1}")
+        taken, last = self.steps_taken, self.key_steps[-1]
+        if self.reuse_encoder != "none" and last.isdecimal() and int(last) >= taken:
+            raise InputError(f"‹key_steps› {last}: the last of {self.counted} is {taken - 1}")
 
     @property
     def guided(self) -> bool:
         """Whether anything guides: text, mask or reference."""
         return not self.scale == self.mask_scale == self.reference_scale == 1
+
+    @property
+    def paints_over(self) -> bool:
+        """Whether images are made of items' own images (SDEdit), not of noise alone."""
+        return self.start_strength < 1
+
+    @property
+    def steps_taken(self) -> int:
+        """Of ``steps``, those that are taken."""
+        return steps_over_image(self.steps, self.start_strength) if self.paints_over else self.steps
+
+    @property
+    def counted(self) -> str:
+        """The steps that are taken, in words."""
+        of = f" that ‹start_strength› {self.start_strength:g} takes of {self.steps}" if self.paints_over else ""
+        return f"{self.steps_taken} ‹steps›{of}"
 
     @property
     def chooses(self) -> bool:
@@ -220,8 +242,8 @@ class SynthesisOptions(SamplingOptions, LoraFileOptions):
         super().__post_init__()
         if self.size is not None and len(self.size) > 2:
             raise InputError("‹size›: write one number, or height and width")
-        if self.rectify and self.rectify_steps > self.steps:
-            raise InputError(f"‹rectify_steps› {self.rectify_steps}: there are {self.steps} ‹steps›; take fewer")
+        if self.rectify and self.rectify_steps > self.steps_taken:
+            raise InputError(f"‹rectify_steps› {self.rectify_steps}: there are {self.counted}; take fewer")
         if self.chooses and not (self.judge or self.rectify):
             raise InputError("‹candidates›, ‹retry›: need a segmentor that chooses; name one by ‹judge›")
         if self.compile == "graphs" and self.reuse_encoder == "all":

@@ -45,6 +45,8 @@ TRAINING_ONLY = (
     "bands",
     "distillation",
 )
+# Options that records say as they are.
+AS_GIVEN = ("sampler", "steps", "scale", "mask_scale", "reference_scale", "eta", "start_strength", "reference_latent")
 # What makes a picture, in the order in which differences are named.
 MAKES = (
     "checkpoint_hash",
@@ -63,6 +65,7 @@ MAKES = (
     "reference_scale",
     "guidance_rescale",
     "eta",
+    "start_strength",
     "guidance_interval",
     "mask_strength",
     "reference_strength",
@@ -86,6 +89,7 @@ MAKES = (
     "hint_encoding",
     "mask_hash",
     "reference_hash",
+    "start_hash",
     "reference_fit",
     "reference_latent",
     "prompt",
@@ -147,18 +151,12 @@ class Recipe:
         self.reading = lru_cache(maxsize=4096)(reading)
         self._common = {
             **of_model,
-            "sampler": options.sampler,
-            "steps": options.steps,
+            **{name: getattr(options, name) for name in AS_GIVEN},
             "spacing": spacing_of(options.spacing, options.steps, sampler=options.sampler),
-            "scale": options.scale,
-            "mask_scale": options.mask_scale,
-            "reference_scale": options.reference_scale,
             "guidance_rescale": options.guidance_rescale if options.guided else 0.0,
-            "eta": options.eta,
             **_of_savings(options),
             "bands": None if dataset.bands is None else dataset.bands.model_dump(exclude_defaults=True),
             "reference_fit": dataset.reference_fit,
-            "reference_latent": options.reference_latent,
             "hint_encoding": dataset.hint_fingerprint,
             **_of_judges(options, judges),
         }
@@ -172,6 +170,8 @@ class Recipe:
         mask_hash: str,
         reference: str | None,
         reference_hash: str | None,
+        start: str | None,
+        start_hash: str | None,
         height: int,
         width: int,
         candidate: int = 0,
@@ -188,6 +188,8 @@ class Recipe:
             mask_hash=mask_hash,
             reference_hash=reference_hash,
             reference=None if reference is None else _printable(reference),
+            start_hash=start_hash,
+            start=None if start is None else _printable(start),
             height=height,
             width=width,
             candidate=candidate,
@@ -204,7 +206,7 @@ def _of_savings(options: SamplingOptions) -> dict[str, Any]:
     said |= {name: list(getattr(options, name)) for name in ("guidance_interval", "mask_span", "reference_span")}
     said["reuse_encoder"] = options.reuse_encoder
     if options.reuse_encoder != "none":
-        said["key_steps"] = key_steps(options.key_steps, options.steps)
+        said["key_steps"] = key_steps(options.key_steps, options.steps_taken)
     return said
 
 
@@ -266,7 +268,7 @@ def compare_with_folder(dataset: PairedImages, recipe: Recipe, outdir: Path, see
     """
     present, records = images_in(outdir) if outdir.is_dir() else {}, read_records(outdir)
     there = [(dataset.items[i], seed, name) for i, seed, name in images_of(dataset, seeds) if name in present]
-    hashes = _hashes(path for item, *_ in there for path in (item.mask, item.reference) if path)
+    hashes = _hashes(path for item, *_ in there for path in (item.mask, item.reference, item.image) if path)
     fine: set[str] = set()
     others: dict[str, str] = {}
     for item, seed, name in there:
@@ -281,6 +283,8 @@ def compare_with_folder(dataset: PairedImages, recipe: Recipe, outdir: Path, see
             hashes[item.mask],
             None if reference is None else str(reference),
             None if reference is None else hashes[reference],
+            None if item.image is None else str(item.image),
+            None if item.image is None else hashes[item.image],
             height,
             width,
         )
@@ -310,7 +314,7 @@ def difference(then: Sample, now: Sample, makes: Sequence[str] = MAKES) -> str:
             continue
         if before is None and wanted is not None:
             return f"has a record that does not say its {name}: another version of this program made it"
-        if name in ("mask_hash", "reference_hash"):
+        if name in ("mask_hash", "reference_hash", "start_hash"):
             what = name.removesuffix("_hash")
             return f"was made with another {what} than {getattr(now, what)} is now"
         return f"was made with {name} {_shown(before)}, not {_shown(wanted)}"

@@ -43,6 +43,8 @@ class Sample(Record):
     mask_hash: str | None = None
     reference: str | None = None
     reference_hash: str | None = None
+    start: str | None = None  # the image that was painted over
+    start_hash: str | None = None
     reference_fit: str | None = None
     reference_latent: str = "mode"  # what records mean that were written before there was a choice
     hint_encoding: str | None = None
@@ -59,6 +61,7 @@ class Sample(Record):
     reference_scale: float = 1.0
     guidance_rescale: float = 0.0
     eta: float | None = None
+    start_strength: float = 1.0  # records that say none are older
     preset: str = "published"  # the name alone: what it sets is said by the other fields
     guidance_interval: list[float] = [0.0, 1.0]  # from here on, records that say none are older
     mask_strength: float = 1.0

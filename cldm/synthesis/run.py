@@ -47,7 +47,8 @@ from ldm.training.stop_on_signal import ctrl_c
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # precisions of the weights; others are Lightning's
 # told at each step: its number, and what decodes the images (B, 3, H, W), about [-1, 1], as they are predicted then
 Watch = Callable[[int, Callable[[], torch.Tensor]], None]
-RECORDED = ("job_seed", "txt", "mask_path", "mask_hash", "reference_path", "reference_hash")  # for ``Recipe.sample``
+FILES = ("mask", "reference", "start")  # of an item; then what ``Recipe.sample`` is given of it
+RECORDED = ("job_seed", "txt", *(f"{kind}_{what}" for kind in FILES for what in ("path", "hash")))
 
 
 class JobDataset(Dataset[dict[str, Any]]):
@@ -63,10 +64,9 @@ class JobDataset(Dataset[dict[str, Any]]):
         """The item of job ``index``, with the job's seed and name, and what its files hold."""
         job = self.jobs[index]
         item = self.items[job.item]
-        made_of: dict[str, Any] = {}
-        for kind in ("mask", "reference"):
-            path = item.get(f"{kind}_path")
-            made_of |= {f"{kind}_path": path, f"{kind}_hash": None if path is None else file_hash(Path(path))}
+        paths = {kind: item.get(f"{kind}_path") for kind in FILES}
+        made_of = {f"{kind}_path": path for kind, path in paths.items()}
+        made_of |= {f"{kind}_hash": None if path is None else file_hash(Path(path)) for kind, path in paths.items()}
         return {**item, **made_of, "job_seed": job.seed, "job_name": job.name}
 
 
@@ -164,6 +164,8 @@ def paint(
         correct_x0=rectifier,
         watch=None if watch is None else lambda i, x0: watch(i, lambda: model.decode_first_stage(x0.to(x_T.dtype))),
         split=options.split_guidance,
+        start=model.batch_latent(batch, "start", dtype=x_T.dtype) if options.paints_over else None,
+        strength=options.start_strength,
     )
     return model.decode_first_stage(latents.to(x_T.dtype))
 
@@ -202,13 +204,13 @@ def synthesize(
 
     Args:
         model: with weights, in eval mode.
-        items: masks, references and prompts.
+        items: masks, references and prompts; with ``start_image`` to be painted over.
         options: how, and which seeds of each item.
         judges: segmentors that guide and choose (``segmentation.judge.open_judge``).
         watch: sees each batch's images grow; what it raises ends the synthesis.
 
     Raises:
-        InputError: a segmentor reads other bands than the model's.
+        InputError: a segmentor reads other bands than the model's, or items do not read what is to be painted over.
 
     Yields:
         name (``<mask name>_seed_<seed>``) and image, batch by batch: (H, W, 3) uint8, or (H, W, bands) in numbers of
@@ -217,6 +219,8 @@ def synthesize(
     if model.bands is not None:
         judges = judges.of_bands(model.bands)
     model.accelerate()
+    if options.paints_over and not items.start_image:
+        raise InputError(f"‹start_strength› {options.start_strength:g}: items need start_image=True")
     items.check_hints(model.control_model.hint_channels)
     windows = [reading(model, item.prompt).windows for item in items.items]
     jobs = [Job(i, seed, name, windows[i]) for i, seed, name in images_of(items, options.seeds)]

@@ -87,6 +87,10 @@ class ImproveOptions(Options):
             self.more(name)
         if any(word.partition("=")[0].replace("_", "-") == "--weight-map-path" for word in self.more("filtering")):
             raise InputError("‹filtering› --weight-map-path: the loop gives it with --treatment weight; leave it out")
+        if self.layouts and self._said("painting", "--start-strength") not in (None, "1", "1.0"):
+            raise InputError(
+                f"‹layouts› {self.layouts}: have no image for --start-strength in ‹painting›; leave one out"
+            )
 
     @property
     def class_table(self) -> Path:
@@ -96,9 +100,14 @@ class ImproveOptions(Options):
     @property
     def weighted(self) -> bool:
         """Whether the filter weights pixels in the place of taking them out."""
+        return self._said("filtering", "--treatment") == "weight"
+
+    def _said(self, name: str, option: str) -> str | None:
+        """What the words of ``name`` say of an option of the command that gets them."""
         line = Parser(add_help=False, allow_abbrev=False)
-        line.add_argument("--treatment", nargs="?")
-        return bool(line.parse_known_args(self.more("filtering"))[0].treatment == "weight")
+        line.add_argument(option, nargs="?", dest="said")
+        said: str | None = line.parse_known_args(self.more(name))[0].said
+        return said
 
     def more(self, name: str) -> list[str]:
         """The words of ``painting``, ``training``, ``allotting`` or ``filtering``.

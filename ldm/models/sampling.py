@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.rng import Stream, item_noise, seed_from
-from ldm.models.choices import CONSISTENCY, TAKE_ETA
+from ldm.models.choices import CONSISTENCY, TAKE_ETA, steps_over_image
 from ldm.models.conditions import TextConditions
 from ldm.models.guidance import ClassifierFreeGuidance, Guidance, NoGuidance, SplitGuidance
 from ldm.models.schedule import ends_in_noise, make_scheduler, set_time_steps, spacing_of
@@ -41,6 +41,8 @@ def sample(
     split: bool = False,
     reuse: bool = True,
     share: bool = True,
+    start: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """Samples latents from noise.
 
@@ -66,26 +68,38 @@ def sample(
         split: take ``SplitGuidance``.
         reuse: remember what no time step changes; False computes it anew.
         share: without effect; earlier versions computed what both texts share once.
+        start: clean latents (B, C, h, w) to paint over (SDEdit, Meng et al., ICLR 2022): sampling begins with them,
+            noised by x_T, at the first of the last ``strength`` x ``steps`` steps. None begins with noise alone.
+        strength: above 0 to 1; below 1 with ``start`` alone.
 
     Returns:
         latents (B, C, h, w), as ``decode_first_stage`` takes them.
 
     Raises:
-        InputError: a sampler, number of steps or eta that cannot be.
+        InputError: a sampler, number of steps, eta or strength that cannot be.
     """
     spacing = spacing_of(spacing, steps, ends_in_noise(model.betas), sampler)
     scheduler = make_scheduler(sampler, model.betas, model.parameterization, spacing)
     if eta and sampler not in TAKE_ETA:
         takes = " and ".join(TAKE_ETA)
         raise InputError(f"‹eta› {eta}: only the samplers {takes} take a share of noise; leave it at 0 for {sampler}")
+    if start is None and strength != 1:
+        raise InputError(f"‹start_strength› {strength:g}: there is no image to paint over")
     set_time_steps(scheduler, steps, x_T.device)
     given = [model.prepare(one) for one in (cond, uncond) if one is not None]
     if not reuse:
         given = [replace(one, remember=False) for one in given]
     predict = guided(model, given[0], None if uncond is None else given[1], guidance_scale, guidance, split)
     precise = torch.promote_types(x_T.dtype, torch.float32)  # the solver's arithmetic, whatever the network's
-    x = x_T.to(precise) * scheduler.init_noise_sigma
-    for i, t in enumerate(tqdm(scheduler.timesteps, disable=not progress, desc=sampler, leave=False)):
+    times = scheduler.timesteps
+    if start is None:
+        x = x_T.to(precise) * scheduler.init_noise_sigma
+    else:
+        times = times[steps - steps_over_image(steps, strength) :]
+        if hasattr(scheduler, "set_begin_index"):  # else it asks for no more than the time step
+            scheduler.set_begin_index(steps - len(times))
+        x = scheduler.add_noise(start.to(precise), x_T.to(precise), times[:1].expand(x_T.shape[0]))
+    for i, t in enumerate(tqdm(times, disable=not progress, desc=sampler, leave=False)):
         x_t = scheduler.scale_model_input(x, t)  # sqrt(abar) x_0 + sqrt(1 - abar) eps, however the solver scales x
         prediction = predict(x_t.to(x_T.dtype), t.expand(x.shape[0])).to(precise)
         if watch is not None or correct_x0 is not None:

@@ -6,7 +6,7 @@ import torch
 
 from common.errors import InputError
 from common.rng import Stream, seed_from
-from ldm.models.choices import CONSISTENCY, SOLVERS
+from ldm.models.choices import CONSISTENCY, SOLVERS, steps_over_image
 from ldm.models.conditions import TextConditions
 from ldm.models.guidance import ClassifierFreeGuidance, NoGuidance, SplitGuidance
 from ldm.models.sampling import sample
@@ -176,3 +176,34 @@ def test_options_that_distilled_models_samplers_do_not_have_are_refused():
     ):
         with pytest.raises(InputError, match=says):
             sample(model, {"c_crossattn": []}, None, x, **{"steps": 5, "sampler": "lcm", **options})
+
+
+@pytest.mark.parametrize("sampler", SOLVERS)
+def test_over_an_image_the_flow_begins_with_the_noised_image(sampler):
+    # the same flow as above, from sqrt(a) x_0 + sqrt(1 - a) eps at the first time step that is taken
+    model, strength, steps = GaussianModel(0.3, 0.5), 0.4, 250
+    start, x_T = torch.randn(2, 1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    got = sample(model, {"c_crossattn": []}, None, x_T, steps, sampler, start=start, strength=strength)
+    scheduler = make_scheduler(sampler, model.betas)
+    scheduler.set_timesteps(steps)
+    a = float(model.alphas[int(scheduler.timesteps[steps - 100])])
+    x_t = a**0.5 * start + (1 - a) ** 0.5 * x_T
+    expected = 0.3 + 0.5 * (x_t - a**0.5 * 0.3) / (a * 0.25 + 1 - a) ** 0.5
+    assert (got - expected).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("sampler", CONSISTENCY)
+def test_over_an_image_consistency_models_take_the_last_steps(sampler):
+    seen, model = [], GaussianModel()
+    start, x_T = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    sample(model, {}, None, x_T, 4, sampler, start=start, strength=0.5, callback=lambda i, t, x: seen.append(t))
+    scheduler = make_scheduler(sampler, model.betas)
+    scheduler.set_timesteps(4)
+    assert seen == scheduler.timesteps[2:].tolist()
+
+
+def test_steps_over_an_image_are_those_of_diffusers():
+    assert [steps_over_image(50, s) for s in (0.02, 0.3, 0.99, 1)] == [1, 15, 49, 50]
+    assert steps_over_image(100, 0.29) == 29
+    with pytest.raises(InputError, match="leaves none of 20"):
+        steps_over_image(20, 0.04)
