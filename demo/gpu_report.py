@@ -16,6 +16,13 @@ from typing import Any
 from demo import proof_table
 
 HEADING = "## On a GPU"
+TRAINING = (
+    "latents and texts given",
+    "optimizer not fused",
+    "encoder within autograd",
+    "use_checkpoint",
+    "not channels-last",
+)
 # Rows of a benchmark: what is said of a result, if it is there.
 ROWS: dict[str, Callable[[Any], str]] = {
     "`create_model`, s": lambda one: f"{one['create_model_seconds']:.1f}",
@@ -39,6 +46,13 @@ ROWS: dict[str, Callable[[Any], str]] = {
     "attention not fused": lambda one: f"{one['ablations']['attention not fused']:.2f}",
     "not channels-last": lambda one: f"{one['ablations']['not channels-last']:.2f}",
 }
+
+
+def _trained(name: str) -> Callable[[Any], str]:
+    return lambda one: f"{one['training_ablations'][name]:.2f}"
+
+
+ROWS |= {f"training, {name}": _trained(name) for name in TRAINING}
 for _kind in ("blocks", "whole", "graphs"):
     ROWS |= {
         f"`--compile {_kind}`: s until the first step": lambda one, kind=_kind: (

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from cldm.benchmark import bench, cost
 from cldm.benchmark.bench import Bench
 from cldm.benchmark.timing import count_flops
+from cldm.benchmark.training import encoder_with_gradients, recomputed
 from cldm.options import BenchmarkOptions
 from tests.conftest import SMALL
 
@@ -30,6 +31,13 @@ def test_benchmark_counts_and_compares(cli, tmp_path, monkeypatch):
         "text and hints anew each step",
         "one text after the other",
         "attention not fused",
+        "not channels-last",
+    }
+    assert set(result["training_ablations"]) == {
+        "latents and texts given",
+        "optimizer not fused",
+        "encoder within autograd",
+        "use_checkpoint",
         "not channels-last",
     }
 
@@ -67,3 +75,14 @@ def test_lower_precisions_are_compared(cli, tmp_path):
     cli("benchmark", "--config", SMALL, "--size", 32, "--device", "cpu", "--parity", "--out", out)
     found = json.loads(out.read_text())["precisions"]
     assert all(one["within"] for one in found.values()) and 0 < found["16"]["prediction"] < found["bf16"]["prediction"]
+
+
+def test_what_a_training_is_timed_with_leaves_the_model_as_it_was():
+    bench = Bench(BenchmarkOptions(config=SMALL, size=(32,), batch_size=2, repeats=1), torch.device("cpu"))
+    trains = [p.requires_grad for p in bench.model.parameters()]
+    with encoder_with_gradients(bench.model):
+        assert all(p.requires_grad for p in bench.model.model.diffusion_model.input_blocks.parameters())
+    with recomputed(bench.model):
+        assert all(m.use_checkpoint for m in bench.model.modules() if hasattr(m, "use_checkpoint"))
+    assert [p.requires_grad for p in bench.model.parameters()] == trains
+    assert not any(m.use_checkpoint for m in bench.model.modules() if hasattr(m, "use_checkpoint"))

@@ -1,4 +1,4 @@
-"""The works that are timed: a guided step, images from text and pixels to files, a training step."""
+"""The works that are timed: a guided step, images from text and pixels to files."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class Bench:
         start = time.perf_counter()
         self.model: ControlLDM = create_model(options.config, classes=None)
         self.created_in = time.perf_counter() - start
+        self.model.to(self.dtype)
         self.to(True)
         height, width = options.size if len(options.size) == 2 else options.size * 2
         if height % self.model.multiple or width % self.model.multiple:
@@ -70,14 +71,14 @@ class Bench:
     def to(self, channels_last: bool) -> None:
         """Moves the model; channels-last or contiguous."""
         form = torch.channels_last if channels_last else torch.contiguous_format
-        self.model.to(self.device, self.dtype).to(memory_format=form)
+        self.model.to(self.device).to(memory_format=form)
 
     def conditions(self) -> tuple[Conditions, Conditions]:
         """With and without the text."""
-        cond = self.model.conditions(self._batch())
+        cond = self.model.conditions(self.batch())
         return cond, self.model.without_text(cond)
 
-    def _batch(self) -> dict[str, Any]:
+    def batch(self) -> dict[str, Any]:
         """The fields of a data set's items, in 32 bit."""
         model, image = self.model, self.image.float()
         batch = {model.first_stage_key: image, model.ssl_control_key: image, model.control_key: self.hint.float()}
@@ -100,13 +101,13 @@ class Bench:
 
         return work
 
-    def contiguous(self) -> float:
-        """A step's time with contiguous weights, as a multiple of that with channels-last ones, in turn."""
+    def contiguous(self, work: Callable[[], Callable[[], Any]], repeats: int) -> float:
+        """The time of a work, made anew each time, with contiguous weights; as a multiple of channels-last ones."""
         times: dict[bool, list[float]] = {False: [], True: []}
-        for _ in range(self.options.repeats):
+        for _ in range(repeats):
             for channels_last, taken in times.items():
                 self.to(channels_last)
-                taken.append(seconds(self.step(), self.device, 1))
+                taken.append(seconds(work(), self.device, 1))
         return statistics.median(times[False]) / statistics.median(times[True])
 
     @torch.no_grad()
@@ -139,38 +140,6 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             for i, picture in enumerate(pictures):
                 Image.fromarray(picture).save(Path(folder) / f"{i}.jpg", quality=95)
-
-    def training(self) -> dict[str, float]:
-        """A training step's seconds, with autocast at the run's precision: the whole of it, and by ``p_losses`` alone.
-
-        The whole encodes images and texts as a training does. By ``p_losses``, latents and conditions are given. Both
-        go backward and take the optimizer's step.
-        """
-        model = self.model.float()
-        configured: Any = model.train().configure_optimizers()
-        optimizer = configured["optimizer"]
-        batch = self._batch()
-        cond, x_start, noise = model.conditions(batch), model.image_latent(self.image.float()), self.x.float()
-        t = torch.full((len(noise),), len(model.betas) // 2, device=self.device)
-
-        def stepped(losses: Callable[[], Tensor]) -> Callable[[], None]:
-            def work() -> None:
-                optimizer.zero_grad()
-                half = self.dtype != torch.float32
-                with torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext():
-                    loss = losses().mean()
-                loss.backward()
-                optimizer.step()
-
-            return work
-
-        def by_p_losses() -> Tensor:
-            return model.p_losses(x_start, replace(cond, remember=False), t, noise)
-
-        works = {"whole": stepped(lambda: model.batch_losses(batch)), "p_losses": stepped(by_p_losses)}
-        took = in_turn(works, self.device, max(2, self.options.repeats // 2))
-        self.model.eval()
-        return took
 
     def compiled(self, kind: str) -> dict[str, float]:
         """Networks compiled in one of the ways of ``ldm.compiling``.

@@ -11,6 +11,7 @@ import torch
 from cldm.benchmark.bench import Bench, ablations
 from cldm.benchmark.peer import ControlNetPeer
 from cldm.benchmark.timing import count_flops, in_turn, matmul_rate, peak_memory, reset_peak_memory, seconds
+from cldm.benchmark.training import TrainingBench
 from cldm.options import BenchmarkOptions
 from common.devices import pick_device
 from common.trust import trust
@@ -56,10 +57,14 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
         reset_peak_memory(device)
         during = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(before)  # which a training leaves as it is
-        trained = bench.training()
-        result["training_samples_per_second"] = options.batch_size / trained["whole"]
-        result["p_losses_seconds"] = trained["p_losses"]
-        peaks["training"] = peak_memory(device)
+        training = TrainingBench(bench)
+        took = training.seconds()
+        result["training_samples_per_second"] = options.batch_size / took["whole"]
+        result["p_losses_seconds"] = took["p_losses"]
+        peaks["training"] = peak_memory(device)  # of a training: the ablations hold two optimizers
+        given = {"latents and texts given": took["p_losses"] / took["whole"]}
+        result["training_ablations"] = given | training.ablations()
+        training.end()
         torch.set_float32_matmul_precision(during)
     if options.compile is not None:
         bench.to(True)
@@ -84,7 +89,7 @@ def _steps(bench: Bench, images_per_second: float) -> dict[str, Any]:
     times, flops = in_turn(works, device, options.repeats), count_flops(works["all savings"])
     step = times["all savings"]
     ratios = {name: times[name] / step for name in list(ablated)[1:]}
-    ratios["not channels-last"] = bench.contiguous()
+    ratios["not channels-last"] = bench.contiguous(bench.step, options.repeats)
     result: dict[str, Any] = {"seconds_per_step": step, "flops_per_step": flops, "ablations": ratios}
     if peer is not None:
         result["peer"] = _beside(peer, times, flops)
@@ -127,6 +132,8 @@ def table(result: dict[str, Any]) -> str:
     if "training_samples_per_second" in result:
         lines.append(f"  training samples a second {result['training_samples_per_second']:.3f}")
         lines.append(f"  a step by p_losses        {result['p_losses_seconds']:.4f} s, backward and optimizer included")
+        for name, ratio in result["training_ablations"].items():
+            lines.append(f"  training, {name:<24} {ratio:.2f} x the time")
     told = ", ".join(f"{what} {peak:.2f} GiB" for what, peak in result["peaks_gib"].items())
     lines.append(f"  peak memory               {told}")
     for name, ratio in result["ablations"].items():
