@@ -371,4 +371,7 @@ class ControlLDM(LatentDiffusion):
             options = optimizer_options(self.optimizer, *self._optimizer_options())
             for group in scheduler.optimizer.param_groups:
                 group.update({**options, "initial_lr": self.learning_rate, "lr": rate})
+            if options.get("fused"):  # its kernel wants the steps beside the weights, where others keep them on the CPU
+                for parameter, state in scheduler.optimizer.state.items():
+                    state["step"] = state["step"].to(parameter.device, torch.float32)
             scheduler._last_lr = [rate] * len(scheduler.base_lrs)

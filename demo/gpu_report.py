@@ -63,8 +63,8 @@ for _kind in ("blocks", "whole", "graphs"):
 
 
 def read(folder: Path, kind: str) -> dict[str, Any]:
-    """Results of one kind of parts by what follows it in their names, as far as these are done."""
-    files = [path for path in folder.glob(f"{kind}*.json") if path.with_suffix(".done").exists()]
+    """Results of one kind of parts by what follows it in their names: what was measured, done or not."""
+    files = folder.glob(f"{kind}*.json")
     return {path.stem.removeprefix(kind): json.loads(path.read_text()) for path in sorted(files)}
 
 
@@ -105,7 +105,7 @@ def report(folder: Path, today: str) -> list[str]:
     settings = (folder / "settings").read_text().strip()
     device = f"{results[0]['device']}, torch {results[0]['torch']}" if results else "no device"
     lines = [HEADING, "", f"{today}, {device}: `bash demo/on_a_gpu.sh`, with `{settings}`.", "", *table(folder), ""]
-    if (folder / "memory.done").exists():
+    if (folder / "memory.log").exists():  # rows are written one by one
         rows = [line for line in (folder / "memory.log").read_text().splitlines() if line.startswith("|")]
         told = "Memory in GiB, counted, and measured where there is a GPU (docs/memory.md says of what):"
         lines += [told, "", *rows, ""]

@@ -62,6 +62,8 @@ part() {
     echo "   $(cat "$out/$name.failed")"
   fi
 }
+[ "$DEVICE" = cpu ] || "$python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null ||
+  die "DEVICE=$DEVICE: torch finds no GPU here (an old driver?); DEVICE=cpu with --tiny tries the script"
 bench=("$python" -m scripts.benchmark --config "$CONFIG" --size "$SIZE" --device "$DEVICE" --repeats "$REPEATS")
 
 part tests 210 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/test_on_a_gpu.py
@@ -87,12 +89,12 @@ if [ -n "$PROOF" ]; then
     ARMS="${ARMS:-real fda color_transfer copy_paste self_training joint pretrain synthesized joint+copy_paste}" \
     bash demo/prove.sh "$PROOF" "$out/proof"
 fi
-if [ -n "$TRAIN" ] && [ "$(left)" -gt 120 ]; then
+if [ -n "$TRAIN" ] && [ "$(left)" -gt 300 ]; then
   rm -f "$out/train.done"  # there is always more
   # ended by SIGTERM, which saves, and leaves the run as it was: a max_time would be its own from now on
   # shellcheck disable=SC2016
   part train "$(left)" sh -c 'code=0; timeout --foreground "$0" "$@" || code=$?; [ "$code" = 124 ] || exit "$code"' \
-    "$(($(left) - 60))" "$python" -m scripts.train --resume "$TRAIN"
+    "$(($(left) - 180))" "$python" -m scripts.train --resume "$TRAIN"
 fi
 
 page=()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 from cldm.options import BenchmarkOptions
 from common.command import read_options, run
@@ -29,6 +30,12 @@ def main() -> None:
 
         print("\n".join(flops_table(options)))
         return
+
+    def keep(result: dict[str, Any]) -> None:
+        if options.out:
+            with atomic_path(options.out) as path:
+                path.write_text(json.dumps(result, indent=1) + "\n")
+
     if options.parity:
         from cldm.benchmark.parity import parity, parity_table
 
@@ -36,11 +43,9 @@ def main() -> None:
     else:
         from cldm.benchmark.measure import measure, table
 
-        result, told = (found := measure(options)), table(found)
+        result, told = (found := measure(options, keep)), table(found)
     print(told)
-    if options.out:
-        with atomic_path(options.out) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result)
 
 
 if __name__ == "__main__":

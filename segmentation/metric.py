@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
@@ -35,6 +36,9 @@ class ClassIoUMetric(IoUMetric):
     def process(self, data_batch: Any, data_samples: Any) -> None:
         """Adds the images' areas, and their confusion."""
         start = len(self.results)
+        if torch.are_deterministic_algorithms_enabled():  # a GPU counts in no fixed order, and torch then refuses
+            for sample in data_samples:
+                sample["pred_sem_seg"]["data"] = sample["pred_sem_seg"]["data"].cpu()
         super().process(data_batch, data_samples)
         if self.confusion and not self.format_only:
             count = len(self.dataset_meta["classes"])

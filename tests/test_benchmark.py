@@ -2,10 +2,11 @@
 
 import json
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from cldm.benchmark import bench, cost
+from cldm.benchmark import bench, cost, measure
 from cldm.benchmark.bench import Bench
 from cldm.benchmark.timing import count_flops
 from cldm.benchmark.training import encoder_with_gradients, recomputed
@@ -40,6 +41,18 @@ def test_benchmark_counts_and_compares(cli, tmp_path, monkeypatch):
         "use_checkpoint",
         "not channels-last",
     }
+
+
+def test_what_was_measured_before_a_failure_is_kept(cli, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(measure, "TrainingBench", full)
+    out = tmp_path / "bench.json"
+    short = ["--size", 32, "--steps", 1, "--repeats", 1, "--device", "cpu", "--no-peer"]
+    with pytest.raises(torch.OutOfMemoryError):
+        cli("benchmark", "--config", SMALL, *short, "--out", out)
+    assert json.loads(out.read_text())["seconds_per_step"] > 0
 
 
 def test_savings_leave_out_work_and_change_nothing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,12 @@ from common.trust import trust
 from ldm.models.choices import COMPILED
 
 
-def measure(options: BenchmarkOptions) -> dict[str, Any]:
+def measure(options: BenchmarkOptions, keep: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
     """All numbers of one configuration; those of the peer only with the peer.
+
+    Args:
+        options: which model, and what of it.
+        keep: called with the numbers so far after each part of the work: a later one may take too long or too much.
 
     Raises:
         InputError: a configuration, size or device that cannot be.
@@ -46,13 +51,15 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     reset_peak_memory(device)
     result["sample_seconds_per_step"] = seconds(bench.latents, device, 1) / options.steps
     result["images_per_second"] = options.batch_size / seconds(bench.images, device, 1)
-    peaks = {"synthesis": peak_memory(device)}
+    result["peaks_gib"] = peaks = {"synthesis": peak_memory(device)}  # on a CPU, of the process so far, with the peer
     result |= _steps(bench, result["images_per_second"])
     result["share_of_matmul_rate"] = (
         result["flops_per_step"] / result["seconds_per_step"] / result["matmul_flops_per_second"]
     )
     if options.presets:
+        keep(result)
         result["preset_images_per_second"] = bench.presets()
+    keep(result)
     if not options.no_training:
         reset_peak_memory(device)
         during = torch.get_float32_matmul_precision()
@@ -62,6 +69,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
         result["training_samples_per_second"] = options.batch_size / took["whole"]
         result["p_losses_seconds"] = took["p_losses"]
         peaks["training"] = peak_memory(device)  # of a training: the ablations hold two optimizers
+        keep(result)
         given = {"latents and texts given": took["p_losses"] / took["whole"]}
         result["training_ablations"] = given | training.ablations()
         training.end()
@@ -69,10 +77,12 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     if options.compile is not None:
         bench.to(True)
         kinds = options.compile or COMPILED[1 : None if device.type == "cuda" else -1]
-        result["compiled"] = {kind: bench.compiled(kind) for kind in kinds}
+        result["compiled"] = {}
+        for kind in kinds:
+            keep(result)
+            result["compiled"][kind] = bench.compiled(kind)
     torch.set_float32_matmul_precision(before)
     result["peak_memory_gib"] = max(peaks.values())
-    result["peaks_gib"] = peaks  # on a CPU, of the process so far, peer included
     return result
 
 

@@ -75,6 +75,6 @@ def _peak(work: Callable[[], None], device: torch.device) -> float | None:
     reset_peak_memory(device)
     try:
         work()
-    except torch.OutOfMemoryError:
+    except RuntimeError:  # too little memory, or what else a device refuses: the other rows go on
         return None
     return peak_memory(device)

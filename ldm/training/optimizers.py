@@ -65,4 +65,6 @@ def optimizer_options(kind: str, options: Mapping[str, Any], fuses: bool = True)
         fuses: whether a fused one may be taken where it is asked for. In 16-mixed it would unscale the gradients
             itself, after Lightning has clipped them; Lightning refuses that.
     """
-    return dict(options) if kind == "adamw_8bit" else {**options, "fused": fuses and kind == "adamw_fused"}
+    if kind == "adamw_8bit":
+        return dict(options)
+    return {**options, "fused": True if fuses and kind == "adamw_fused" else None}  # False would be a loop over tensors

@@ -136,7 +136,8 @@ def check_fits(
         if tables:
             faults.append(_first(tables, "has other values of"))
     if not faults:
-        faults += _optimizer_faults(state, [p for p in model.parameters() if p.requires_grad])
+        trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        faults += _optimizer_faults(state, trained, getattr(model, "optimizer", "adamw"))
     start = [key for key in changed if key.startswith("model.") and key.rsplit(".", 1)[-1] in _OF_THE_START]
     if start and not faults:
         faults.append(f"holds the weights, which {start[0]} would change at the start of a run alone")
@@ -149,13 +150,16 @@ def check_fits(
         )
 
 
-def _optimizer_faults(state: TrainingState, parameters: list[Tensor]) -> list[str]:
+def _optimizer_faults(state: TrainingState, parameters: list[Tensor], kind: str) -> list[str]:
     optimizer = state.optimizer_states[0]
     numbers = [number for group in optimizer.param_groups for number in group.get("params", ())]
     if len(numbers) != len(parameters):
         return [f"has trained {len(numbers)} tensors, and {len(parameters)} train now"]
     for number, parameter in zip(numbers, parameters, strict=True):
-        for name, value in optimizer.state.get(number, {}).items() if isinstance(number, int) else ():
+        kept = optimizer.state.get(number, {}) if isinstance(number, int) else {}
+        if kept and ("exp_avg" in kept) == (kind == "adamw_8bit"):
+            return [f"has the state of another optimizer than {kind} ({', '.join(sorted(kept)[:3])})"]
+        for name, value in kept.items():
             if name.startswith("exp_avg") and not (isinstance(value, Tensor) and value.shape == parameter.shape):
                 return [f"has an optimizer's state of other tensors ({name} of number {number})"]
     return []

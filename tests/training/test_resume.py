@@ -214,9 +214,17 @@ def _without(*keys):
     return change
 
 
+def _in_8_bit(path):
+    held = torch.load(path, weights_only=True)
+    for state in held["optimizer_states"][0]["state"].values():
+        state |= {"state1": state.pop("exp_avg"), "state2": state.pop("exp_avg_sq")}  # bitsandbytes' names
+    torch.save(held, path)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
+        (_in_8_bit, "has the state of another optimizer than adamw"),
         (lambda path: path.write_bytes(b""), "empty file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "cut off or damaged"),
         (_flip, "damaged"),
@@ -227,7 +235,7 @@ def _without(*keys):
         (lambda path: torch.save([1, 2], path), "no checkpoint of a training"),
         (lambda path: path.unlink(), "there is no"),
     ],
-    ids=["empty", "cut", "flipped", "text", "no optimizer", "no loops", "weights alone", "a list", "none"],
+    ids=["8 bit", "empty", "cut", "flipped", "text", "no optimizer", "no loops", "weights alone", "a list", "none"],
 )
 def test_a_damaged_checkpoint_is_one_line(cli, run, damage, says):
     damage(run / "checkpoints" / "last.ckpt")
