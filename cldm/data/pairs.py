@@ -136,6 +136,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         reference_from: str = "crop",
         bands: Bands | Mapping[str, Any] | None = None,
         several_maps: bool = False,
+        *,  # of the command alone, no setting of a YAML file
         start_image: bool = False,
     ) -> None:
         if reference_fit not in REFERENCE_FITS:
