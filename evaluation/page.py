@@ -177,8 +177,8 @@ def page(
         "<small>Mean ± standard deviation over seeds; a seed's trainings differ in their data alone. "
         "The interval is Student's t over paired seeds; colored where it leaves out 0. "
         "A training that was stopped and resumed counts like an unbroken one: it has the same weights, to the "
-        "bit on a CPU, and on a GPU with randomness.deterministic=True, but for augmentation with random "
-        "numbers of its own (Albu).</small>"
+        "bit on a CPU, and on a GPU with randomness.deterministic=True (not to be had of PSPNet and FastSCNN), but "
+        "for augmentation with random numbers of its own (Albu).</small>"
     )
     for title, svg in (reports or {}).items():
         parts.append(f"<h2>{escape(title)}</h2><figure>{svg_image(svg, title)}</figure>")

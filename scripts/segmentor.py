@@ -7,7 +7,8 @@ Masks for images that have none: python -m scripts.segmentor predict --help
 Joint training: add --synthesized DIR (the --out-dir of resample.sh) --repeat 10. Several processes, with GPUs or none:
   torchrun --nproc-per-node 4 -m scripts.segmentor train CONFIG --launcher pytorch
 A stopped training goes on with --resume and gives the weights of an unbroken one: to the bit on a CPU, and on a GPU
-with --cfg-options randomness.deterministic=True. Not with augmentation that has random numbers of its own (Albu), nor
+with --cfg-options randomness.deterministic=True, which torch refuses to PSPNet and FastSCNN (they pool adaptively). Not
+with augmentation that has random numbers of its own (Albu), nor
 with loops, hooks or models of other packages that keep a state beside their weights.
 """
 

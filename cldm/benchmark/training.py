@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cldm.benchmark.bench import Bench
-from cldm.benchmark.timing import in_turn, seconds
+from cldm.benchmark.timing import in_turn
 from cldm.control_ldm import ControlLDM
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.training.optimizers import make_optimizer
@@ -86,20 +85,24 @@ class TrainingBench:
 
     def ablations(self) -> dict[str, float]:
         """A whole step's time, changed as the names say, as a multiple of that of one as it is; each pair in turn."""
-        ratios = {}
-        for name, scope in SCOPES.items():
-            whole = self._whole(self.optimizer)
+        whole = self._whole(self.optimizer)
 
-            def changed(scope: Any = scope, whole: Callable[[], None] = whole) -> None:
+        def within(scope: Callable[[ControlLDM], contextlib.AbstractContextManager[None]]) -> Callable[[], None]:
+            def work() -> None:
                 with scope(self.model):
                     whole()
 
-            ratios[name] = self._ratio(whole, changed)
+            return work
+
+        def anew() -> Callable[[], None]:  # a fused kernel on a GPU demands averages of the weights' strides
+            return self._whole(make_optimizer("adamw_fused", self.trained, {"lr": 0.0}))
+
+        ratios = {name: self._ratio(whole, within(scope)) for name, scope in SCOPES.items()}
         self.optimizer.state.clear()  # on a GPU, room for the next two
         fused, plain = (make_optimizer(kind, self.trained, {"lr": 0.0}) for kind in ("adamw_fused", "adamw"))
         ratios["optimizer not fused"] = self._ratio(self._whole(fused), self._whole(plain))
         del fused, plain
-        ratios["not channels-last"] = self._contiguous()
+        ratios["not channels-last"] = self.bench.contiguous(anew, self.repeats)
         return ratios
 
     def end(self) -> None:
@@ -111,16 +114,6 @@ class TrainingBench:
     def _ratio(self, whole: Callable[[], None], changed: Callable[[], None]) -> float:
         took = in_turn({"whole": whole, "changed": changed}, self.device, self.repeats)
         return took["changed"] / took["whole"]
-
-    def _contiguous(self) -> float:
-        times: dict[bool, list[float]] = {False: [], True: []}
-        for _ in range(self.repeats):
-            for channels_last, taken in times.items():
-                self.bench.to(channels_last)
-                # its averages have the weights' strides, which a fused kernel on a GPU demands
-                optimizer = make_optimizer("adamw_fused", self.trained, {"lr": 0.0})
-                taken.append(seconds(self._whole(optimizer), self.device, 1))
-        return statistics.median(times[False]) / statistics.median(times[True])
 
     def _whole(self, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
         return self._stepped(lambda: self.model.batch_losses(self.bench.batch()), optimizer)
