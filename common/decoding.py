@@ -75,6 +75,7 @@ class Picture:
     Attributes:
         white_is_zero: a TIFF's 0 is white; Pillow has turned gray levels over.
         signed: a TIFF's numbers have a sign.
+        size: (H, W) as stored; the image has fewer pixels where it was decoded small.
     """
 
     image: Image.Image
@@ -82,16 +83,23 @@ class Picture:
     orientation: int
     white_is_zero: bool
     signed: bool = False
+    size: tuple[int, int] = (0, 0)
 
 
-def decode(path: str | os.PathLike[str]) -> Picture:
+def decode(path: str | os.PathLike[str], data: bytes | None = None, small: bool = False) -> Picture:
     """Opens and fully decodes a file.
+
+    Args:
+        path: the file.
+        data: what ``content`` read of it, where that is done.
+        small: a JPEG's pixels are means over 8 x 8; each byte of it is decoded all the same, so that what is damaged
+            is refused, and what takes the time, transforms and colors, is left out.
 
     Raises:
         ImageError: no regular file, no picture of a known format, damaged, too large, or several pictures in one.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and then cut-off files pass as gray ones
-    data = _content(path)
+    data = content(path) if data is None else data
     if data[:8] == b"\x89PNG\r\n\x1a\n" and (fault := _png_fault(data)):
         raise ImageError.of(path, f"cannot be read ({fault}); make the file again")
     if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MAX_SCANS:
@@ -101,11 +109,14 @@ def decode(path: str | os.PathLike[str]) -> Picture:
         _check_header(path, image)
         bits, white_is_zero, signed = _depth(image, data)
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        size = image.height, image.width
+        if small and image.format == "JPEG" and image.mode in ("L", "RGB"):
+            image.draft(image.mode, (1, 1))
         image.load()
         if image.format == "TIFF" and orientation in _TURN_BACK:  # the only format that Pillow turns while reading
             turned, image = image, image.transpose(_TURN_BACK[orientation])
             image.format = turned.format
-        return Picture(image, bits, orientation if orientation in _TURN_BACK else 1, white_is_zero, signed)
+        return Picture(image, bits, orientation if orientation in _TURN_BACK else 1, white_is_zero, signed, size)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -145,8 +156,12 @@ def check_file(path: str | os.PathLike[str], most: int | None = MAX_BYTES) -> No
         raise ImageError.of(path, "cannot be read (it is empty); make the file again")
 
 
-def _content(path: str | os.PathLike[str]) -> bytes:
-    """What a regular file holds."""
+def content(path: str | os.PathLike[str]) -> bytes:
+    """What a regular file holds.
+
+    Raises:
+        ImageError: see ``check_file``; or it cannot be read.
+    """
     check_file(path)
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

@@ -8,8 +8,6 @@ not applied, to masks and images alike: a pair always agrees.
 from __future__ import annotations
 
 import os
-import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.decoding import ImageError, decode
+from common.decoding import ImageError, Picture, decode
 from common.gaps import has_data
-from common.pixels import image_and_orientation, nodata_of, or_by_rasterio, read_image
+from common.pixels import Seen, image_and_orientation, nodata_of, not_tiff, or_by_rasterio, read_image
 from common.rasters import Part, has_rasterio, read_raster
+from common.said import say_once
 from common.tiff_tags import TiffTags, read_tags
 
 __all__ = ["IGNORE", "ImageError", "Labels", "image_and_orientation", "read_image", "read_mask"]
@@ -116,6 +115,12 @@ def _mask_by_pillow(
     path: str | os.PathLike[str], tags: TiffTags | None, labels: Labels | None
 ) -> tuple[NDArray[Any], int]:
     picture = decode(path)
+    return _ids_of_picture(path, picture, tags, labels), picture.orientation
+
+
+def _ids_of_picture(
+    path: str | os.PathLike[str], picture: Picture, tags: TiffTags | None, labels: Labels | None
+) -> NDArray[Any]:
     image = picture.image
     if image.format in ("JPEG", "MPO"):
         raise ImageError.of(path, "is a JPEG, which changes class ids; write the mask as PNG")
@@ -137,7 +142,7 @@ def _mask_by_pillow(
     elif image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise ImageError.of(path, f"has mode {image.mode}; a mask needs one channel of class ids")
     valid = has_data(np.atleast_3d(values), nodata_of(tags))
-    return _ids(path, values, valid, labels, picture.bits), picture.orientation
+    return _ids(path, values, valid, labels, picture.bits)
 
 
 def _ids(
@@ -211,20 +216,6 @@ def _ids_of_colors(path: str | os.PathLike[str], pixels: NDArray[Any], labels: L
         np.searchsorted(found, packed)
     ]
     return ids
-
-
-_said: set[str] = set()
-_saying = threading.Lock()
-
-
-def say_once(line: str) -> None:
-    """A line on stderr, by the first process of a run, the first time it is said."""
-    with _saying:
-        if line in _said:
-            return
-        _said.add(line)
-    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK")):
-        print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -310,6 +301,35 @@ class Labels:
         if self.notice:
             say_once(self.notice)
         return mask_and_orientation(path, self)
+
+    def count(self, path: str | os.PathLike[str]) -> tuple[NDArray[Any], Seen]:
+        """Pixels of each of the ids in a mask file, int64 (256,), and its size; see ``file_ids``.
+
+        A PNG of ids is counted as it was decoded: of 100,000 masks, no copies are made.
+        """
+        if self.notice:
+            say_once(self.notice)
+        if (data := not_tiff(path)) is None:
+            ids, orientation = mask_and_orientation(path, self)
+        else:
+            picture = decode(path, data)
+            seen = Seen(picture.size, picture.orientation)
+            if picture.image.format == "PNG" and picture.bits == 8 and picture.image.mode in ("L", "P"):
+                return np.array(picture.image.histogram(), dtype=np.int64), seen
+            ids, orientation = _ids_of_picture(path, picture, None, self), picture.orientation
+        height, width = ids.shape
+        return pixels_of_ids(ids), Seen((height, width), orientation)
+
+    def count_classes(self, path: str | os.PathLike[str]) -> tuple[NDArray[Any], Seen]:
+        """Pixels of each class in a mask file, int64 (N,), and its size.
+
+        Raises:
+            ImageError: see ``file_ids``; or ids that are none of the classes.
+        """
+        ids, seen = self.count(path)
+        if wrong := self.wrong_ids(ids):
+            raise ImageError.of(path, wrong)
+        return self.pixels_of_classes(ids), seen
 
     def wrong(self, mask: NDArray[Any]) -> str:
         """What is wrong with a file's ids (H, W) uint8, in words; empty where all are fine."""

@@ -18,7 +18,8 @@ from common.converters import batch_size, integer, number, workers
 from common.errors import InputError, spelled
 from common.files import atomic_path, check_writable, inside, only_writer, room_for, write_json
 from common.options import option, recorded
-from common.pairing import Pair, sound_pairs
+from common.pairing import Pair
+from common.sound_pairs import sound_pairs
 from evaluation.agreement import agreement, class_coverage
 from evaluation.compare import Records
 from evaluation.copies import nearest, read_thumbnails, thumbnail
@@ -99,7 +100,7 @@ def _evaluate(options: SamplesOptions, records: Mapping[str, Mapping[str, Any]])
     labels = judge.labels()
     how: dict[str, Any] = {
         "skip_invalid": options.skip_invalid,
-        "read": judge.look,
+        "look": judge.look,
         "several_maps": options.several_maps,
     }
     named = ("‹real_img_path›", "‹real_label_path›"), ("‹syn_img_path›", "‹syn_mask_path›")

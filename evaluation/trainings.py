@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.bands import Bands, read_pixels
+from common.bands import Bands, see
 from common.errors import InputError
 from common.files import digest
 from common.pairing import IMAGE_SUFFIXES, list_files
@@ -126,7 +126,7 @@ def check_data(options: CompareOptions, arms: Arms, configs: Configs) -> None:
         if not files <= seen:
             seen |= files
             check_files(cfg, LOADERS["train"], options.several_maps)
-    check_images(_references(options), partial(read_pixels, bands=bands_of_images(configs)))
+    check_images(_references(options), partial(see, bands=bands_of_images(configs)))
     for cfg in _test_configs(options, arms).values():
         check_files(cfg, LOADERS["test"], options.several_maps)
 

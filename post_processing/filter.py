@@ -13,17 +13,9 @@ from typing import Any
 from common.command import note
 from common.errors import InputError
 from common.files import check_writable, digest, inside, only_writer, room_for
-from common.pairing import (
-    MASK_SUFFIXES,
-    Pair,
-    faults_of,
-    list_files,
-    listed,
-    pair_files,
-    sound_pairs,
-    without_faults,
-)
+from common.pairing import MASK_SUFFIXES, Pair, faults_of, list_files, listed, pair_files, without_faults
 from common.ranks import Ranks
+from common.sound_pairs import sound_pairs
 from post_processing.filter_losses import PixelLosses, read_saved_losses
 from post_processing.filter_options import FilterOptions
 from post_processing.filter_passes import Passes
@@ -141,7 +133,7 @@ def _from_segmentor(options: FilterOptions, segmentor: PixelLosses, ranks: Ranks
 
     def check() -> Any:
         named = ("‹real_img_path›", "‹real_label_path›"), ("‹syn_img_path›", "‹syn_mask_path›")
-        how: dict[str, Any] = {"skip_invalid": skip, "read": segmentor.look, "several_maps": options.several_maps}
+        how: dict[str, Any] = {"skip_invalid": skip, "look": segmentor.look, "several_maps": options.several_maps}
         real = sound_pairs(real_images, real_masks, named[0], labels, same_size=True, **how)
         return real, sound_pairs(images, options.syn_mask_path, named[1], labels, **how)
 

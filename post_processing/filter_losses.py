@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from common.arrays import read_array
 from common.errors import InputError
 from common.images import Labels
-from common.pixels import Pixels
+from common.pixels import Seen
 from post_processing.filter_state import RealLoss, read_real_loss
 
 Files = tuple[Path, Path]  # an image, or the file of its losses, and its mask
@@ -36,8 +36,9 @@ class PixelLosses(Protocol):
     def weight_files(self) -> tuple[Path, ...]:
         """Files of the weights: those that the losses come from, then the others of an ensemble."""
 
-    def look(self, path: Path) -> Pixels:
-        """An image as it is read for the losses."""
+    @property
+    def look(self) -> Callable[[Path], Seen]:
+        """Checks an image as it is read for the losses."""
 
     def pixel_losses(
         self, files: Sequence[Files], batches: Sequence[Sequence[int]], num_workers: int
@@ -84,7 +85,8 @@ class SavedLosses:
         """None, likewise."""
         return ()
 
-    def look(self, path: Path) -> Pixels:
+    @property
+    def look(self) -> Callable[[Path], Seen]:
         """No image is read where losses are there."""
         raise NotImplementedError
 

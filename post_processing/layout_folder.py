@@ -18,7 +18,6 @@ from common.classes import ClassTable, load_class_table, plain_name
 from common.converters import integer, number
 from common.errors import InputError
 from common.files import atomic_folder, inside, write_json
-from common.images import ImageError, pixels_of_ids
 from common.options import Options, option
 from common.pairing import MASK_SUFFIXES, list_files, refuse_doubt
 from common.pictures import colorize, contact_sheet
@@ -118,10 +117,7 @@ def _counts(masks: Sequence[Path], table: ClassTable) -> NDArray[np.int64]:
     """Pixels of each class in each mask (N, C)."""
 
     def count(path: Path) -> NDArray[np.int64]:
-        ids = table.labels.file_ids(path)
-        if wrong := table.labels.wrong(ids):
-            raise ImageError.of(path, wrong)
-        return table.labels.pixels_of_classes(pixels_of_ids(ids))
+        return table.labels.count_classes(path)[0]
 
     with ThreadPoolExecutor() as pool:
         found = list(tqdm(pool.map(count, masks), "masks", len(masks), unit="mask", disable=None))

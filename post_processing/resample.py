@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from common.bands import read_any
+from common.bands import see_any
 from common.classes import load_class_table, plain_name
 from common.command import note
 from common.converters import integer, number
@@ -20,8 +20,9 @@ from common.files import atomic_path, check_writable, inside, only_writer, room_
 from common.images import Labels
 from common.metrics_file import read_metrics
 from common.options import Options, option, recorded
-from common.pairing import SoundPairs, listed, sound_pairs
+from common.pairing import listed
 from common.schema import one_line
+from common.sound_pairs import SoundPairs, sound_pairs
 from post_processing.filter_state import STATS, classes_of, label_of_id
 from post_processing.resample_choice import Choice, by_class, by_hardness
 from post_processing.resample_inputs import (
@@ -82,7 +83,7 @@ class ResampleOptions(Options):
     copy: bool = option(False, help="copy files, where hard links would share them")
     several_maps: bool = option(False, help="GeoTIFFs need not share one coordinate reference system")
     skip_invalid: bool = option(False, help="leave out files that are unpaired or damaged")
-    num_workers: int = option(len(os.sched_getaffinity(0)), convert=integer(1, 256), help="threads that read files")
+    num_workers: int = option(len(os.sched_getaffinity(0)), convert=integer(1, 256), help="processes that read files")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,7 +177,7 @@ def _resample(options: ResampleOptions) -> Resampled:
     labels = table.labels if of_id is None else Labels(len(classes), of_id=of_id)
     named = ("‹syn_img_path›", "‹filtered_mask_path›")
     how: dict[str, Any] = {"skip_invalid": options.skip_invalid, "several_maps": options.several_maps}
-    found = sound_pairs(options.syn_img_path, filtered, named, labels, read=read_any, **how)
+    found = sound_pairs(options.syn_img_path, filtered, named, labels, look=see_any, workers=options.num_workers, **how)
     if found.left_out:
         note(f"{len(found.left_out)} files left out: {listed(found.left_out)}")
     if mean_loss is None:

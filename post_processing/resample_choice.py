@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.command import note
-from common.pairing import Checked, Pair
+from common.pairing import Pair
 from common.rng import Stream, seed_from
+from common.sound_pairs import Checked
 from post_processing import resample_rule as rule
 from post_processing.resample_inputs import MaskPixels
 

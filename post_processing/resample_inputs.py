@@ -14,7 +14,7 @@ from pydantic import Field
 
 from common.classes import plain_name
 from common.errors import InputError
-from common.images import ImageError, Labels, pixels_of_ids
+from common.images import Labels
 from common.journal import unsealed
 from common.pairing import MASK_SUFFIXES, Pair, list_files, listed, mask_name
 from common.schema import OpenSchema, load_json, parse
@@ -174,12 +174,9 @@ def class_pixels(masks: Sequence[Path], labels: Labels, workers: int) -> NDArray
 
     def pixels(mask: Path) -> NDArray[Any] | InputError:
         try:
-            ids = pixels_of_ids(labels.file_ids(mask))
-            if wrong := labels.wrong_ids(ids):
-                raise ImageError.of(mask, wrong)
+            return labels.count_classes(mask)[0]
         except InputError as error:
             return error
-        return labels.pixels_of_classes(ids)
 
     with ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(pixels, masks))

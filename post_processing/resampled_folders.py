@@ -23,6 +23,7 @@ from common.processes import bounded
 from common.rasters import has_rasterio, read_raster, write_geotiff
 from common.tiff_tags import read_tags
 
+_AT_ONCE = 64  # pairs of one job: a link takes less time than a job's own
 IMAGES, LABELS, WEIGHTS = "resampled_img", "resampled_label", "resampled_weight"
 
 
@@ -74,13 +75,24 @@ def fill_folders(
         )
     prepare_folders(out, kept, weights is not None)
     with ThreadPoolExecutor(max(1, bounded(workers, len(kept)))) as pool:
-        jobs = [pool.submit(add_pair, pair, out, copy, sizes.get(pair.name), weights) for pair in kept]
+        some = [kept[start : start + _AT_ONCE] for start in range(0, len(kept), _AT_ONCE)]
+        jobs = [pool.submit(add_pairs, pairs, out, copy, sizes, weights) for pairs in some]
         try:
-            for job in tqdm(jobs, "keep", unit="image"):
-                job.result()
+            with tqdm(total=len(kept), desc="keep", unit="image") as bar:
+                for job in jobs:
+                    bar.update(job.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def add_pairs(
+    pairs: Sequence[Pair], out: Path, copy: bool, sizes: Mapping[str, tuple[int, int]], weights: Path | None
+) -> int:
+    """``add_pair`` of each; how many they are."""
+    for pair in pairs:
+        add_pair(pair, out, copy, sizes.get(pair.name), weights)
+    return len(pairs)
 
 
 def add_pair(

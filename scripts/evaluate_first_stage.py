@@ -16,7 +16,8 @@ from typing import Any
 
 from common import command as cli
 from common.config_options import ConfigOptions
-from common.pairing import Pair, sound_pairs
+from common.pairing import Pair
+from common.sound_pairs import sound_pairs
 from evaluation.agreement import agreement
 from ldm.first_stage.options import FirstStageScoresOptions
 
@@ -34,7 +35,7 @@ def recognizer(options: FirstStageScoresOptions) -> Callable[[Path], dict[str, A
     config, weights = options.segmentor
     judge = open_segmentor(config, weights, settings, options.classes, options.device)
     named = "‹images›", "‹masks›"
-    found = sound_pairs(options.images, options.masks, named, judge.labels(), same_size=True, read=judge.look)
+    found = sound_pairs(options.images, options.masks, named, judge.labels(), same_size=True, look=judge.look)
     suffix = ".png" if judge.bands is None else ".tif"
 
     def recognized(folder: Path) -> dict[str, Any]:

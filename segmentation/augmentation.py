@@ -21,7 +21,7 @@ from scipy.fft import irfft2, rfft2
 
 from common.bands import bands_of, read_pixels
 from common.errors import InputError
-from common.images import IGNORE, Labels, pixels_of_ids
+from common.images import IGNORE, Labels
 from common.pairing import IMAGE_SUFFIXES, list_files
 from common.pixels import Pixels
 from segmentation.loading import as_mmcv_reads
@@ -189,7 +189,7 @@ class PasteRareClasses(BaseTransform):
 
     def take_pairs(self, pairs: Sequence[tuple[Path, Path]], labels: Labels) -> None:
         """Called by ``MaskDataset``: the real images and masks to paste from, and how masks are read."""
-        counts = [labels.pixels_of_classes(pixels_of_ids(labels.file_ids(mask))) for _, mask in pairs]  # (n, C)
+        counts = [labels.pixels_of_classes(labels.count(mask)[0]) for _, mask in pairs]  # (n, C)
         self.labels = labels
         self.classes = self.classes or rare_classes(np.sum(counts, axis=0))
         self.donors = [pair for pair, row in zip(pairs, counts, strict=True) if row[self.classes].any()]

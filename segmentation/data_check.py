@@ -11,11 +11,12 @@ from typing import Any
 from mmengine.config import Config
 from mmseg.registry import DATASETS
 
-from common.bands import bands_of, read_pixels
+from common.bands import bands_of, see
 from common.decoding import stored_size
 from common.errors import InputError
-from common.pairing import Pair, check_pairs, listed
+from common.pairing import Pair, listed
 from common.schema import one_line
+from common.sound_pairs import check_pairs
 from segmentation.config import errors_in_one_line
 from segmentation.trees import entries
 
@@ -38,8 +39,8 @@ def check_files(cfg: Config, loaders: Sequence[str], several_maps: bool = False)
             files = dict.fromkeys((item["img_path"], item["seg_map_path"]) for item in dataset.load_data_list())
             pairs = [Pair(Path(image).stem, Path(image), Path(mask)) for image, mask in files]
             stated = next((step.get("bands") for step in entries(entry, "ReadImage")), None)
-            read = partial(read_pixels, bands=bands_of(stated, f"{cfg.filename}, bands of ReadImage"))
-            how: dict[str, Any] = {"same_size": True, "quiet": quiet, "read": read, "several_maps": several_maps}
+            look = partial(see, bands=bands_of(stated, f"{cfg.filename}, bands of ReadImage"))
+            how: dict[str, Any] = {"same_size": True, "quiet": quiet, "look": look, "several_maps": several_maps}
             found = check_pairs(pairs, dataset.labels, "checking files", **how)
             if faults := [check.fault for check in found if check.fault]:
                 raise InputError(listed(faults))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.images import Labels
-from common.pixels import Pixels
+from common.pixels import Seen
 from segmentation.inference import Segmentor, pixel_losses, segment
 
 Files = Sequence[tuple[Path, Path]]
@@ -46,9 +46,10 @@ class Ensemble:
         """The files of the members' weights."""
         return tuple(member.weights for member in self.members)
 
-    def look(self, path: Path) -> Pixels:
-        """An image as the members, which are of one config, read it."""
-        return self.members[0].look(path)
+    @property
+    def look(self) -> Callable[[Path], Seen]:
+        """Checks an image as the members, which are of one config, read it."""
+        return self.members[0].look
 
     def pixel_losses(
         self, files: Files, batches: Batches, num_workers: int = 4

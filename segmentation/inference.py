@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from common.bands import Bands, read_pixels
+from common.bands import Bands, see
 from common.config_options import ConfigOptions
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import digest
 from common.images import Labels
-from common.pixels import Pixels
+from common.pixels import Seen
 from common.processes import bounded, end_with_parent
 from common.schema import one_line
 from segmentation.bands import bands_of_config
@@ -88,9 +89,10 @@ class Segmentor:
         """What its config states of images' bands; None for three of 8 bits."""
         return bands_of_config(self.config)
 
-    def look(self, path: Path) -> Pixels:
-        """An image as it is read for this segmentor, before its config's further steps."""
-        return read_pixels(path, self.bands)
+    @property
+    def look(self) -> Callable[[Path], Seen]:
+        """Checks an image as it is read for this segmentor, before its config's further steps; in any process."""
+        return partial(see, bands=self.bands)
 
     def labels(self) -> Labels:
         """The class of each id in mask files."""

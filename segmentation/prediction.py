@@ -21,9 +21,10 @@ from common.command import note
 from common.devices import pick_device
 from common.errors import InputError
 from common.files import atomic_path, check_writable, digest, inside, only_writer, room_for, write_json
-from common.images import IGNORE, read_image
+from common.images import IGNORE
 from common.journal import Journal
 from common.pairing import IMAGE_SUFFIXES, list_files, listed
+from common.pixels import see_rgb
 from common.ranks import Ranks
 from common.rasters import has_rasterio, is_geotiff, place_of, write_geotiff
 from common.schema import Schema, read_json
@@ -236,12 +237,12 @@ def predict_images(
     return len(todo)
 
 
-def check_images(paths: Sequence[Path], read: Callable[[Path], Any] = read_image) -> None:
+def check_images(paths: Sequence[Path], look: Callable[[Path], Any] = see_rgb) -> None:
     """Opens every image once, before the work.
 
     Args:
         paths: of the images.
-        read: reads one.
+        look: checks one.
 
     Raises:
         InputError: names the first ones that cannot be used.
@@ -249,7 +250,7 @@ def check_images(paths: Sequence[Path], read: Callable[[Path], Any] = read_image
 
     def fault(path: Path) -> str:
         try:
-            read(path)
+            look(path)
         except InputError as error:
             return str(error)
         return ""

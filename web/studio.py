@@ -18,7 +18,8 @@ from common.classes import ClassTable, load_class_table
 from common.config_options import ConfigOptions
 from common.devices import cpu_multiplies_bf16, pick_device
 from common.errors import InputError
-from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, sound_pairs
+from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files
+from common.sound_pairs import sound_pairs
 from common.trust import trust
 from post_processing import filter_rule as rule
 from post_processing.filter_state import read_real_loss
@@ -144,7 +145,7 @@ def limits_of(options: WebOptions, segmentor: Segmentor) -> NDArray[Any] | None:
     named = ("‹real_img_path›", "‹real_label_path›")
     labels, count = segmentor.labels(), segmentor.num_classes
     pairs = sound_pairs(
-        options.real_img_path, options.real_label_path, named, labels, same_size=True, read=segmentor.look
+        options.real_img_path, options.real_label_path, named, labels, same_size=True, look=segmentor.look
     ).pairs
     sums, pixels = [], []
     files = [(pair.image, pair.mask) for pair in pairs]

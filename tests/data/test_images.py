@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from common.decoding import MAX_PIXELS
-from common.images import ImageError, Labels, image_and_orientation, read_image, read_mask
+from common.images import ImageError, Labels, image_and_orientation, mask_and_orientation, read_image, read_mask
+from common.pixels import Seen, rgb_pixels, see_rgb
 from tests.faults.mutate import mutate_bytes
 from tests.odd_files import FILES, IDS, PIXELS, TURN, encoded
 
@@ -131,6 +132,45 @@ def test_labels_there_and_back(tmp_path):
         Labels(4).read(tmp_path / "a.png")
 
 
+def verdict(look):
+    """What looking at a file gives, or says against it."""
+    try:
+        return look()
+    except ImageError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
+def test_who_only_looks_at_a_file_is_told_what_a_reader_is(name, tmp_path):
+    suffix, data, *_ = FILES[name]
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data)
+    seen, pixels = verdict(lambda: see_rgb(path)), verdict(lambda: rgb_pixels(path))
+    assert seen == (pixels if isinstance(pixels, str) else Seen(pixels.values.shape[:2], pixels.orientation))
+    found, ids = verdict(lambda: Labels(4).count(path)), verdict(lambda: mask_and_orientation(path))
+    if isinstance(ids, str):
+        assert found == ids
+    else:
+        assert found[0].tolist() == np.bincount(ids[0].ravel(), minlength=256).tolist()
+        assert found[1] == Seen(ids[0].shape, ids[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 100}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_is_looked_at_to_its_end(mode, options, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (75, 131, 3), np.uint8)).convert(mode)
+    data = encoded(noise, "JPEG", **options)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    assert see_rgb(path) == Seen((75, 131))
+    for end in (len(data) // 2, len(data) - 40):
+        path.write_bytes(data[:end])
+        assert verdict(lambda: see_rgb(path)) == verdict(lambda: rgb_pixels(path))
+        assert "truncated" in verdict(lambda: see_rgb(path))
+
+
 @pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")  # as the reader sets it, which pytest undoes
 def test_mutations_are_read_or_refused(tmp_path, capfd, request):
     count = request.config.getoption("--mutations") or 400
@@ -140,11 +180,20 @@ def test_mutations_are_read_or_refused(tmp_path, capfd, request):
     for _ in range(count):
         what, data = mutate_bytes(rng.choice(sources), rng)
         path.write_bytes(data)
-        for read in (read_image, read_mask):
+        for read, look in ((read_image, see_rgb), (read_mask, Labels(4).count)):
+            seen = verdict(lambda look=look: look(path))
             try:
-                taken += read(path).dtype == np.uint8
+                pixels = read(path)
             except ImageError as error:
                 assert "\n" not in str(error) and len(str(error)) < 600, what
+                assert seen == str(error), what  # who only looks is told the same
+                continue
+            taken += pixels.dtype == np.uint8
+            if look is see_rgb:
+                assert seen.size == pixels.shape[:2], what
+            else:
+                assert seen[0].tolist() == np.bincount(pixels.ravel(), minlength=256).tolist(), what
+                assert seen[1].size == pixels.shape, what
     assert 0.12 * count < taken < 1.5 * count and capfd.readouterr() == ("", "")
 
 

@@ -12,7 +12,7 @@ from cldm.data.pairs import PairedImages
 from common.classes import load_class_table
 from common.errors import InputError
 from common.images import IGNORE, read_image
-from common.pairing import sound_pairs
+from common.sound_pairs import sound_pairs
 from evaluation.copies import thumbnail
 from gss.palette import palette_labels
 from tests.conftest import SHARED

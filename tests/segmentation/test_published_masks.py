@@ -241,7 +241,7 @@ def test_train_dvae_reads_the_same(cli, tmp_path, palette, way):
 
 
 def test_what_is_said(cli, scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr("common.images._said", set())
+    monkeypatch.setattr("common.said._said", set())
     masks = tmp_path / "masks"
     masks.mkdir()
     ids = np.arange(7, dtype=np.uint8).repeat(2).reshape(2, 7)
