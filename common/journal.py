@@ -6,6 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -60,13 +61,19 @@ class Journal(Generic[R]):
 
     def append(self, record: R, part: str = "") -> None:
         """Adds a line to the file of one process, on a line of its own whatever a kill left before it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.path(part).open("ab+") as file:
+        with self._opened(self.path(part)) as file:
             end = file.seek(0, 2)
             if end:
                 file.seek(end - 1)
             whole = not end or file.read(1) == b"\n"
             file.write((b"" if whole else b"\n") + self._line(record).encode())
+
+    def _opened(self, path: Path) -> BufferedRandom:
+        try:
+            return path.open("ab+")
+        except FileNotFoundError:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return path.open("ab+")
 
     def read(self) -> dict[str, R]:
         """The records of all files by name; the latest where a name is repeated.

@@ -6,10 +6,12 @@ Both stop at any moment and go on: what is done is in records, and batches are t
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ from post_processing.filter_state import FilteredRecord, RealLoss, RealRecord, S
 
 HISTOGRAM_IMAGES = 500  # images of each kind whose losses enter the figure
 _LARGEST = float(np.finfo(np.float16).max)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,46 +101,61 @@ class Passes:
             if record.stamp == stamps.get(name) and self._are_there(record, by_name[name])
         }
         self.ranks.wait()
-        count, labels = len(limits), self.losses.labels()
-        relabels, weighs = options.treatment == "relabel", options.treatment == "weight"
-        for pair, loss, file_ids, ids, opinion in self._not_done(pairs, done, "synthesized", relabels):
-            kept = ids if weighs else rule.filter_mask(loss, ids, limits)
-            written = rule.relabel(kept, ids, opinion[0], opinion[1], options.sure) if relabels else kept
-            in_file = np.where(written == rule.IGNORE, labels.id_to_ignore, labels.to_file(written))
-            weights = rule.pixel_weights(loss, ids, limits) if weighs else None
-            checksum = None
-            for path in reversed(self._files(pair)):  # the mask last: it says that all is there
-                if path.suffix == ".npy":
-                    stored = np.nan_to_num(loss, nan=_LARGEST).clip(max=_LARGEST).astype(np.float16)
-                    write_array(stored, path)
-                    checksum = zlib.crc32(stored.tobytes())
-                elif weights is not None and path.parent == options.weight_map_path:
-                    _write_mask(np.rint(255 * weights), path)
-                else:
-                    _write_mask(np.where(written != ids, in_file, file_ids), path, pair.mask, labels.id_to_ignore)
-            treated: dict[str, Any] = {}
-            if relabels:
-                treated["relabeled"] = rule.class_counts(
-                    np.where(written != kept, written, rule.IGNORE), count
-                ).tolist()
-            if weights is not None:
-                treated["weights"] = rule.class_sums(weights, ids, count).tolist()
-            self.state.filtered.append(
-                FilteredRecord(
-                    name=pair.name,
-                    stamp=stamps[pair.name],
-                    files=file_stamp(*self._files(pair)),
-                    losses=checksum,
-                    total=rule.class_counts(ids, count).tolist(),
-                    kept=rule.class_counts(kept, count).tolist(),
-                    histogram=rule.loss_histogram(loss, ids, count).tolist() if pair.name in shown else None,
-                    **treated,
-                ),
-                str(self.ranks.rank),
-            )
+
+        def treated(pair: Pair, *seen: Any) -> FilteredRecord:
+            return self._treat(pair, *seen, limits=limits, stamp=stamps[pair.name], shown=pair.name in shown)
+
+        found_in = self._not_done(pairs, done, "synthesized", options.treatment == "relabel")
+        for record in _in_threads(treated, found_in, max(1, options.num_workers)):
+            self.state.filtered.append(record, str(self.ranks.rank))
         self.ranks.wait()
         found = self.state.filtered.read()
         return {pair.name: found[pair.name] for pair in pairs}
+
+    def _treat(
+        self,
+        pair: Pair,
+        loss: NDArray[Any],
+        file_ids: NDArray[Any],
+        ids: NDArray[Any],
+        opinion: list[NDArray[Any]],
+        *,
+        limits: NDArray[Any],
+        stamp: str,
+        shown: bool,
+    ) -> FilteredRecord:
+        """Writes what becomes of a pair's mask, see ``_not_done`` for its arrays; what was kept. Several threads do."""
+        options, count, labels = self.options, len(limits), self.losses.labels()
+        relabels, weighs = options.treatment == "relabel", options.treatment == "weight"
+        kept = ids if weighs else rule.filter_mask(loss, ids, limits)
+        written = rule.relabel(kept, ids, opinion[0], opinion[1], options.sure) if relabels else kept
+        in_file = np.where(written == rule.IGNORE, labels.id_to_ignore, labels.to_file(written))
+        weights = rule.pixel_weights(loss, ids, limits) if weighs else None
+        checksum = None
+        for path in reversed(self._files(pair)):  # the mask last: it says that all is there
+            if path.suffix == ".npy":
+                stored = np.nan_to_num(loss, nan=_LARGEST).clip(max=_LARGEST).astype(np.float16)
+                write_array(stored, path)
+                checksum = zlib.crc32(stored.tobytes())
+            elif weights is not None and path.parent == options.weight_map_path:
+                _write_mask(np.rint(255 * weights), path)
+            else:
+                _write_mask(np.where(written != ids, in_file, file_ids), path, pair.mask, labels.id_to_ignore)
+        treated: dict[str, Any] = {}
+        if relabels:
+            treated["relabeled"] = rule.class_counts(np.where(written != kept, written, rule.IGNORE), count).tolist()
+        if weights is not None:
+            treated["weights"] = rule.class_sums(weights, ids, count).tolist()
+        return FilteredRecord(
+            name=pair.name,
+            stamp=stamp,
+            files=file_stamp(*self._files(pair)),
+            losses=checksum,
+            total=rule.class_counts(ids, count).tolist(),
+            kept=rule.class_counts(kept, count).tolist(),
+            histogram=rule.loss_histogram(loss, ids, count).tolist() if shown else None,
+            **treated,
+        )
 
     def _files(self, pair: Pair) -> list[Path]:
         """The files that are written for a pair; of a mask that is a GeoTIFF, the filtered one is one, too."""
@@ -166,6 +184,25 @@ class Passes:
         for index, loss, ids, *opinion in bar:
             if pairs[index].name not in done:
                 yield pairs[index], loss, ids, table[ids].astype(np.uint8), opinion
+
+
+def _in_threads(work: Callable[..., T], items: Iterator[tuple[Any, ...]], threads: int) -> Iterator[T]:
+    """``work(*item)`` of each item, in their order, while the next items are made: a GPU does not wait for a disk.
+
+    A few results wait, no more. Where this ends early, what is begun is ended, and its results are lost.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, *item))
+                while len(waiting) > 2 * threads or (waiting and waiting[0].done()):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _write_mask(ids: NDArray[Any], path: Path, mask: Path | None = None, ignored: int = rule.IGNORE) -> None:
