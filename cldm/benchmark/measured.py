@@ -47,7 +47,7 @@ def measure_training(
         configured: Any = model.configure_optimizers()
         given = {name: one.to(device) for name, one in given_batch(model, batch_size, *size, torch.float32).items()}
         for _ in range(2):  # the optimizer's states are there from the first on
-            with torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext():
+            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if half else contextlib.nullcontext():
                 loss = training_loss(model, given)
             loss.backward()
             configured["optimizer"].step()

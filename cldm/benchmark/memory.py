@@ -169,7 +169,7 @@ def count_training(
     live.ignore((*model.parameters(), *model.buffers()))
     with mode, live:
         given = given_batch(model, batch_size, *size, torch.float32)
-        with torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if half else contextlib.nullcontext():
             loss = training_loss(model, given)
         activations = live.peak
         loss.backward()
