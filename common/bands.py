@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from common.decoding import ImageError, decode
 from common.errors import InputError
 from common.gaps import has_data
-from common.pixels import Pixels, Seen, nodata_of, part_of_rgb, rgb_by_tags, rgb_pixels, see_plain
+from common.pixels import Pixels, Seen, nodata_of, part_of_rgb, rgb_by_tags, rgb_pixels, see_no_tiff
 from common.rasters import DTYPES, MOST_BANDS, Part, has_rasterio, read_raster
 from common.schema import Schema, parse
 from common.tiff_tags import read_tags
@@ -259,10 +259,10 @@ class Parts:
 
 def see_any(path: str | os.PathLike[str]) -> Seen:
     """Checks whether an image of whatever bands and numbers can be read; what it shows then."""
-    if (seen := see_plain(path)) is not None:
+    if (seen := see_no_tiff(path)) is not None:
         return seen
     tags = read_tags(path)
-    if tags is None or (tags.plain and not tags.scaled):
+    if tags is None or (tags.plain and not tags.scaled):  # None: a TIFF too damaged to say
         return Seen.of(rgb_by_tags(path, tags))
     height, width = read_raster(path, tags).values.shape[:2]
     return Seen((height, width), tags.orientation)
@@ -270,8 +270,8 @@ def see_any(path: str | os.PathLike[str]) -> Seen:
 
 def see(path: str | os.PathLike[str], bands: Bands | None) -> Seen:
     """Checks a file as ``read_pixels`` does, whose pixels nobody needs; what it shows then."""
-    plain = see_plain(path) if bands is None else None
-    return plain or Seen.of(read_pixels(path, bands))
+    seen = see_no_tiff(path) if bands is None else None
+    return seen or Seen.of(read_pixels(path, bands))
 
 
 def read_picture(path: str | os.PathLike[str], bands: Bands | None) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, by file name, and whether both files are sound: all that is known before the work.
+"""Which mask belongs to which image, by file name; ``common.sound_pairs`` looks whether the files are sound.
 
 A mask ``a.png`` belongs to the real image ``a.jpg`` and to the synthesized ``a_seed_7.jpg``.
 """
@@ -79,7 +79,7 @@ def list_files(folder: Path, suffixes: Sequence[str], named: str, left_out: list
             continue
         path = Path(entry.path)
         kind = path.suffix.lower()
-        if entry.is_dir():
+        if _is_folder(entry):
             if inner := _picture_below(path, kinds):
                 faults.append(
                     f"{one_line(inner, 1000)}: lies in a subfolder, which is not read; move it up, or name "
@@ -108,6 +108,13 @@ def list_files(folder: Path, suffixes: Sequence[str], named: str, left_out: list
         )
         raise InputError(f"{where}: empty, no {' or '.join(suffixes)} file in it{jpeg}")
     return files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or through a file: for the reader to refuse
+        return False
 
 
 def _picture_below(folder: Path, kinds: Collection[str]) -> Path | None:

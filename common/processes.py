@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from common.errors import InputError
+from common.said import leave_to_parent
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a forked child should not have to
@@ -151,8 +152,13 @@ def _start_child(parent: int) -> None:
 
 def bounded(workers: int, tasks: int | None = None) -> int:
     """Number of workers to start: as many as asked for, but no more than there are tasks, or than 4 a core."""
-    most = 4 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4 * (os.cpu_count() or 1)
+    most = 4 * cores()
     return min(workers, most if tasks is None else min(tasks, most))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -181,6 +187,7 @@ def pool(workers: int, tasks: int | None = None) -> Iterator[ProcessPoolExecutor
 
 
 def _start_worker(parent: int) -> None:
+    leave_to_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL, parent)

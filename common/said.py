@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from multiprocessing import parent_process
 
 _said: set[str] = set()
 _saying = threading.Lock()
+_aloud = True
 
 
 def say_once(line: str) -> None:
@@ -17,8 +17,14 @@ def say_once(line: str) -> None:
         if line in _said:
             return
         _said.add(line)
-    if parent_process() is None and all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK")):
+    if _aloud and all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK")):
         print(line, file=sys.stderr)
+
+
+def leave_to_parent() -> None:
+    """From now on this process, of a pool, says nothing: the one that started it asks what is ``said``, and says it."""
+    global _aloud
+    _aloud = False
 
 
 def said() -> frozenset[str]:

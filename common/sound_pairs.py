@@ -21,13 +21,14 @@ from common.georeference import map_faults
 from common.images import Labels
 from common.pairing import ADVICE, Pair, folder_pairs, listed, refuse_doubt
 from common.pixels import Seen, see_rgb
-from common.processes import pool
+from common.processes import cores, pool
 from common.ranks import is_first
 from common.rasters import place_of
 from common.said import said, say_once
 from common.schema import one_line
 
-_MANY, _CHUNK = 2000, 64  # pairs that are worth processes of their own, and those that one takes at a time
+_MANY, _CHUNK = 2000, 16  # pairs that are worth processes of their own, and those that one takes at a time
+_MOST = 16  # processes that nobody asked for
 Look = Callable[[Path], Seen]
 
 
@@ -88,7 +89,7 @@ def check_pairs(
 ) -> list[Checked]:
     """``inspect_pair`` of each pair, with a progress bar; says once how many files have an EXIF turn.
 
-    A few pairs are looked at in threads, many in processes (``workers`` of them, one a core by default).
+    A few pairs are looked at in threads, many in processes: ``workers`` of them, by default one a core, to 16.
 
     Files of two coordinate reference systems are faults, too, unless there may be ``several_maps``.
 
@@ -139,7 +140,8 @@ def _inspect_some(
 def _workers(processes: bool, count: int | None, tasks: int) -> Iterator[Executor]:
     """Threads, which start at once and share one Python, or processes, which start slowly and share nothing."""
     if processes:
-        with pool(count or len(os.sched_getaffinity(0)), tasks) as executor:
+        at_once = min(_MOST, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # each rank of a launcher checks
+        with pool(count or max(1, at_once), tasks) as executor:
             yield executor
     else:
         with ThreadPoolExecutor(count) as executor:

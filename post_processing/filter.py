@@ -134,6 +134,7 @@ def _from_segmentor(options: FilterOptions, segmentor: PixelLosses, ranks: Ranks
     def check() -> Any:
         named = ("‹real_img_path›", "‹real_label_path›"), ("‹syn_img_path›", "‹syn_mask_path›")
         how: dict[str, Any] = {"skip_invalid": skip, "look": segmentor.look, "several_maps": options.several_maps}
+        how["workers"] = max(1, options.num_workers)
         real = sound_pairs(real_images, real_masks, named[0], labels, same_size=True, **how)
         return real, sound_pairs(images, options.syn_mask_path, named[1], labels, **how)
 

@@ -62,7 +62,11 @@ class FilterOptions(ConfigOptions):
         convert=integer(1, 4096),
         help="images a batch, of one size; another one changes losses by their last bits",
     )
-    num_workers: int = option(min(4, os.cpu_count() or 1), convert=integer(0, 256), help="processes that read images")
+    num_workers: int = option(
+        min(4, os.cpu_count() or 1),
+        convert=integer(0, 256),
+        help="processes that read images, threads that write masks",
+    )
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
 
     def __post_init__(self) -> None:

@@ -5,13 +5,14 @@ Both stop at any moment and go on: what is done is in records, and batches are t
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ from post_processing.filter_state import FilteredRecord, RealLoss, RealRecord, S
 
 HISTOGRAM_IMAGES = 500  # images of each kind whose losses enter the figure
 _LARGEST = float(np.finfo(np.float16).max)
-T = TypeVar("T")
+_WRITERS = 4  # at most: each has an image's losses and masks in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +103,15 @@ class Passes:
         }
         self.ranks.wait()
 
-        def treated(pair: Pair, *seen: Any) -> FilteredRecord:
-            return self._treat(pair, *seen, limits=limits, stamp=stamps[pair.name], shown=pair.name in shown)
+        writing = threading.Lock()
 
-        found_in = self._not_done(pairs, done, "synthesized", options.treatment == "relabel")
-        for record in _in_threads(treated, found_in, max(1, options.num_workers)):
-            self.state.filtered.append(record, str(self.ranks.rank))
+        def treat(pair: Pair, *seen: Any) -> None:
+            record = self._treat(pair, *seen, limits=limits, stamp=stamps[pair.name], shown=pair.name in shown)
+            with writing:  # at once: what is written is not done again
+                self.state.filtered.append(record, str(self.ranks.rank))
+
+        seen = self._not_done(pairs, done, "synthesized", options.treatment == "relabel")
+        in_threads(treat, seen, options.num_workers)
         self.ranks.wait()
         found = self.state.filtered.read()
         return {pair.name: found[pair.name] for pair in pairs}
@@ -186,23 +190,23 @@ class Passes:
                 yield pairs[index], loss, ids, table[ids].astype(np.uint8), opinion
 
 
-def _in_threads(work: Callable[..., T], items: Iterator[tuple[Any, ...]], threads: int) -> Iterator[T]:
-    """``work(*item)`` of each item, in their order, while the next items are made: a GPU does not wait for a disk.
+def in_threads(work: Callable[..., None], items: Iterable[tuple[Any, ...]], threads: int) -> None:
+    """``work(*item)`` of each item while the next ones are made: a GPU does not wait for a disk.
 
-    A few results wait, no more. Where this ends early, what is begun is ended, and its results are lost.
+    An item more than there are threads waits, no more. What is begun is ended, whatever ends this.
+
+    Raises:
+        Exception: the first that ``work`` or ``items`` raised.
     """
+    threads = min(max(threads, 1), _WRITERS)
+    waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[T]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, *item))
-                while len(waiting) > 2 * threads or (waiting and waiting[0].done()):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for item in items:
+            waiting.append(pool.submit(work, *item))
+            while len(waiting) > threads:
+                waiting.popleft().result()
+        for last in waiting:
+            last.result()
 
 
 def _write_mask(ids: NDArray[Any], path: Path, mask: Path | None = None, ignored: int = rule.IGNORE) -> None:

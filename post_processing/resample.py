@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from common.images import Labels
 from common.metrics_file import read_metrics
 from common.options import Options, option, recorded
 from common.pairing import listed
+from common.processes import cores
 from common.schema import one_line
 from common.sound_pairs import SoundPairs, sound_pairs
 from post_processing.filter_state import STATS, classes_of, label_of_id
@@ -83,7 +83,9 @@ class ResampleOptions(Options):
     copy: bool = option(False, help="copy files, where hard links would share them")
     several_maps: bool = option(False, help="GeoTIFFs need not share one coordinate reference system")
     skip_invalid: bool = option(False, help="leave out files that are unpaired or damaged")
-    num_workers: int = option(len(os.sched_getaffinity(0)), convert=integer(1, 256), help="processes that read files")
+    num_workers: int = option(
+        cores(), convert=integer(1, 256), help="processes (of few files: threads) that read files, threads that copy"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

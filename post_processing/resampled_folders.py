@@ -23,7 +23,7 @@ from common.processes import bounded
 from common.rasters import has_rasterio, read_raster, write_geotiff
 from common.tiff_tags import read_tags
 
-_AT_ONCE = 64  # pairs of one job: a link takes less time than a job's own
+_AT_ONCE = 64  # links of one job: each takes less time than a job's own
 IMAGES, LABELS, WEIGHTS = "resampled_img", "resampled_label", "resampled_weight"
 
 
@@ -75,7 +75,8 @@ def fill_folders(
         )
     prepare_folders(out, kept, weights is not None)
     with ThreadPoolExecutor(max(1, bounded(workers, len(kept)))) as pool:
-        some = [kept[start : start + _AT_ONCE] for start in range(0, len(kept), _AT_ONCE)]
+        size = 1 if copy or sizes else _AT_ONCE
+        some = [kept[start : start + size] for start in range(0, len(kept), size)]
         jobs = [pool.submit(add_pairs, pairs, out, copy, sizes, weights) for pairs in some]
         try:
             with tqdm(total=len(kept), desc="keep", unit="image") as bar:

@@ -1,6 +1,8 @@
 """Many pairs are looked at by processes: they find, and say, what threads do."""
 
+import os
 import re
+import signal
 from functools import partial
 
 import numpy as np
@@ -16,6 +18,7 @@ from common.sound_pairs import sound_pairs
 from tests.odd_files import TURN
 
 LABELS = Labels(3, colors=((200, 10, 0, 0), (0, 90, 250, 1), (7, 60, 7, 2)), name="of three")
+PLAIN = partial(see, bands=None)
 
 
 @pytest.fixture
@@ -32,20 +35,42 @@ def folders(tmp_path):
     return tmp_path
 
 
-def found(folders, monkeypatch, capfd, many, **options):
+def found(folders, monkeypatch, capfd, many, look=PLAIN, **options):
     monkeypatch.setattr(module, "_MANY", many)
     monkeypatch.setattr(module, "_CHUNK", 2)
     monkeypatch.setattr("common.said._said", set())
-    look, err = (
-        partial(see, bands=None),
-        lambda: re.findall(r"masks in colors.*|\d+ of \d+ pairs.*", capfd.readouterr().err),
-    )
+
+    def err():
+        return re.findall(r"masks in colors.*|\d+ of \d+ pairs.*", capfd.readouterr().err)
+
     try:
         pairs = sound_pairs(folders / "img", folders / "label", ("images", "masks"), LABELS, look=look, **options)
     except InputError as error:
         return str(error), err()
     shown = [(one.fault, one.pixels.tolist(), one.turned, one.size, one.image_size) for one in pairs.checked]
     return [pair.name for pair in pairs.pairs], shown, pairs.left_out, err(), said()
+
+
+def seen_by(folder, path):
+    (folder / f"{path.stem}.{os.getpid()}").touch()
+    return see(path, None)
+
+
+def killed_at(name, path):
+    if path.stem == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return see(path, None)
+
+
+def test_many_are_looked_at_by_processes_and_few_are_not(folders, monkeypatch, capfd):
+    for many, others in ((100, False), (5, True)):
+        seen = folders / f"seen_{many}"
+        seen.mkdir()
+        found(folders, monkeypatch, capfd, many, look=partial(seen_by, seen), workers=2)
+        numbers = [int(path.suffix[1:]) for path in seen.iterdir()]
+        assert len(numbers) == 11 and (os.getpid() not in numbers) is others
+    said = found(folders, monkeypatch, capfd, 5, look=partial(killed_at, "a8"), workers=2)
+    assert "worker processes was killed" in said[0]
 
 
 def test_processes_find_what_threads_do(folders, monkeypatch, capfd):
@@ -64,3 +89,16 @@ def test_processes_find_what_threads_do(folders, monkeypatch, capfd):
     assert "a5.png: class ids 77" in processes[0] and "a9.jpg: cannot be read (image file is truncated" in processes[0]
     threads, processes = compare(100, skip_invalid=True), compare(5, skip_invalid=True)
     assert processes == threads and len(processes[0]) == 9 and len(processes[2]) == 2
+
+
+def test_links_that_lead_nowhere_are_refused_as_files(folders):
+    (folders / "img" / "a2.jpg").unlink()
+    (folders / "img" / "a2.jpg").symlink_to(folders / "img" / "a2.jpg")
+    (folders / "img" / "a4.jpg").unlink()
+    (folders / "img" / "a4.jpg").symlink_to(folders / "img" / "a1.jpg" / "a4.jpg")
+    given = folders / "img", folders / "label", ("images", "masks"), LABELS
+    with pytest.raises(
+        InputError, match=r"a2.jpg: cannot be read \(Too many levels.*a4.jpg: cannot be read \(Not a directory"
+    ):
+        sound_pairs(*given)
+    assert len(sound_pairs(*given, skip_invalid=True).pairs) == 9

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.bands import read_any
+from common.bands import see_any
 from common.errors import InputError
 from tests.conftest import SMALL
 from tests.odd_files import FILES, IDS, PIXELS, encoded
@@ -150,7 +150,7 @@ def test_all_commands_take_and_refuse_the_same_files(cli, world, ckpt, tmp_path,
 
 def is_taken(path):
     try:
-        read_any(path)
+        see_any(path)
     except InputError:
         return False
     return True
