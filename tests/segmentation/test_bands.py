@@ -122,12 +122,7 @@ def test_free_tricks_of_bands(land):
         changed = step(str(folder), prob=1, bands=stated).transform(dict(results))["img"]
         assert changed.shape == one.values.shape and changed.dtype == np.float32 and changed.max() <= 255
     paste = PasteRareClasses([0, 1, 2], prob=1, bands=stated)
-    labels = SimpleNamespace(
-        read=lambda path: read_raster(path).values[..., 0],
-        file_ids=lambda path: read_raster(path).values[..., 0],
-        pixels_of_classes=lambda pixels: pixels[:3],
-    )
-    paste.take_pairs([(folder / "r1.tif", land.root / "label_train" / "r1.tif")], labels)
+    paste.take_pairs([(folder / "r1.tif", land.root / "label_train" / "r1.tif")], Labels(3))
     random.seed(0)
     given = {"img": np.full_like(one.values, 7), "gt_seg_map": np.full((24, 24), 2, np.uint8)}
     shown = paste.transform(given)["img"]
