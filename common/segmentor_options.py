@@ -5,7 +5,6 @@ Not in ``segmentation``, which takes seconds to import: a command line is refuse
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from common.converters import integer, number, pixels
 from common.errors import InputError
 from common.log_choices import LOGGERS
 from common.options import option
+from common.processes import cores
 
 MMConfig = Any  # mmengine's Config
 METRICS = {"mIoU": "mIoU", "mAcc": "mAcc", "OA": "aAcc"}
@@ -207,7 +207,7 @@ class PredictOptions(ConfigOptions):
         0.5, convert=number(0, 0.9), help="share of a window of --window that two neighbors have in common"
     )
     batch_size: int = option(1, convert=integer(1), help="images a batch, of one size; with --window: windows")
-    num_workers: int = option(min(4, os.cpu_count() or 1), convert=integer(0), help="processes that read images")
+    num_workers: int = option(min(4, cores()), convert=integer(0), help="processes that read images")
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from common.metrics_file import read_metrics
 from common.options import option, recorded
 from common.pairing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files, listed, without_faults
 from common.pixels import Pixels
+from common.processes import cores
 from common.rng import Stream, seed_from
 from post_processing.allot_rule import (
     class_shares,
@@ -84,7 +85,7 @@ class AllotOptions(ConfigOptions):
     seed: int = option(0, convert=integer(0), help="of the choice among references that suit a mask equally well")
     skip_invalid: bool = option(False, help="leave out references that are damaged or among test images")
     follow_links: bool = option(False, help="take files outside --data-root that links below it lead to")
-    num_workers: int = option(min(4, os.cpu_count() or 1), convert=workers, help="processes that read images")
+    num_workers: int = option(min(4, cores()), convert=workers, help="processes that read images")
     device: str = option("auto", help="of the segmentor: auto, cpu, cuda or cuda:N")
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from common.config_options import ConfigOptions
 from common.converters import integer, number
 from common.errors import InputError
 from common.options import option
+from common.processes import cores
 
 TREATMENTS = ("ignore", "relabel", "weight")
 _OF_SEGMENTOR = ("config", "checkpoint", "real_img_path", "real_label_path", "syn_img_path")
@@ -63,7 +63,7 @@ class FilterOptions(ConfigOptions):
         help="images a batch, of one size; another one changes losses by their last bits",
     )
     num_workers: int = option(
-        min(4, os.cpu_count() or 1),
+        min(4, cores()),
         convert=integer(0, 256),
         help="processes that read images, threads that write masks",
     )

@@ -27,6 +27,7 @@ from common.georeference import Georeference, map_faults
 from common.images import IGNORE, ImageError, mask_and_orientation, pixels_of_ids
 from common.lists import locate, parse_line, read_lines, text_fault
 from common.pairing import refuse_doubt
+from common.processes import cores
 from common.rasters import place_of
 from common.schema import one_line
 
@@ -162,7 +163,7 @@ def read_manifest(
         multiple = multiple_of if size is None and crop is None else 1
         smallest = crop if crop is not None and size is None else 1
         opened = partial(_open, classes=classes, multiple_of=multiple, smallest=smallest, bands=bands, painted=painted)
-        _open_all(lines, opened, num_workers or os.cpu_count() or 1, progress)
+        _open_all(lines, opened, num_workers or cores(), progress)
         if not several_maps:
             _find_maps(lines)
 
