@@ -140,7 +140,8 @@ def test_targets_and_a_plain_controlnet(tmp_path, start):
     added = [key for key in model.state_dict() if "lora_A" in key]
     layers = {key.split(".lora_A")[0].split("transformer_blocks.0.")[1] for key in added}
     assert layers == {"attn2.to_k", "ff.net.2"}
-    torch.testing.assert_close(prediction(model), prediction(create_model(SMALL, start)), rtol=0, atol=0)
+    # but for rounding: by where matrices lie in memory, some machines add up in another order
+    torch.testing.assert_close(prediction(model), prediction(create_model(SMALL, start)), rtol=0, atol=1e-12)
     plain = create_model(config, ssl_stage_config=None, lora=1)
     trains = [name for name, parameter in plain.named_parameters() if parameter.requires_grad]
     assert {name.split(".")[1] for name in trains if not is_lora_weight(name)} == NEW

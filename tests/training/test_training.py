@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import runpy
 import signal
 import sys
@@ -80,7 +81,9 @@ def test_one_step_moves_exactly_what_trains(golden, golden_model, recipe):
     configured = model.configure_optimizers()
     configured["optimizer"].step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == expected
+    # of one token, the middle block's, a softmax is 1: its queries and keys move by rounding, where the machine has any
+    one_token = {name for name in expected if re.search(r"middle_block\.1\..*attn1\.to_[qk]\.", name)}
+    assert moved <= expected and expected - moved <= one_token
 
 
 def test_a_run_writes_what_it_says(cli, scenes, tmp_path):
