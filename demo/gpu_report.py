@@ -114,11 +114,22 @@ def report(folder: Path, today: str) -> list[str]:
         said = [line for line in log if re.search(r"\d+ (passed|skipped)", line)]
         lines += [f"Tests: {said[-1].strip('= ') if said else 'passed'}.", ""]
     for path in sorted(folder.glob("proof/comparison*/comparison.json")):
-        comparison = json.loads(path.read_text())
-        lines += [f"{comparison['title']} (docs/proof.md; mIoU in points):", "", *proof_table.table([comparison]), ""]
+        lines += _compared(path, "docs/proof.md")
+    for path in folder.glob("proof/loop/improve.json"):
+        loop = json.loads(path.read_text())
+        scores = ", ".join(f"{100 * one['mIoU']:.1f}" for one in loop["rounds"])
+        lines += [f"The closed loop: round {loop['best']} is the best, mIoU on held-out scenes by round: {scores}.", ""]
+    for path in folder.glob("proof/loop/comparison/comparison.json"):
+        lines += _compared(path, "of the loop, trained on fewer scenes")
     for path in sorted(folder.glob("*.failed")):
         lines += [f"* {path.stem} failed: {path.read_text().strip()}"]
     return lines
+
+
+def _compared(path: Path, what: str) -> list[str]:
+    """A comparison's title and table."""
+    comparison = json.loads(path.read_text())
+    return [f"{comparison['title']} ({what}; mIoU in points):", "", *proof_table.table([comparison]), ""]
 
 
 def replace_section(page: str, section: list[str]) -> str:

@@ -12,7 +12,8 @@
 #   PRECISIONS="bf16 16 32" (the first also compiled, and by presets) BATCHES="2 4 8 16" LORA=8
 #   PATIENCE=1 (factor of the time limits) TRAIN= (folder of a run to go on with in the time that is left; empty: none)
 #   PROOF= (data set in the layout of demo/prove.sh, which trains PROOF_MINUTES=240, paints and compares PROOF_SEEDS=5 on
-#   it in the time that is left; its other settings are as below, or as given: CROP, ITERS, ARMS, START, ...; empty: none)
+#   it in the time that is left; its other settings are as below, or as given: CROP, ITERS, ARMS, START, ...; then
+#   LOOP=2 rounds of improve.sh with its model, all parts together, see there; empty: neither)
 set -euo pipefail
 tiny=
 if [ "${1:-}" = --tiny ]; then
@@ -20,7 +21,7 @@ if [ "${1:-}" = --tiny ]; then
   : "${CONFIG:=configs/model/tisynth_tiny.yaml}" "${SIZE:=64}" "${STEPS:=4}" "${REPEATS:=2}" "${BATCHES:=1 4}" "${LORA:=2}"
   : "${MINUTES:=60}" "${PATIENCE:=4}"  # for a busy machine
 fi
-[ $# -le 1 ] || { sed -n 2,15p "$0" | cut -c3- >&2; exit 2; }
+[ $# -le 1 ] || { sed -n 2,16p "$0" | cut -c3- >&2; exit 2; }
 out=$(realpath -m "${1:-$(dirname "$0")/on_a_gpu}")
 [ -z "${TRAIN:-}" ] || TRAIN=$(realpath "$TRAIN")
 [ -z "${PROOF:-}" ] || PROOF=$(realpath "$PROOF")
@@ -86,6 +87,7 @@ if [ -n "$PROOF" ]; then
   # MINUTES, SIZE and STEPS of this script are others than those of that one
   part proof "$(left)" env MINUTES="$PROOF_MINUTES" SEEDS="$PROOF_SEEDS" GPUS="$gpus" SIZE=256 STEPS=50 PYTHON="$python" \
     CROP="${CROP:-128}" SEGMENTOR="${SEGMENTOR:-configs/mmseg/tiny_unet.py}" REPEAT="${REPEAT:-2}" ITERS="${ITERS:-8000}" \
+    LOOP="${LOOP:-2}" \
     ARMS="${ARMS:-real fda color_transfer copy_paste self_training joint pretrain synthesized joint+copy_paste}" \
     bash demo/prove.sh "$PROOF" "$out/proof"
 fi

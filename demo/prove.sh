@@ -12,6 +12,7 @@
 #   SEGMENTOR=configs/mmseg/tiny.py CROP= SEEDS=5 ITERS=4000 JOBS=1 SPLITS="test target" (those in DATA) WORST=2 GPUS=0
 #   CHOOSE= (folder with img_train, label_train, img_val, label_val; empty: the config's rate)
 #   RATES="5e-4 1e-3 2e-3 4e-3" (rates to choose from) REPEAT=10 TREATMENT=ignore (or relabel, weight; see filter.sh)
+#   LOOP=0 (rounds of improve.sh at the end, all parts together; SCENE: what names a place in files' names, see its --scene)
 #   ARMS="real joint" (of weight: "real joint+weights") AMOUNTS= SHARES= (see compare --help)
 #   BASE=configs/train/tiny.yaml (training's settings) RATE=1e-5 (of learning, times items a step) WORKERS=8
 #   START="--grow demo/mbrsc/model.yaml --source demo/mbrsc/model.safetensors" (of init-checkpoint; empty: from nothing)
@@ -19,7 +20,7 @@
 #   LEARNING= (more settings of the synthesis model's training) PAINTING= (more options of inference.sh) FILTERING= (of
 #   filter.sh) TRAINING= (of all segmentors' trainings and tests) COMPARING= (of compare)
 set -euo pipefail
-[ $# = 2 ] || { sed -n 2,20p "$0" | cut -c3- >&2; exit 2; }
+[ $# = 2 ] || { sed -n 2,21p "$0" | cut -c3- >&2; exit 2; }
 data=$(realpath "$1") out=$(realpath -m "$2")
 [ -z "${CHOOSE:-}" ] || CHOOSE=$(realpath "$CHOOSE")
 cd "$(dirname "$0")/.."
@@ -29,7 +30,7 @@ python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 : "${JOBS:=1}" "${SPLITS:=}" "${WORST:=2}" "${GPUS:=0}" "${CROP:=}" "${CHOOSE:=}" "${REPEAT:=10}"
 : "${RATES:=5e-4 1e-3 2e-3 4e-3}" "${AMOUNTS:=}" "${SHARES:=}" "${TREATMENT:=ignore}"
 : "${PAINTER:=}" "${PAINTING:=}" "${TRAINING:=}" "${BASE:=configs/train/tiny.yaml}" "${RATE:=1e-5}" "${WORKERS:=8}"
-: "${START:=}" "${LEARNING:=}" "${FILTERING:=}" "${COMPARING:=}"
+: "${START:=}" "${LEARNING:=}" "${FILTERING:=}" "${COMPARING:=}" "${LOOP:=0}" "${SCENE:=}"
 painted=joint  # of weight maps, the arm that uses them
 [ "$TREATMENT" != weight ] || painted+=+weights
 : "${ARMS:=real $painted}"
@@ -191,3 +192,23 @@ run_python -m scripts.compare "$SEGMENTOR" "${tiles[@]}" --synthesized "$resampl
   --references "$data/ref_img" ${AMOUNTS:+--amounts $AMOUNTS} ${SHARES:+--real-share $SHARES} \
   --syn-img-path "$out/images" --mask-path "$data/label_train" --filtered-mask-path "$filtered" \
   --evaluation "$out/evaluation" ${comparing[@]+"${comparing[@]}"}
+
+if [ "$LOOP" -gt 0 ]; then
+  say "closed loop: $LOOP rounds of improve.sh, all parts together"
+  bands=() words=()  # what the loop gives to all is said to it alone
+  for ((i = 0; i < ${#training[@]}; i++)); do
+    case "${training[i]}" in
+      --bands) bands=(--bands "${training[++i]}") ;;
+      --bands=*) bands=(--bands "${training[i]#--bands=}") ;;
+      *) words+=("${training[i]}") ;;
+    esac
+  done
+  [ -z "$rate" ] || words+=(--cfg-options "optim_wrapper.optimizer.lr=$rate")
+  [ "$TREATMENT" = ignore ] || FILTERING="--treatment $TREATMENT $FILTERING"
+  # shellcheck disable=SC2086
+  run_bash improve.sh "$data" "$out/loop" --recipe together --rounds "$LOOP" "${painter[@]}" --segmentor "$SEGMENTOR" \
+    --gpus "$GPUS" --repeat "$REPEAT" --seeds "$SEEDS" --jobs "$JOBS" --worst "$WORST" --splits $SPLITS \
+    ${SCENE:+--scene "$SCENE"} ${bands[@]+"${bands[@]}"} --filtering "${FILTERING% } ${several[*]-}" \
+    --painting "--size $SIZE --steps $STEPS --scale $SCALE $PAINTING" \
+    --training "--max-iters $ITERS --pretrained none ${CROP:+--crop-size $CROP} ${words[*]-}"
+fi

@@ -21,6 +21,7 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
+from common.files import atomic_folder
 from post_processing.filter import filter_images
 from post_processing.filter_options import FilterOptions
 from post_processing.resample import ResampleOptions, resample
@@ -98,24 +99,30 @@ def of_filter(given: argparse.Namespace, folder: Path) -> float:
 
 def of_resampling(given: argparse.Namespace, folder: Path) -> float:
     """The reading's time as a share of the re-sampling's, files in the system's memory for both."""
-    names = [f"a{i}" for i in range(given.masks)]
-    make(folder, names, given.size, 5)
-    (folder / "filtered").mkdir()
-    for name in names:
-        (folder / "filtered" / f"{name}_seed_0.png").hardlink_to(folder / "label" / f"{name}.png")
+    if not folder.exists():
+        names = [f"a{i}" for i in range(given.masks)]
+        with atomic_folder(folder, "--keep") as new:
+            make(new, names, given.size, 5)
+            (new / "filtered").mkdir()
+            for name in names:
+                (new / "filtered" / f"{name}_seed_0.png").hardlink_to(new / "label" / f"{name}.png")
     files = sorted([*(folder / "img").iterdir(), *(folder / "filtered").iterdir()])
+    with Image.open(files[-1]) as image:
+        if (len(files), image.width) != (2 * given.masks, given.size):
+            raise SystemExit(f"{folder}: holds files of another --masks or --size; name another folder")
     decode(files, given.num_workers)
     reading = decode(files, given.num_workers)
-    start = time.perf_counter()
-    options = ResampleOptions(
-        filtered_mask_path=folder / "filtered",
-        syn_img_path=folder / "img",
-        out_dir=folder / "out",
-        classes="MBRSC",
-        num_workers=given.num_workers,
-    )
-    print(resample(options).summary)
-    return reading / (time.perf_counter() - start)
+    with TemporaryDirectory(dir=folder) as out:
+        options = ResampleOptions(
+            filtered_mask_path=folder / "filtered",
+            syn_img_path=folder / "img",
+            out_dir=Path(out, "kept"),
+            classes="MBRSC",
+            num_workers=given.num_workers,
+        )
+        start = time.perf_counter()
+        print(resample(options).summary)
+        return reading / (time.perf_counter() - start)
 
 
 def main() -> None:
@@ -123,15 +130,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="an mmseg segmentor")
     parser.add_argument("weights")
-    parser.add_argument("--masks", type=int, default=20000, help="of the re-sampling")
-    parser.add_argument("--images", type=int, default=200, help="of the filter")
+    parser.add_argument("--masks", type=int, default=20000, help="of the re-sampling; 0: not measured")
+    parser.add_argument("--keep", type=Path, help="folder for these, which another run finds there")
+    parser.add_argument("--images", type=int, default=200, help="of the filter; 0: not measured")
     parser.add_argument("--size", type=int, default=256, help="side in px, a multiple of 16")
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
-        print(f"segmentor's share of the filter's time: {of_filter(given, Path(folder, 'a')):.2f}")
-        print(f"reading's share of the re-sampling's time: {of_resampling(given, Path(folder, 'b')):.2f}")
+        if given.images:
+            print(f"segmentor's share of the filter's time: {of_filter(given, Path(folder, 'a')):.2f}")
+        if given.masks:
+            share = of_resampling(given, given.keep or Path(folder, "b"))
+            print(f"reading's share of the re-sampling's time: {share:.2f}")
 
 
 if __name__ == "__main__":

@@ -133,6 +133,44 @@ def test_a_dry_run_shows_the_commands_and_writes_nothing(data, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
+    ("more", "total", "says", "never"),
+    [
+        ({}, 6, ["--rectify", "--candidates 2", "--treatment relabel --sure 0.6", "--min-valid 0", "--count 6"], []),
+        ({"filtering": "--treatment=weight"}, 6, ["--rectify", "--treatment=weight"], ["relabel", "--sure"]),
+        ({"layouts": 0, "images": 9, "painting": "--start-strength 0.5"}, 9, ["--start-strength 0.5"], ["--count"]),
+        ({"recipe": "plain", "layouts": 3}, 18, ["--count 3"], ["--rectify", "--candidates", "relabel", "--min-valid"]),
+        ({"recipe": "plain", "resampling": "--min-valid 0.2"}, 12, ["--min-valid 0.2"], ["--count", "--several-maps"]),
+        ({"no_rectify": True}, 6, ["--judge", "--candidates 2"], ["--rectify"]),
+        ({"filtering": "--treatment relabel"}, 6, ["--sure 0.6", "--several-maps"], ["--judge"]),
+        ({"resampling": "--rule hardness"}, 6, ["--rule hardness"], ["--worst", "--min-valid"]),
+        ({"resampling": "--inaccurate a"}, 6, ["--min-valid 0 --inaccurate a"], ["--worst"]),
+        ({"resampling": "--below 0.4"}, 6, ["--min-valid 0 --below 0.4"], ["--worst"]),
+    ],
+)
+def test_a_recipe_is_the_parts_that_are_not_named(data, tmp_path, more, total, says, never):  # noqa: F811
+    stages = Stages(options(data, tmp_path / "out", **{"recipe": "together", **more}), 6).planned(2)
+    check_lines(stages, READERS, data)
+    lines = " ".join(" ".join(stage.line) for stage in stages)
+    assert f"--total {total} --at-least {int(total >= 12 or (total >= 6 and 'layouts' in more))}" in lines
+    assert not [one for one in says if one not in lines] and not [one for one in never if one in lines]
+
+
+def test_a_loop_is_of_the_weights_that_painted_and_of_a_folder_of_its_own(data, tmp_path):  # noqa: F811
+    looped(data, tmp_path / "out", rounds=1)
+    (tmp_path / "model.safetensors").write_text("trained anew")
+    with pytest.raises(InputError, match=r"ckpt \S+model\.safetensors: is not what round_1 was painted with"):
+        looped(data, tmp_path / "out", rounds=1)
+    (tmp_path / "another/comparison").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"out \S+another: holds a comparison that is not this loop's"):
+        looped(data, tmp_path / "another")
+
+
+def test_layouts_have_no_image_to_start_from(data, tmp_path):  # noqa: F811
+    with pytest.raises(InputError, match=r"layouts: have no image for --start-strength in painting; .* layouts 0"):
+        options(data, tmp_path / "out", recipe="together", painting="--start-strength 0.5")
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         ({"training": "--head-classes 3"}, "training --head-classes: not in the comparison at the end"),
@@ -147,7 +185,10 @@ def test_a_dry_run_shows_the_commands_and_writes_nothing(data, tmp_path, capsys)
         ({"painting": "--rectify-steps 9 --ddim-steps 4", "rectify": True}, r"says: --rectify-steps 9: there are 4"),
         ({"allotting": "--total"}, r"allotting: allot \(allot\) says: --total: expected one argument"),
         ({"filtering": "--treatment relabels"}, r"filtering: filter \(filter\) says: --treatment: invalid choice"),
-        ({"filtering": "--weight-map-path w"}, "filtering --weight-map-path: the loop gives it"),
+        ({"filtering": "--weight-map-path w"}, "filtering --weight-map-path: is given by the loop itself"),
+        ({"resampling": "--out_dir=w"}, "resampling --out-dir: is given by the loop itself"),
+        ({"allotting": "--at-least 3"}, "allotting --at-least 3: of 6 masks and layouts are more than the 12 images"),
+        ({"rectify": True, "no_rectify": True}, "rectify and no_rectify: say one of them"),
     ],
 )
 def test_words_that_a_command_refuses_are_refused_first(data, tmp_path, words, says):  # noqa: F811
@@ -167,7 +208,7 @@ def test_words_of_a_training_go_to_those_that_know_them():
 
 def test_weighted_pixels_are_learned_from(data, tmp_path):  # noqa: F811
     for weighted, filtering in ((False, ""), (True, "--treatment=weight")):
-        stages = Stages(options(data, tmp_path / "out", filtering=filtering)).planned(6, 2)
+        stages = Stages(options(data, tmp_path / "out", filtering=filtering), 6).planned(2)
         check_lines(stages, READERS, data)
         lines = {f"{stage.folder.name}/{stage.name}": stage.line for stage in stages}
         assert ["--loss-weights" in lines[f"round_{number}/train"] for number in (0, 1)] == [False, weighted]

@@ -33,6 +33,7 @@ class Stage:
         shown: words that are folders which its page shows.
         unstamped: options that change nothing of what comes out, and may change while the loop goes on.
         adds: another command of it adds to what is there, or refuses it itself.
+        weights: a file whose content it works with, that others may make anew.
         resumes: file by which a stopped one goes on, of whatever command it was begun by.
     """
 
@@ -45,6 +46,7 @@ class Stage:
     shown: tuple[str, ...] = ()
     unstamped: tuple[str, ...] = ()
     adds: bool = False
+    weights: Path | None = None
     resumes: Path | None = None
 
     @property
@@ -73,9 +75,20 @@ class Segmentor:
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of a loop; each method is one, or a row of them."""
+    """The stages of a loop; each method is one, or a row of them.
+
+    Attributes:
+        options: of the loop.
+        masks: how many train.
+    """
 
     options: ImproveOptions
+    masks: int
+
+    @property
+    def count(self) -> int:
+        """New layouts a round."""
+        return self.options.layouts_of(self.masks)
 
     @property
     def data(self) -> Path:
@@ -95,6 +108,7 @@ class Stages:
         """On real images, and from round 1 on with those painted."""
         options, folder = self.options, self.folder(number)
         joint = flags(synthesized=folder / "resampled", repeat=options.repeat, loss_weights=options.weighted)
+        joint += self._several()
         words = ["train", options.segmentor, "--resume", *self._of_segmentor(folder), *flags(seed=options.seed)]
         given = ([*words, *(joint if number else [])], *self._training("train"))
         return Stage(folder, "train", "segmentor", *given, resumes=folder / "segmentor" / "last_checkpoint")
@@ -114,11 +128,15 @@ class Stages:
     def _training(self, task: str) -> tuple[list[str], str]:
         return shared_out(self.options.more("training"))[task], "training"
 
+    def _several(self) -> list[str]:
+        """New layouts lie nowhere on the map, so that their images do not lie on that of the real ones."""
+        return flags(several_maps=self.count > 0)
+
     def layouts(self, number: int) -> Stage:
         """New masks."""
         options, folder = self.options, self.folder(number)
         real, out = self.data / "label_train", folder / "layouts"
-        words = flags(mask_path=real, classes=options.class_table, out=out, count=options.layouts, seed=number)
+        words = flags(mask_path=real, classes=options.class_table, out=out, count=self.count, seed=number)
         return Stage(folder, "layouts", "layouts", words)
 
     def paint(self, number: int, before: Segmentor, worst: int, masks: int) -> list[Stage]:
@@ -132,7 +150,7 @@ class Stages:
         """
         options, folder, table = self.options, self.folder(number), self.options.class_table
         by, of_round = (before.config, before.weights), self.data / folder.name
-        total = options.images or 2 * masks
+        total = options.images_of(self.masks, masks - self.masks)
         allotted = flags(
             data_root=self.data,
             masks=of_round / "items.json",
@@ -156,21 +174,30 @@ class Stages:
             outdir=folder / "images",
             gpus=options.gpus,
             bands=options.bands,
-            rectify=by if options.rectify else (),
+            rectify=by if options.guided else (),
+            judge=by if options.needs_judge else (),
         )
-        # as the user says of the same files
-        several = flags(several_maps="--several-maps" in options.more("filtering"))
         images = flags(syn_img_path=folder / "images", filtered_mask_path=folder / "filtered")
         of_real = flags(real_img_path=self.data / "img_train", real_label_path=self.data / "label_train")
+        told = options.more("filtering")  # of the same files
         maps = flags(weight_map_path=folder / "weights" if options.weighted else None)
         made_of = flags(syn_mask_path=of_round / "label", skip_invalid=True)
-        kept = flags(out_dir=folder / "resampled", classes=table, metrics=before.metrics, worst=worst)
-        filtered = [*map(str, by), *of_real, *images, *made_of, *maps]
+        named = {option for option in ("rule", "inaccurate", "below") if options.said("resampling", f"--{option}")}
+        by_metrics = {} if named & {"rule", "inaccurate"} else {"metrics": before.metrics, "worst": worst}
+        if "below" in named:
+            by_metrics.pop("worst", None)
+        kept = flags(out_dir=folder / "resampled", classes=table, **by_metrics)
+        filtered = [*map(str, by), *of_real, *images, *made_of, *maps, *self._several()]
+        resampled = [*images, *kept, *maps, *(self._several() or flags(several_maps="--several-maps" in told))]
         return [
             Stage(folder, "allot", "allot", allotted, options.more("allotting"), "allotting"),
-            Stage(folder, "paint", "inference", painted, options.more("painting"), "painting", unstamped=("--gpus",)),
-            Stage(folder, "filter", "filter", filtered, options.more("filtering"), "filtering"),
-            Stage(folder, "resample", "resample", [*images, *kept, *maps, *several]),
+            Stage(
+                *(folder, "paint", "inference", painted, options.more("painting"), "painting"),
+                unstamped=("--gpus",),
+                weights=options.ckpt,
+            ),
+            Stage(folder, "filter", "filter", filtered, told, "filtering"),
+            Stage(folder, "resample", "resample", resampled, options.more("resampling"), "resampling"),
         ]
 
     def compare(self, number: int) -> Stage:
@@ -193,24 +220,23 @@ class Stages:
             splits=options.splits,
             out_dir=options.out / "comparison",
         )
-        words = [options.segmentor, *words, *gallery]
+        words = [options.segmentor, *words, *gallery, *self._several()]
         given = (words, *self._training("compare"), tuple(gallery[1::2]))
         return Stage(options.out, "comparison", "compare", *given, unstamped=("--jobs",), adds=True)
 
-    def planned(self, masks: int, classes: int) -> list[Stage]:
+    def planned(self, classes: int) -> list[Stage]:
         """All of round 0, of round 1 and the comparison, as they are known before any has run.
 
         Args:
-            masks: that train.
             classes: of the table.
         """
         weights = [str(self.folder(number) / "segmentor" / "iter_N.pth") for number in (0, 1)]
-        worst, count = self.options.worst or max(1, classes // 2), masks + self.options.layouts
+        worst = self.options.worst or max(1, classes // 2)
         return [
             self.train(0),
             self.validate(0, weights[0]),
-            *([self.layouts(1)] if self.options.layouts else []),
-            *self.paint(1, self.segmentor(0, weights[0]), worst, count),
+            *([self.layouts(1)] if self.count else []),
+            *self.paint(1, self.segmentor(0, weights[0]), worst, self.masks + self.count),
             self.train(1),
             self.validate(1, weights[1]),
             self.compare(1),

@@ -45,12 +45,16 @@ def improve(options: ImproveOptions, records: Records, run: Run | None = None, r
     if options.bands is not None:
         read_bands_file(options.bands)
     cut, items = cut_in_two(options.data, options.scene, options.validation, options.splits)
-    stages = Stages(options).planned(len(items), len(classes))
-    check_lines(stages, readers or {}, options.data)
+    stages = Stages(options, len(items))
+    planned = stages.planned(len(classes))
+    check_lines(planned, readers or {}, options.data)
+    _check_numbers(options, len(items))
+    if (options.out / "comparison").exists() and not (options.out / "comparison.log").exists():
+        raise InputError(f"‹out› {options.out}: holds a comparison that is not this loop's; name another folder")
     said = f"{cut.masks('train')} images to train on, {cut.masks(VALIDATION)} to validate on"
     if options.dry_run:
         to_make_anew(cut, options.out)
-        return f"{said}\n{shown(stages, options.processes)}"
+        return f"{said}\n{shown(planned, options.processes)}"
     out = check_writable(options.out, "‹out›")
     with room_for("‹out›", out), only_writer(out, "‹out›"):
         if to_make_anew(cut, out):  # with the training that had begun on it, which would go on with its weights
@@ -59,13 +63,25 @@ def improve(options: ImproveOptions, records: Records, run: Run | None = None, r
         fill(cut, items, options.data, out / "data")
         print(said, flush=True)
         if run is not None:
-            return _rounds(options, records, run)
+            return _rounds(stages, records, run)
         with Children() as children:
-            return _rounds(options, records, commands(children, options.processes))
+            return _rounds(stages, records, commands(children, options.processes))
 
 
-def _rounds(options: ImproveOptions, records: Records, run: Run) -> str:
-    loop = Loop(options, run)
+def _check_numbers(options: ImproveOptions, masks: int) -> None:
+    """Refuses more images of each mask than there are images; ``allot`` would do so after a training."""
+    layouts = options.layouts_of(masks)
+    least = int(options.said("allotting", "--at-least") or 0)
+    total = int(options.said("allotting", "--total") or options.images_of(masks, layouts))
+    if least * (masks + layouts) > total:
+        raise InputError(
+            f"‹allotting› --at-least {least}: of {masks + layouts} masks and layouts are more than the {total} images "
+            "of a round; raise ‹images›"
+        )
+
+
+def _rounds(stages: Stages, records: Records, run: Run) -> str:
+    loop, options = Loop(stages, run), stages.options
     rounds = []
     for rounds in loop.rounds():
         recorded = {one.number: records(one.folder / "images") for one in rounds[1:]}

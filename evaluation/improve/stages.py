@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import house
 from common.errors import InputError
-from common.files import write_json
+from common.files import file_hash, write_json
 from common.metrics_file import Metrics, read_metrics
 from common.processes import Children
 from common.schema import Schema, one_line, read_json
@@ -24,10 +24,14 @@ Run = Callable[[str, Sequence[str], Path], None]  # a module of scripts, its wor
 
 
 class _Done(Schema):
-    """``<stage>.done.json``: that a stage has ended, of which command, and how long it took; ``.begun.json`` alike."""
+    """``<stage>.done.json``: that a stage has ended, of which command, and how long it took; ``.begun.json`` alike.
+
+    ``weights`` is the hash of those that painted, which are trained elsewhere.
+    """
 
     command: str
     seconds: float
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,17 +66,17 @@ class Loop:
     """The closed loop of a folder.
 
     Attributes:
-        options: see there.
+        stages: its commands.
         run: runs a command; ``commands`` has the real one.
     """
 
-    options: ImproveOptions
+    stages: Stages
     run: Run
 
     @property
-    def stages(self) -> Stages:
-        """Its commands."""
-        return Stages(self.options)
+    def options(self) -> ImproveOptions:
+        """Of the loop."""
+        return self.stages.options
 
     def rounds(self) -> Iterator[list[Round]]:
         """Yields all rounds so far after each, until some bring nothing: those that are there are read, others made."""
@@ -85,7 +89,7 @@ class Loop:
     def _round(self, number: int, before: Round) -> Round:
         """One round: masks and references where the best segmentor so far is weak, painted, filtered, learned from."""
         stages, seconds = self.stages, {}
-        layouts = stages.folder(number) / "layouts" if self.options.layouts else None
+        layouts = stages.folder(number) / "layouts" if stages.count else None
         if layouts:
             seconds["layouts"] = self._once(stages.layouts(number))
         masks = round_masks(stages.data, f"round_{number}", layouts)
@@ -119,6 +123,11 @@ class Loop:
                     f"command; name another folder, or remove {folder.name} and those after it"
                 )
             if before.command == command and there == path:
+                if before.weights and stage.weights and before.weights != file_hash(stage.weights):
+                    raise InputError(
+                        f"‹ckpt› {stage.weights}: is not what {folder.name} was painted with; name another folder, or "
+                        f"remove {folder.name} and those after it"
+                    )
                 return before.seconds
         folder.mkdir(parents=True, exist_ok=True)
         if stage.resumes:
@@ -126,7 +135,8 @@ class Loop:
         start = time.monotonic()
         self.run(stage.module, stage.line, folder / f"{stage.name}.log")
         seconds = round(time.monotonic() - start, 1)
-        write_json({"command": command, "seconds": seconds}, path)
+        hashed = {"weights": file_hash(stage.weights)} if stage.weights else {}
+        write_json({"command": command, "seconds": seconds, **hashed}, path)
         return seconds
 
     def _segmentor(self, number: int) -> Segmentor:
